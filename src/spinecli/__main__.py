@@ -1,0 +1,5 @@
+"""`python -m spinecli` is `spine`."""
+
+from spinecli.app import app
+
+app()

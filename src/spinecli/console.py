@@ -1,0 +1,128 @@
+"""What a person sees: tables and results on stdout, progress and notes on stderr, errors as one sentence."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from spinecli.errors import SpineError
+from spinecli.progress import Progress, silent
+
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a command's words go, by the options every command shares.
+
+    Args:
+        json: stdout carries one JSON object and nothing else.
+        quiet: no progress and no notes.
+        debug: errors come with their traceback.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+    out: Console = field(default_factory=lambda: Console(highlight=False))
+    err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+
+    def note(self, text: str) -> None:
+        """One line about what is happening, unless quiet."""
+        if not self.quiet:
+            self.err.print(f"[dim]{escape(text)}[/dim]")
+
+    def result(self, value: Any, *renderables: Any) -> None:
+        """The command's result: `value` for a program (--json), the renderables for a person."""
+        if self.json:
+            sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            return
+        for renderable in renderables:
+            self.out.print(renderable)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A callback for library code; draws a bar a phase on a terminal, and nothing where there is none."""
+        if self.quiet or not self.err.is_terminal:
+            yield silent
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with RichProgress(*columns, console=self.err, transient=True) as bars:
+            tasks: dict[str, Any] = {}
+
+            def update(phase: str, done: int, total: int) -> None:
+                if phase not in tasks:
+                    tasks[phase] = bars.add_task(phase, total=total)
+                bars.update(tasks[phase], completed=done, total=total)
+
+            yield update
+
+    @contextmanager
+    def reporting_errors(self) -> Iterator[None]:
+        """Render what goes wrong inside as one sentence and leave with the error's exit code."""
+        try:
+            yield
+        except SpineError as error:
+            self._fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            self._fail("Stopped. The same command with --resume goes on from here.", _INTERRUPTED)
+        except MemoryError:
+            self._fail("Out of memory; use fewer --calibration-rows, or a machine with more.", 1)
+        except OSError as error:
+            place = f" ({error.filename})" if error.filename else ""
+            self._fail(f"{error.strerror or error}{place}.", 1)
+
+    def _fail(self, sentence: str, code: int) -> None:
+        if self.debug:
+            self.err.print_exception()
+        self.err.print(f"[red]error:[/red] {escape(sentence)}", soft_wrap=True)
+        raise typer.Exit(code) from None
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> Table:
+    """A calm table: first column left-aligned, the others right-aligned, an optional line below."""
+    drawn = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(escape(column), justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*(escape(cell) for cell in row))
+    if note:
+        drawn.caption = escape(note)
+        drawn.caption_justify = "left"
+    return drawn
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def number(count: float) -> str:
+    """Large counts with a suffix: 7.15M."""
+    for unit in ("", "k", "M", "G"):
+        if count < 1000 or unit == "G":
+            return f"{count:.0f}" if unit == "" else f"{count:.2f}{unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,93 @@
+"""What can go wrong by a user's hand: one class per kind of mistake.
+
+Each is raised where the mistake is found, with one sentence that names the file or the option and the way
+out. `spinecli.console.report_error` renders all of them; the exit code travels with the class.
+"""
+
+
+class SpineError(Exception):
+    """Something failed while running; the command ends with exit code 1."""
+
+    exit_code = 1
+
+
+class VerificationError(SpineError):
+    """A written checkpoint does not compute what it was meant to compute."""
+
+
+class MeasurementError(SpineError):
+    """An evaluation started and could not be finished."""
+
+
+class UserError(SpineError):
+    """Wrong usage or bad input; the command ends with exit code 2."""
+
+    exit_code = 2
+
+
+class OptionError(UserError):
+    """An option's value is out of range, or two options contradict each other."""
+
+
+class MissingPathError(UserError):
+    """A path that was named does not exist."""
+
+
+class NotACheckpointError(UserError):
+    """A directory does not hold a Hugging Face checkpoint."""
+
+
+class UnsupportedFamilyError(UserError):
+    """The architecture is none of those that spine knows."""
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint's files contradict each other or cannot be read."""
+
+
+class NonFiniteWeightsError(UserError):
+    """A weight tensor holds NaN or infinite values."""
+
+
+class UnsafeFileError(UserError):
+    """A file could run code or reach outside its directory when opened, so it is not opened."""
+
+
+class TokenizerError(UserError):
+    """A checkpoint's tokenizer is absent, or its files cannot be read."""
+
+
+class CalibrationTextError(UserError):
+    """A text is unreadable, empty, or too short for what was asked of it."""
+
+
+class OutputExistsError(UserError):
+    """The output path is taken."""
+
+
+class OutputNotWritableError(UserError):
+    """The directory that the output would lie in refuses new files."""
+
+
+class UnfinishedRunError(UserError):
+    """A killed run left its work beside the output path."""
+
+
+class ForeignArtifactError(UserError):
+    """A directory is not the artifact that this command reads."""
+
+
+class DamagedArtifactError(UserError):
+    """An artifact's files differ from the sums in its spine.json."""
+
+
+class NoSpaceError(UserError):
+    """The disk has no room for the output."""
+
+
+class OfflineError(UserError):
+    """Something had to be fetched and could not be."""
+
+
+class MissingPackageError(UserError):
+    """An optional package that this option needs is not installed."""
