@@ -1,0 +1,1 @@
+"""A model on disk: lazy reading, families as data, physical cutting, writing, and the proof that a cut is right."""

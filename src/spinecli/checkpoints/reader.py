@@ -1,0 +1,144 @@
+"""Lazy, validated access to the tensors of a checkpoint directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spinecli.errors import (
+    DamagedCheckpointError,
+    MissingPathError,
+    NonFiniteWeightsError,
+    NotACheckpointError,
+    UnsafeFileError,
+)
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies and what its header says."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; DamagedCheckpointError if it is anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedCheckpointError(f"{path} is not readable JSON; fetch the checkpoint again.") from error
+    if not isinstance(value, dict):
+        raise DamagedCheckpointError(f"{path} does not hold a JSON object; fetch the checkpoint again.")
+    return value
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint in `directory`, from the shards' headers alone.
+
+    Raises: NotACheckpointError, UnsafeFileError (pickles, paths that leave the directory), DamagedCheckpointError.
+    """
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        single = directory / SINGLE_FILE
+        if not single.is_file():
+            raise _no_weights(directory)
+        return _header(single)
+    shards = _indexed_shards(index)
+    found: dict[str, StoredTensor] = {}
+    for file in sorted(set(shards.values())):
+        if not (directory / file).is_file():
+            raise DamagedCheckpointError(f"{index} names the shard {file}, which is missing; fetch it again.")
+        found.update(_header(directory / file))
+    for name, file in shards.items():
+        if name not in found or found[name].file.name != file:
+            raise DamagedCheckpointError(f"{index} places {name} in {file}, where it is not; fetch the shard again.")
+    return found
+
+
+def read_tensor(stored: StoredTensor) -> Tensor:
+    """Read one tensor in its stored dtype, as a copy that holds no file mapping.
+
+    Raises: DamagedCheckpointError, NonFiniteWeightsError.
+    """
+    try:
+        # One handle per tensor: pages of a long-lived mapping would count as this process' memory.
+        with safe_open(stored.file, framework="pt") as handle:
+            value: Tensor = handle.get_tensor(stored.name).clone()
+    except (SafetensorError, OSError) as error:
+        raise DamagedCheckpointError(f"{stored.file} cannot be read at {stored.name}; fetch it again.") from error
+    if value.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
+        raise NonFiniteWeightsError(
+            f"{stored.name} in {stored.file} holds NaN or infinite values; the checkpoint is unusable, fetch it again."
+        )
+    return value
+
+
+def _indexed_shards(index: Path) -> dict[str, str]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DamagedCheckpointError(f"{index} has no weight_map; fetch the checkpoint again.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", "..") or "\\" in file:
+            raise UnsafeFileError(f"{index} places {name} in {file!r}, outside the checkpoint; do not use it.")
+        if not file.endswith(".safetensors"):
+            raise UnsafeFileError(f"{index} places {name} in {file!r}, which is not safetensors; convert it first.")
+    return weight_map
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    if _looks_pickled(file):
+        raise UnsafeFileError(f"{file} is a pickle in disguise, not safetensors; it is not opened.")
+    found = {}
+    try:
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                view = handle.get_slice(name)
+                dtype = view.get_dtype()
+                if dtype not in _DTYPES:
+                    raise DamagedCheckpointError(
+                        f"{name} in {file} has dtype {dtype}; spine reads {', '.join(_DTYPES)}, so dequantise it first."
+                    )
+                found[name] = StoredTensor(file, name, tuple(view.get_shape()), _DTYPES[dtype])
+    except (SafetensorError, OSError) as error:
+        raise DamagedCheckpointError(f"{file} is truncated or not safetensors; fetch it again.") from error
+    return found
+
+
+def _looks_pickled(file: Path) -> bool:
+    with file.open("rb") as handle:
+        start = handle.read(8)
+    # safetensors begins with its header's length, whose low bytes may look like a pickle's first ones
+    if int.from_bytes(start, "little") < file.stat().st_size:
+        return False
+    return start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or start[:4] == b"PK\x03\x04"
+
+
+def _no_weights(directory: Path) -> Exception:
+    if not directory.exists():
+        return MissingPathError(f"{directory} does not exist; name a checkpoint directory, a hub id or builtin:tiny.")
+    pickles = sorted(path.name for pattern in _PICKLE_PATTERNS for path in directory.glob(pattern))
+    if pickles:
+        return UnsafeFileError(
+            f"{directory} holds {pickles[0]}, a pickle, and no safetensors; spine never unpickles, so convert it first."
+        )
+    return NotACheckpointError(f"{directory} has no {SINGLE_FILE}; name a Hugging Face checkpoint directory.")

@@ -1,0 +1,24 @@
+"""The width of a block: heads, KV heads, head size and feed-forward channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of one block. Query head `h` reads KV head `h // group_size`."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    channels: int
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one KV head."""
+        return self.heads // self.kv_heads
+
+    def __str__(self) -> str:
+        heads = f"{self.heads} heads" if self.group_size == 1 else f"{self.heads} heads / {self.kv_heads} KV"
+        return f"{heads}, {self.channels} channels"

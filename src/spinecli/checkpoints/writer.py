@@ -1,0 +1,117 @@
+"""Writing a checkpoint shard by shard, never holding more than one shard in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spinecli.artifacts.directory import require_space
+from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE
+from spinecli.checkpoints.source import TOKENIZER_PATTERNS
+from spinecli.progress import Progress, silent
+
+SHARD_BYTES = 512 << 20
+_COMPANIONS = (*TOKENIZER_PATTERNS, "generation_config.json", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the output whose size is known and whose value is made when its shard is written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def plan_shards(groups: Sequence[Sequence[PlannedTensor]], shard_bytes: int = SHARD_BYTES) -> list[list[PlannedTensor]]:
+    """Pack groups into shards of at most `shard_bytes`; a group larger than that is split by tensors."""
+    shards: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for group in groups:
+        size = sum(tensor.bytes for tensor in group)
+        if filled and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        for tensor in group:
+            if filled and filled + tensor.bytes > shard_bytes:
+                shards.append([])
+                filled = 0
+            shards[-1].append(tensor)
+            filled += tensor.bytes
+    return shards
+
+
+def write_checkpoint(
+    directory: Path,
+    config: dict[str, Any],
+    groups: Sequence[Sequence[PlannedTensor]],
+    companions_of: Path,
+    progress: Progress = silent,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write config.json, the shards and their index, and copy the tokenizer files of `companions_of`.
+
+    Shards that an earlier, killed run finished are kept: a shard appears under its name only when it is whole.
+
+    Raises: NoSpaceError.
+    """
+    shards = plan_shards(groups, shard_bytes)
+    names = _shard_names(len(shards))
+    missing = [shard for shard, name in zip(shards, names, strict=True) if not (directory / name).is_file()]
+    require_space(directory, sum(tensor.bytes for shard in missing for tensor in shard))
+    for done, (name, shard) in enumerate(zip(names, shards, strict=True)):
+        if not (directory / name).is_file():
+            _write_shard(directory / name, shard)
+        progress("writing", done + 1, len(shards))
+    if len(shards) > 1:
+        _write_json(directory / INDEX_FILE, _index(names, shards))
+    _write_json(directory / "config.json", config)
+    for pattern in _COMPANIONS:
+        for path in sorted(companions_of.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, directory / path.name)
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return [SINGLE_FILE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _write_shard(path: Path, shard: Sequence[PlannedTensor]) -> None:
+    values = {}
+    for tensor in shard:
+        value = tensor.make()
+        if tuple(value.shape) != tensor.shape or value.dtype != tensor.dtype:
+            raise ValueError(f"{tensor.name} was planned as {tensor.shape} {tensor.dtype}, made as {value.shape}")
+        values[tensor.name] = value
+    temporary = path.with_suffix(".part")
+    save_file(values, temporary, metadata={"format": "pt"})
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.rename(path)
+
+
+def _index(names: Sequence[str], shards: Sequence[Sequence[PlannedTensor]]) -> dict[str, Any]:
+    weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    total = sum(tensor.bytes for shard in shards for tensor in shard)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
