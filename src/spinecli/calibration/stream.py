@@ -1,0 +1,234 @@
+"""The block stream: a checkpoint run block by block, with one block's weights in memory at a time.
+
+    tokens ─embed─▶ hidden ─block 0─▶ hidden ─block 1─▶ … ─logits─▶ (rows, length, vocabulary)
+
+The code of every part is transformers' own, from a model on the meta device; the stream only decides which weights
+exist when. Embeddings are dropped before the first block is read, and the head is read after the last one is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.errors import OptionError
+
+# Tokens that pass through a block together: bounds the memory of a feed-forward layer's activations.
+CHUNK_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Where and in which precision the stream computes."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+def compute_options(device: str, dtype: str) -> ComputeOptions:
+    """Check a device by putting a tensor on it; OptionError if it is not there."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"--device {device} is not available here; use cpu.") from error
+    return ComputeOptions(device, getattr(torch, dtype))
+
+
+class _Recorder(nn.Module):
+    """Stands in a block's place and keeps what the model would have called the block with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.empty(0)
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.hidden, self.arguments = hidden_states, arguments
+        return hidden_states
+
+
+class _Injector(nn.Module):
+    """Stands in all blocks' place and hands on what the stream has computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.empty(0)
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        return self.hidden
+
+
+@dataclass(frozen=True)
+class LoadedBlock:
+    """A block whose weights are in memory."""
+
+    index: int
+    module: nn.Module
+    arguments: dict[str, Any]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Run the block: hidden (rows, length, d_model) -> the same shape."""
+        output = self.module(hidden, **self.arguments)
+        return output if isinstance(output, Tensor) else output[0]
+
+    def linear(self, name: str) -> nn.Linear:
+        """A projection by its name relative to the block."""
+        module = self.module.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{name} is a {type(module).__name__}, not a Linear")
+        return module
+
+
+class BlockStream:
+    """Runs one checkpoint block by block on rows of one length.
+
+    Args:
+        checkpoint: the model.
+        length: tokens per row.
+        compute: device and dtype.
+        stopwatch: time spent on reading weights is counted under `reading`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        length: int,
+        compute: ComputeOptions | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.compute = compute or ComputeOptions()
+        self._stopwatch = stopwatch or Stopwatch()
+        self.length = length
+        self._model = checkpoint.skeleton()
+        _move_buffers(self._model, self.compute.device)
+        holder, _, attribute = checkpoint.family.blocks.rpartition(".")
+        self._holder = self._model.get_submodule(holder)
+        self._attribute = attribute
+        self._blocks = list(getattr(self._holder, attribute))
+        self._arguments: list[dict[str, Any]] = []
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return len(self._blocks)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that pass through a block together."""
+        return max(1, CHUNK_TOKENS // self.length)
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The hidden states before block 0: tokens (rows, length) -> (rows, length, d_model)."""
+        self._prepare_arguments(tokens[:1])
+        recorder = _Recorder()
+        hidden = []
+        with self._outer(self._embedding_names()), self._in_place_of_blocks([recorder]):
+            for chunk in tokens.split(self.chunk_rows):
+                self._model.base_model(input_ids=chunk.to(self.compute.device), use_cache=False)
+                hidden.append(recorder.hidden)
+        return torch.cat(hidden)
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[LoadedBlock]:
+        """Block `index` with its weights in memory, for as long as the context lasts. `embed` comes first."""
+        module = self._blocks[index]
+        names = self.checkpoint.block_names(index)
+        module.load_state_dict({relative: self._read(name) for relative, name in names.items()}, assign=True)
+        try:
+            yield LoadedBlock(index, module, self._arguments[index])
+        finally:
+            module.to_empty(device="meta")
+
+    @torch.no_grad()
+    def run(self, block: LoadedBlock, hidden: Tensor) -> Tensor:
+        """Run a block on all rows, a chunk at a time: hidden (rows, length, d_model) -> the same shape."""
+        output = torch.empty_like(hidden)
+        for start in range(0, len(hidden), self.chunk_rows):
+            rows = slice(start, start + self.chunk_rows)
+            output[rows] = block(hidden[rows])
+        return output
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Iterator[Tensor]:
+        """Final norm and head: hidden (rows, length, d_model) -> chunks of (chunk, length, vocabulary) in float32."""
+        injector = _Injector()
+        width = self._model.get_input_embeddings().embedding_dim
+        with self._outer(self._head_names()), self._in_place_of_blocks([injector]):
+            for chunk in hidden.split(self.chunk_rows):
+                injector.hidden = chunk
+                embeddings = chunk.new_zeros((*chunk.shape[:2], width))
+                yield self._model(inputs_embeds=embeddings, use_cache=False).logits.float()
+
+    def losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Mean negative log-likelihood in nats of each row's tokens after its first: (rows,) float64."""
+        found = []
+        for logits, chunk in zip(self.logits(hidden), tokens.split(self.chunk_rows), strict=True):
+            targets = chunk[:, 1:].to(logits.device)
+            losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
+            found.append(losses.view(targets.shape).double().mean(dim=1).cpu())
+        return torch.cat(found)
+
+    def _prepare_arguments(self, row: Tensor) -> None:
+        """Ask the model what it calls each block with; one row's masks and positions broadcast over all rows."""
+        recorders = [_Recorder() for _ in self._blocks]
+        with self._outer(self._embedding_names()), self._in_place_of_blocks(recorders):
+            self._model.base_model(input_ids=row.to(self.compute.device), use_cache=False)
+        self._arguments = [recorder.arguments for recorder in recorders]
+
+    def _read(self, name: str) -> Tensor:
+        with self._stopwatch("reading"):
+            return self.checkpoint.read(name).to(self.compute.device, self.compute.dtype)
+
+    def _embedding_names(self) -> list[str]:
+        head = self._parameter_names(self._model.get_output_embeddings())
+        return [name for name in self.checkpoint.outer_names() if name not in head]
+
+    def _head_names(self) -> list[str]:
+        head = self._parameter_names(self._model.get_output_embeddings())
+        names = self.checkpoint.outer_names()
+        if not head & set(names):  # tied: the head's weight is stored as the embedding
+            return names
+        embedding = self._parameter_names(self._model.get_input_embeddings())
+        return [name for name in names if name not in embedding]
+
+    def _parameter_names(self, module: nn.Module) -> set[str]:
+        prefix = next(name for name, candidate in self._model.named_modules() if candidate is module)
+        return {f"{prefix}.{name}" for name, _ in module.named_parameters()}
+
+    @contextmanager
+    def _outer(self, names: list[str]) -> Iterator[None]:
+        """The named tensors outside the blocks, in memory for as long as the context lasts."""
+        self._model.load_state_dict({name: self._read(name) for name in names}, strict=False, assign=True)
+        self._model.tie_weights()
+        try:
+            yield
+        finally:
+            empty = {name: torch.empty(self.checkpoint.tensors[name].shape, device="meta") for name in names}
+            self._model.load_state_dict(empty, strict=False, assign=True)
+            self._model.tie_weights()
+
+    @contextmanager
+    def _in_place_of_blocks(self, stand_ins: list[nn.Module]) -> Iterator[None]:
+        blocks = getattr(self._holder, self._attribute)
+        setattr(self._holder, self._attribute, nn.ModuleList(stand_ins))
+        try:
+            yield
+        finally:
+            setattr(self._holder, self._attribute, blocks)
+
+
+def _move_buffers(model: nn.Module, device: str) -> None:
+    """Rotary frequencies follow the weights to the device; the parameters stay on the meta device."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
