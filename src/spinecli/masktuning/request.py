@@ -1,0 +1,150 @@
+"""What a tune run is asked for, and everything that must be right before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from spinecli.artifacts.lineage import lineage_behind
+from spinecli.artifacts.manifest import Manifest, Source, Step, expect_kind
+from spinecli.calibration.rows import CalibrationOptions, TokenRows, calibration_rows
+from spinecli.calibration.stream import ComputeOptions
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
+from spinecli.masktuning.recovery import TuneMethod
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The options of `spine tune`. What is None is taken from the prune run that made the input."""
+
+    pruned: Path
+    dense: str | None = None
+    method: TuneMethod = TuneMethod.auto
+    calibration_text: str | None = None
+    calibration_rows: int | None = None
+    calibration_length: int | None = None
+    seed: int = 0
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class TuneRequest:
+    """Checked options with everything opened."""
+
+    options: TuneOptions
+    student: Checkpoint
+    teacher: Checkpoint
+    masks: Masks
+    inputs: dict[str, Source]
+    lineage: tuple[Step, ...]
+    calibration: TokenRows
+    bias_switches: tuple[str, ...]
+    """Config keys that `mask+bias` turns on because the student's projections have no bias yet."""
+
+    @property
+    def held_out_rows(self) -> int:
+        """Calibration rows that choose between answers and are not fitted to."""
+        return max(1, self.calibration.rows // 8)
+
+    def parameters(self) -> dict[str, JsonValue]:
+        """What decides the result, for `spine.json`."""
+        return {
+            "method": self.options.method.value,
+            "calibration_rows": self.calibration.rows,
+            "calibration_length": self.calibration.length,
+            "dtype": str(self.options.compute.dtype).removeprefix("torch."),
+        }
+
+
+def tune_method(name: str) -> TuneMethod:
+    """The method of that name; OptionError with the list of known ones."""
+    try:
+        return TuneMethod(name)
+    except ValueError:
+        known = ", ".join(method.value for method in TuneMethod)
+        raise OptionError(f"There is no method {name!r}; choose one of {known}.") from None
+
+
+def open_request(options: TuneOptions) -> TuneRequest:
+    """Find the dense teacher of a pruned checkpoint and check that everything fits together.
+
+    Raises: ForeignArtifactError, DamagedArtifactError, MissingPathError, OptionError, and what reading can raise.
+    """
+    manifest = expect_kind(options.pruned, ("pruned-checkpoint",), "name the directory that spine prune wrote")
+    student = Checkpoint.open(options.pruned)
+    source = describe_source(str(options.pruned), options.pruned)
+    lineage = lineage_behind(options.pruned, source)
+    teacher, teacher_source = _teacher(options, manifest)
+    masks = Masks.load(options.pruned)
+    if len(masks.blocks) != teacher.blocks or len(masks.kept_blocks) != student.blocks:
+        raise DamagedArtifactError(f"The masks in {options.pruned} belong to another checkpoint; prune again.")
+    calibration = calibration_rows(teacher, manifest.inputs["model"].reference, _calibration(options, manifest))
+    if calibration.rows < 2:
+        raise OptionError("Tuning needs at least 2 calibration rows, one to fit and one to judge; add rows.")
+    return TuneRequest(
+        options=options,
+        student=student,
+        teacher=teacher,
+        masks=masks,
+        inputs={"pruned": source, "dense": teacher_source, "calibration": calibration.source()},
+        lineage=lineage,
+        calibration=calibration,
+        bias_switches=_bias_switches(options, student),
+    )
+
+
+def _teacher(options: TuneOptions, manifest: Manifest) -> tuple[Checkpoint, Source]:
+    """The dense checkpoint that was pruned: where it was, or where --dense says it is now."""
+    recorded = manifest.inputs["model"]
+    reference = options.dense or recorded.reference
+    try:
+        path = resolve_checkpoint(reference)
+    except MissingPathError as error:
+        if options.dense:
+            raise
+        raise MissingPathError(
+            f"The dense checkpoint {reference} that {options.pruned} was made from is not there; name it with --dense."
+        ) from error
+    source = describe_source(reference, path)
+    if source.digest != recorded.digest:
+        raise ForeignArtifactError(
+            f"{reference} is not the checkpoint that {options.pruned} was made from; name that one with --dense."
+        )
+    return Checkpoint.open(path), source
+
+
+def _calibration(options: TuneOptions, manifest: Manifest) -> CalibrationOptions:
+    """The prune run's own calibration, unless the user names another."""
+
+    def recorded(key: str) -> int:
+        value = manifest.parameters.get(key)
+        if not isinstance(value, int):
+            raise DamagedArtifactError(f"{options.pruned} does not say its {key}; prune again.")
+        return value
+
+    return CalibrationOptions(
+        text=options.calibration_text or manifest.inputs["calibration"].reference,
+        rows=options.calibration_rows or recorded("calibration_rows"),
+        length=options.calibration_length or recorded("calibration_length"),
+    )
+
+
+def _bias_switches(options: TuneOptions, student: Checkpoint) -> tuple[str, ...]:
+    if options.method is not TuneMethod.mask_bias:
+        return ()
+    family = student.family
+    missing = []
+    for group, output in (("attention", family.attention.output), ("feed_forward", family.feed_forward.output)):
+        if f"{family.block_prefix(0)}{output}.bias" in student.tensors:
+            continue
+        if group not in family.output_bias_switches:
+            raise OptionError(
+                f"The plain {family.model_type} format has no bias on {output}; use --method mask, lsq or auto."
+            )
+        missing.append(family.output_bias_switches[group])
+    return tuple(missing)

@@ -1,0 +1,147 @@
+"""`spine tune` as a library call: dense teacher and pruned student streamed together, answers folded in, published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spinecli.artifacts.directory import (
+    OutputOptions,
+    check_output,
+    fingerprint_of,
+    finished_run,
+    require_space,
+    work_directory,
+)
+from spinecli.artifacts.journal import PassJournal
+from spinecli.artifacts.manifest import Manifest, record_files
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.reload import PROBE_LENGTH, PROBE_ROWS, probe, streamed_logits, verify_written
+from spinecli.calibration.stream import BlockStream
+from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.masktuning.block import Lesson, Pupil, tune_block
+from spinecli.masktuning.recovery import recover
+from spinecli.masktuning.request import TuneRequest
+from spinecli.masktuning.tuned_weights import TunedWeights, plan_tuned
+from spinecli.masktuning.walk import walk
+from spinecli.progress import Progress, silent
+
+SCALES_NAME = "scales.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What tuning did to the model as a whole, on calibration rows that nothing was fitted to."""
+
+    loss_before: float
+    """Mean negative log-likelihood in nats a token."""
+    loss_after: float
+    logits: Tensor
+    """Of the tuned student on the probe tokens, (rows, length, vocabulary)."""
+
+    @property
+    def helps(self) -> bool:
+        """Whether the tuned model is the better one."""
+        return self.loss_after < self.loss_before
+
+
+def tune_pass(
+    request: TuneRequest,
+    tuned: TunedWeights,
+    journal: PassJournal | None = None,
+    stopwatch: Stopwatch | None = None,
+    progress: Progress = silent,
+) -> Outcome:
+    """Walk teacher and student block by block and leave the answers in `tuned`.
+
+    Three streams are carried: the teacher's, the tuned student's, and, on the held-out rows, that of the student as it
+    was, for the final comparison.
+    """
+    stopwatch = stopwatch or Stopwatch()
+    tokens, held_out = request.calibration.tokens, request.held_out_rows
+    answer = partial(recover, held_out=held_out * request.calibration.length, method=request.options.method)
+    length, compute = request.calibration.length, request.options.compute
+    teacher = BlockStream(request.teacher, length, compute, stopwatch)
+    student = BlockStream(request.student, length, compute, stopwatch)
+    student_index = {dense: index for index, dense in enumerate(request.masks.kept_blocks)}
+    streams: dict[str, Tensor] = {}
+
+    def follow(dense: int, lesson: Lesson, _: Sequence[int]) -> None:
+        index = student_index[dense]
+        with student.block(index) as block:
+            streams["as it was"] = student.run(block, streams["as it was"])
+            pupil = Pupil(block, streams["student"])
+            found = tune_block(student, pupil, lesson, answer, request.student.storage_dtype)
+        tuned.save(index, found, request.student)
+        streams["student"] = found.hidden
+
+    with stopwatch("computing"):
+        streams["student"] = student.embed(tokens)
+        streams["as it was"] = streams["student"][-held_out:]
+        walk(teacher, tokens, [request.masks], streams, follow, phase="tuning", journal=journal, progress=progress)
+        before, after = (
+            float(student.losses(hidden[-held_out:], tokens[-held_out:]).mean())
+            for hidden in (streams["as it was"], streams["student"])
+        )
+        logits = torch.cat(list(student.logits(streams["student"][:PROBE_ROWS])))
+    return Outcome(before, after, logits[:, :PROBE_LENGTH].cpu())
+
+
+def tune(
+    request: TuneRequest, output: OutputOptions, stopwatch: Stopwatch | None = None, progress: Progress = silent
+) -> Manifest:
+    """Tune a pruned checkpoint into a new directory.
+
+    If the tuned model as a whole is worse than the untuned one on held-out rows, the weights stay as they were and the
+    report says so.
+
+    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can raise.
+    """
+    stopwatch = stopwatch or Stopwatch()
+    parameters, seed, student = request.parameters(), request.options.seed, request.student
+    fingerprint = fingerprint_of("tune", parameters, seed, request.inputs)
+    if finished := finished_run(output, fingerprint):
+        return finished
+    check_output(output, [student.path, request.teacher.path])
+    require_space(output.path.parent, student.bytes)
+    with work_directory(output, fingerprint) as work:
+        tuned = TunedWeights(work.state)
+        outcome = tune_pass(request, tuned, PassJournal(work.state, "tuning"), stopwatch, progress)
+        with stopwatch("writing"):
+            answers, switches = (tuned, request.bias_switches) if outcome.helps else (None, ())
+            config, groups = plan_tuned(student, answers, switches)
+            write_checkpoint(work.files, config, groups, student.path, progress)
+            request.masks.save(work.files)
+            if outcome.helps and (scales := tuned.scales(student.blocks)):
+                save_file(scales, work.files / SCALES_NAME)
+        with stopwatch("verifying"):
+            tokens, compute = probe(request.calibration.tokens), request.options.compute
+            expected = outcome.logits if outcome.helps else streamed_logits(student, tokens, None, compute, stopwatch)
+            difference = verify_written(work.files, tokens, expected, compute, stopwatch)
+        layers = [layer for index in range(student.blocks) for layer in tuned.report(index)]
+        manifest = Manifest(
+            kind="tuned-checkpoint",
+            command="tune",
+            parameters=parameters,
+            seed=seed,
+            inputs=request.inputs,
+            outputs=record_files(work.files),
+            lineage=request.lineage,
+            summary=f"{request.options.method.value}, held-out loss {outcome.loss_before:.4f} "
+            f"to {outcome.loss_after:.4f}",
+            report={
+                "kept": "tuned" if outcome.helps else "untuned",
+                "held_out_loss_before": outcome.loss_before,
+                "held_out_loss_after": outcome.loss_after,
+                "layers": layers,
+                "largest_logit_difference": difference,
+            },
+            measured=stopwatch.measured(),
+        )
+        work.publish(manifest)
+    return manifest.sealed()

@@ -1,0 +1,123 @@
+"""The answers of a tune run on disk, one small file a block, until they are folded into the output checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spinecli.checkpoints.checkpoint import Checkpoint, config_from
+from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
+from spinecli.checkpoints.writer import PlannedTensor
+from spinecli.masktuning.block import TunedBlock, projections
+from spinecli.masktuning.recovery import LayerRecovery
+
+
+@dataclass(frozen=True)
+class TunedWeights:
+    """Answers by block of the student, in the dtype in which they will be stored."""
+
+    directory: Path
+
+    def save(self, index: int, tuned: TunedBlock, student: Checkpoint) -> None:
+        """Keep what was found for block `index`."""
+        tensors: dict[str, Tensor] = {}
+        layers: list[JsonValue] = []
+        for name, layer in zip(projections(student.family), (tuned.attention, tuned.feed_forward), strict=True):
+            weight, bias = layer.solution.weight, layer.solution.bias
+            tensors[f"{name}.weight"] = weight.to("cpu", student.storage_dtype).contiguous()
+            if bias is not None:
+                tensors[f"{name}.bias"] = bias.to("cpu", student.storage_dtype)
+            if layer.solution.scales is not None:
+                tensors[f"{name}.scales"] = layer.solution.scales.cpu()
+            layers.append(_layer_report(index, name, layer))
+        temporary = self._path(index).with_suffix(".new")
+        save_file(tensors, temporary, metadata={"layers": json.dumps(layers)})
+        temporary.rename(self._path(index))
+
+    def report(self, index: int) -> list[JsonValue]:
+        """What was chosen for the two layers of block `index`, and what it was worth."""
+        with safe_open(self._path(index), framework="pt") as handle:
+            layers: list[JsonValue] = json.loads(handle.metadata()["layers"])
+            return layers
+
+    def names(self, index: int) -> list[str]:
+        """Names of the tensors kept for block `index`, relative to the block."""
+        with safe_open(self._path(index), framework="pt") as handle:
+            return list(handle.keys())
+
+    def read(self, index: int, name: str) -> Tensor:
+        """One of them."""
+        with safe_open(self._path(index), framework="pt") as handle:
+            value: Tensor = handle.get_tensor(name)
+            return value
+
+    def scales(self, blocks: int) -> dict[str, Tensor]:
+        """Scales of every layer that got a mask, by `block.<index>.<projection>`."""
+        return {
+            f"block.{index}.{name.removesuffix('.scales')}": self.read(index, name)
+            for index in range(blocks)
+            for name in self.names(index)
+            if name.endswith(".scales")
+        }
+
+    def _path(self, index: int) -> Path:
+        return self.directory / f"tuned-{index:05d}.safetensors"
+
+
+def plan_tuned(
+    student: Checkpoint, tuned: TunedWeights | None, bias_switches: tuple[str, ...]
+) -> tuple[dict[str, Any], list[list[PlannedTensor]]]:
+    """config.json and tensors of the tuned checkpoint: the student's, with the answers folded in.
+
+    Args:
+        tuned: the answers; None copies the student.
+
+    Biases that a switch brings into being and that no answer fills are zero.
+    """
+    config = {**student.raw_config, **dict.fromkeys(bias_switches, True)}
+    expected = stored_shapes(build_skeleton(config_from(config)))
+    answers: dict[str, Callable[[], Tensor]] = {}
+    if tuned:
+        answers = {
+            f"{student.family.block_prefix(index)}{name}": partial(tuned.read, index, name)
+            for index in range(student.blocks)
+            for name in tuned.names(index)
+        }
+    groups: dict[str, list[PlannedTensor]] = {}
+    for name, shape in expected.items():
+        if name in answers:
+            planned = PlannedTensor(name, shape, student.storage_dtype, answers[name])
+        elif name in student.tensors:
+            planned = PlannedTensor(name, shape, student.tensors[name].dtype, partial(student.read, name))
+        else:
+            planned = PlannedTensor(
+                name, shape, student.storage_dtype, partial(torch.zeros, shape, dtype=student.storage_dtype)
+            )
+        groups.setdefault(_group(name, student), []).append(planned)
+    return config, list(groups.values())
+
+
+def _group(name: str, student: Checkpoint) -> str:
+    """The block that a tensor belongs to, or "" for the outer ones: what is written together."""
+    blocks = student.family.blocks + "."
+    return name.removeprefix(blocks).partition(".")[0] if name.startswith(blocks) else ""
+
+
+def _layer_report(index: int, name: str, layer: LayerRecovery) -> JsonValue:
+    return {
+        "block": index,
+        "layer": name,
+        "choice": layer.choice,
+        "error_before": layer.error_before,
+        "error_after": layer.error_after,
+    }
