@@ -1,0 +1,131 @@
+"""How a budget is split between blocks, heads and channels when every kept block has the same shape.
+
+The budget is counted in block parameters. Blocks and heads are coarse, so they are set first; the channels fill what is
+left, which lands the total within one step of `round_to` channels of what was asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spinecli.checkpoints.counting import BlockCosts
+from spinecli.checkpoints.shape import BlockShape
+from spinecli.errors import OptionError
+
+BLOCK_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+HEAD_FACTORS = (0.0, 0.5, 1.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is to be cut, and what may be."""
+
+    sparsity: float
+    """Share of block parameters to remove, between 0 and 1."""
+    blocks: int
+    removable_blocks: int
+    costs: BlockCosts
+    kv_heads: tuple[int, ...]
+    """Kept KV heads per block that the plain format can express, falling."""
+    round_to: int
+    """Kept channels are a multiple of this, unless all are kept."""
+
+    @property
+    def parameters(self) -> float:
+        """Block parameters to remove."""
+        return self.sparsity * self.blocks * self.costs.block
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks that may leave: at least one stays, protected or not."""
+        return min(self.removable_blocks, self.blocks - 1)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One way to spend the budget."""
+
+    removed_blocks: int
+    shape: BlockShape
+    """Of every kept block."""
+    sparsity: float
+    """Achieved share of block parameters removed."""
+
+    def __str__(self) -> str:
+        return f"{self.removed_blocks} blocks out, then {self.shape}"
+
+
+def allocate(budget: Budget, removed_blocks: int, kv_heads: int) -> Allocation | None:
+    """Fill the budget with channels after blocks and KV heads are gone; None if it cannot be met."""
+    costs, dense = budget.costs, budget.costs.dense
+    kept_blocks = budget.blocks - removed_blocks
+    if kept_blocks < 1:
+        return None
+    per_block = (budget.parameters - removed_blocks * costs.block) / kept_blocks
+    leaving = (per_block - (dense.kv_heads - kv_heads) * costs.kv_group) / costs.channel
+    tolerance = min(budget.round_to, dense.channels) / 2
+    if not -tolerance <= leaving <= dense.channels - min(budget.round_to, dense.channels) + tolerance:
+        return None
+    channels = _rounded(dense.channels - leaving, dense.channels, budget.round_to)
+    return _allocation(budget, removed_blocks, kv_heads, channels)
+
+
+def allocate_blocks(budget: Budget) -> Allocation:
+    """Spend the budget on whole blocks alone, as near as it gets; OptionError if the protected blocks forbid it."""
+    removed = round(budget.sparsity * budget.blocks)
+    if removed > budget.most_blocks:
+        raise OptionError(
+            f"Sparsity {budget.sparsity:g} by blocks alone would remove {removed} of {budget.blocks} blocks, and only "
+            f"{budget.most_blocks} may leave; lower --sparsity or name fewer --protect."
+        )
+    dense = budget.costs.dense
+    return _allocation(budget, removed, dense.kv_heads, dense.channels)
+
+
+def allocate_share(budget: Budget, block_share: float, head_factor: float = 1.0) -> Allocation:
+    """Spend `block_share` of the budget on blocks, the rest on heads and channels.
+
+    Args:
+        head_factor: share of heads removed over share of neurons removed; the nearest feasible count is taken.
+
+    Raises: OptionError if no head count meets the budget.
+    """
+    removed = min(round(block_share * budget.sparsity * budget.blocks), budget.most_blocks)
+    dense = budget.costs.dense
+    kept_blocks = budget.blocks - removed
+    ratio = (budget.sparsity * budget.blocks - removed) / kept_blocks
+    wanted = dense.kv_heads * (1 - head_factor * ratio)
+    for kv_heads in sorted(budget.kv_heads, key=lambda count: (abs(count - wanted), -count)):
+        if allocation := allocate(budget, removed, kv_heads):
+            return allocation
+    raise OptionError(
+        f"Sparsity {budget.sparsity:g} cannot be met with {removed} blocks removed; lower --sparsity, or raise "
+        "--block-share so that more whole blocks leave."
+    )
+
+
+def candidates(budget: Budget, block_shares: tuple[float, ...], head_factors: tuple[float, ...]) -> list[Allocation]:
+    """The distinct allocations of a grid of block shares and head factors, fewest removed blocks first."""
+    found: dict[Allocation, None] = {}
+    for share in block_shares:
+        for factor in head_factors:
+            try:
+                found[allocate_share(budget, share, factor)] = None
+            except OptionError:
+                continue
+    if not found:
+        allocate_share(budget, block_shares[0])
+    return list(found)
+
+
+def _rounded(wanted: float, dense: int, round_to: int) -> int:
+    """The multiple of `round_to` nearest to `wanted`, or all of them, whichever is nearer."""
+    multiple = min(max(round(wanted / round_to), 1) * round_to, dense - dense % round_to)
+    return dense if abs(dense - wanted) <= abs(multiple - wanted) or multiple == 0 else multiple
+
+
+def _allocation(budget: Budget, removed_blocks: int, kv_heads: int, channels: int) -> Allocation:
+    dense = budget.costs.dense
+    shape = BlockShape(kv_heads * dense.group_size, kv_heads, dense.head_dim, channels)
+    kept = (budget.blocks - removed_blocks) * budget.costs.parameters(shape)
+    return Allocation(removed_blocks, shape, 1 - kept / (budget.blocks * budget.costs.block))

@@ -1,0 +1,89 @@
+"""The interface of a pruning method: it scores the units of one block at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spinecli.calibration.stream import LoadedBlock
+from spinecli.checkpoints.family import Family
+from spinecli.checkpoints.shape import BlockShape
+from spinecli.pruning.statistics import InputStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class BlockView:
+    """What a method sees of a block: its weights, and its projections' calibration inputs."""
+
+    block: LoadedBlock
+    family: Family
+    shape: BlockShape
+    attention_inputs: InputStatistics
+    """Of the attention output projection: heads * head_dim wide."""
+    feed_forward_inputs: InputStatistics
+    """Of the feed-forward output projection: channels wide."""
+
+    @property
+    def index(self) -> int:
+        """The block's number, from 0."""
+        return self.block.index
+
+    def weight(self, name: str) -> Tensor:
+        """A projection's weight, (d_out, d_in), by its name relative to the block."""
+        return self.block.linear(name).weight.detach()
+
+    @property
+    def attention_output(self) -> Tensor:
+        """Weight of the attention output projection, (d_model, heads * head_dim)."""
+        return self.weight(self.family.attention.output)
+
+    @property
+    def feed_forward_output(self) -> Tensor:
+        """Weight of the feed-forward output projection, (d_model, channels)."""
+        return self.weight(self.family.feed_forward.output)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitScores:
+    """Importance of a block's units; only the order inside each vector counts at uniform widths."""
+
+    kv_groups: Tensor
+    """(kv_heads,) float64, higher = keep."""
+    channels: Tensor
+    """(channels,) float64, higher = keep."""
+
+
+class Method(Protocol):
+    """How a pruning method ranks units, and what it may cut."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether `score` reads the Gram matrices."""
+
+    @property
+    def cuts_blocks(self) -> bool:
+        """Whether whole blocks may leave."""
+
+    @property
+    def cuts_units(self) -> bool:
+        """Whether heads and channels may leave."""
+
+    def score(self, view: BlockView) -> UnitScores:
+        """Importance of every unit of one block."""
+
+
+def by_kv_group(neuron_scores: Tensor, shape: BlockShape) -> Tensor:
+    """Sum scores of an attention output projection's inputs: (heads * head_dim,) -> (kv_heads,)."""
+    return neuron_scores.view(shape.kv_heads, shape.group_size * shape.head_dim).sum(dim=1)
+
+
+def unscored(shape: BlockShape) -> UnitScores:
+    """Scores of a method that cuts no units: all equal."""
+    return UnitScores(torch.ones(shape.kv_heads).double(), torch.ones(shape.channels).double())

@@ -1,0 +1,139 @@
+"""What a prune run is asked for, and everything that must be right before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from spinecli.artifacts.lineage import lineage_behind
+from spinecli.artifacts.manifest import Source, Step
+from spinecli.calibration.rows import CalibrationOptions, TokenRows, calibration_rows
+from spinecli.calibration.stream import ComputeOptions
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.counting import block_costs
+from spinecli.checkpoints.cutting import head_counts
+from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.errors import OptionError
+from spinecli.pruning.allocation import Budget
+from spinecli.pruning.method import Method
+from spinecli.pruning.methods import METHODS
+from spinecli.pruning.methods.comp import METRICS
+from spinecli.pruning.selection import protected_blocks
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """The options of `spine prune`."""
+
+    model: str
+    sparsity: float
+    method: str = "comp"
+    metric: str = METRICS[-1]
+    block_share: float | None = None
+    """Share of the budget spent on whole blocks; None chooses it by calibration loss."""
+    protect: tuple[int, ...] | None = None
+    """Blocks that stay, negative ones counted from the end; None takes the default rule."""
+    round_to: int = 8
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    seed: int = 0
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+
+    def parameters(self) -> dict[str, JsonValue]:
+        """What decides the result, for `spine.json`."""
+        return {
+            "sparsity": self.sparsity,
+            "method": self.method,
+            "metric": self.metric if self.method == "comp" else None,
+            "block_share": "auto" if self.block_share is None else self.block_share,
+            "protect": None if self.protect is None else list(self.protect),
+            "round_to": self.round_to,
+            "calibration_rows": self.calibration.rows,
+            "calibration_length": self.calibration.length,
+            "dtype": str(self.compute.dtype).removeprefix("torch."),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class PruneRequest:
+    """Checked options with everything opened."""
+
+    options: PruneOptions
+    checkpoint: Checkpoint
+    source: Source
+    lineage: tuple[Step, ...]
+    calibration: TokenRows
+    method: Method
+    protected: frozenset[int]
+    budget: Budget
+
+    @property
+    def searches(self) -> bool:
+        """Whether allocations are compared by calibration loss."""
+        return self.method.cuts_blocks and self.method.cuts_units and self.options.block_share is None
+
+    @property
+    def search_rows(self) -> int:
+        """Calibration rows on which allocations are compared: enough to rank them."""
+        return min(self.calibration.rows, 64)
+
+    @property
+    def held_out_rows(self) -> int:
+        """Of the search rows, those that judge."""
+        return max(1, self.search_rows // 4)
+
+
+def open_request(options: PruneOptions) -> PruneRequest:
+    """Check the options against the checkpoint; cheap mistakes are found before expensive reading.
+
+    Raises: OptionError and every class of `spinecli.errors` that a checkpoint or a text can cause.
+    """
+    method = _method(options)
+    checkpoint = Checkpoint.open(resolve_checkpoint(options.model))
+    protected = _protected(options, checkpoint.blocks)
+    calibration = calibration_rows(checkpoint, options.model, options.calibration)
+    request = PruneRequest(
+        options=options,
+        checkpoint=checkpoint,
+        source=(source := describe_source(options.model, checkpoint.path)),
+        lineage=lineage_behind(checkpoint.path, source),
+        calibration=calibration,
+        method=method,
+        protected=protected,
+        budget=Budget(
+            sparsity=options.sparsity,
+            blocks=checkpoint.blocks,
+            removable_blocks=checkpoint.blocks - len(protected),
+            costs=block_costs(checkpoint),
+            kv_heads=tuple(heads // checkpoint.shape.group_size for heads in head_counts(checkpoint)),
+            round_to=options.round_to,
+        ),
+    )
+    if request.searches and calibration.rows < 4:
+        raise OptionError(
+            f"--block-share auto needs at least 4 calibration rows, not {calibration.rows}; add rows or name a share."
+        )
+    return request
+
+
+def _method(options: PruneOptions) -> Method:
+    if not 0 < options.sparsity < 1:
+        raise OptionError(f"--sparsity must lie between 0 and 1, not {options.sparsity:g}.")
+    if options.method not in METHODS:
+        raise OptionError(f"There is no method {options.method!r}; choose one of {', '.join(METHODS)}.")
+    if options.metric not in METRICS:
+        raise OptionError(f"There is no metric {options.metric!r}; choose one of {', '.join(METRICS)}.")
+    if options.block_share is not None and not 0 <= options.block_share <= 1:
+        raise OptionError(f"--block-share must be auto or lie between 0 and 1, not {options.block_share:g}.")
+    if options.round_to < 1:
+        raise OptionError(f"--round-to must be at least 1, not {options.round_to}.")
+    return METHODS[options.method](options.metric, options.seed)
+
+
+def _protected(options: PruneOptions, blocks: int) -> frozenset[int]:
+    if options.protect is None:
+        return protected_blocks(blocks)
+    for index in options.protect:
+        if not -blocks <= index < blocks:
+            raise OptionError(f"--protect names block {index}, but the model has blocks 0 to {blocks - 1}.")
+    return frozenset(index % blocks for index in options.protect)

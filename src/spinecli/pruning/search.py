@@ -1,0 +1,92 @@
+"""Choosing between allocations by what matters: the loss on held-out calibration rows after a recovery.
+
+All candidates walk through the dense checkpoint together. Each carries its own stream and its own masks, and is
+recovered block by block by a ridge re-fit of its output projections: cutting blocks and thinning them hurt differently
+before a recovery and after it, so the recovery is part of the judgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from spinecli.artifacts.journal import PassJournal
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.stream import BlockStream, LoadedBlock
+from spinecli.checkpoints.cutting import head_rows
+from spinecli.checkpoints.masks import Masks
+from spinecli.masktuning.block import Lesson, Pupil, projections, tune_block
+from spinecli.masktuning.recovery import recover_quickly
+from spinecli.masktuning.walk import walk
+from spinecli.progress import Progress, silent
+from spinecli.pruning.allocation import Allocation
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to cut a checkpoint."""
+
+    allocation: Allocation
+    masks: Masks
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a candidate is worth."""
+
+    allocation: Allocation
+    loss: float
+    """Mean negative log-likelihood in nats a token on the held-out rows, after the recovery."""
+
+
+def judge(
+    stream: BlockStream,
+    tokens: Tensor,
+    held_out_rows: int,
+    candidates: Sequence[Candidate],
+    journal: PassJournal | None = None,
+    stopwatch: Stopwatch | None = None,
+    progress: Progress = silent,
+) -> list[Judgement]:
+    """The loss of every candidate, in the given order.
+
+    Args:
+        tokens: (rows, length); the last `held_out_rows` rows judge and are not fitted to.
+    """
+    stopwatch = stopwatch or Stopwatch()
+    with stopwatch("computing"):
+        start = stream.embed(tokens)
+        streams = {f"candidate {number}": start for number in range(len(candidates))}
+
+        def follow(index: int, lesson: Lesson, members: Sequence[int]) -> None:
+            with stream.block(index) as block:
+                for number in members:
+                    name, masks = f"candidate {number}", candidates[number].masks
+                    streams[name] = _recovered(stream, block, lesson, masks, streams[name], held_out_rows)
+
+        students = [candidate.masks for candidate in candidates]
+        walk(stream, tokens, students, streams, follow, phase="comparing", journal=journal, progress=progress)
+        judged = tokens[-held_out_rows:]
+        losses = [float(stream.losses(hidden[-held_out_rows:], judged).mean()) for hidden in streams.values()]
+    return [Judgement(candidate.allocation, loss) for candidate, loss in zip(candidates, losses, strict=True)]
+
+
+def _recovered(
+    stream: BlockStream, block: LoadedBlock, lesson: Lesson, masks: Masks, hidden: Tensor, held_out_rows: int
+) -> Tensor:
+    """A candidate's stream behind a block that it keeps; the block's weights are put back."""
+    mask = masks.blocks[block.index]
+    answer = partial(recover_quickly, held_out=held_out_rows * stream.length)
+    dense = [block.linear(name) for name in projections(stream.checkpoint.family)]
+    originals = [(linear.weight, linear.bias) for linear in dense]
+    heads = head_rows(mask.heads, stream.checkpoint.shape.head_dim).to(hidden.device)
+    channels = mask.channels.nonzero().flatten().to(hidden.device)
+    try:
+        pupil = Pupil(block, hidden, heads, channels)
+        return tune_block(stream, pupil, lesson, answer, stream.checkpoint.storage_dtype).hidden
+    finally:
+        for linear, (weight, bias) in zip(dense, originals, strict=True):
+            linear.weight, linear.bias = weight, bias
