@@ -1,0 +1,1 @@
+"""Measuring models side by side: perplexity, lm-eval tasks, speed and memory."""

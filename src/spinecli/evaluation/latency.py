@@ -1,0 +1,128 @@
+"""Speed of a model with a KV cache: prefill and greedy decoding, in tokens per second.
+
+    prompt (batch, prompt_length) ──prefill──▶ first token ──decode step──▶ … ──▶ new_tokens tokens
+           batch * prompt_length tokens / s       batch * (new_tokens - 1) tokens / s
+
+The models take turns (A B A B …), so that whatever else the machine does falls on all of them, and the ratio of two
+models is the median of the ratios within each turn.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spinecli.errors import OptionError
+from spinecli.evaluation.results import LatencyResult, Rates
+from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationSettings
+from spinecli.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock time of one generation."""
+
+    prefill: float
+    decode: float
+
+
+def fit_generation(
+    settings: GenerationSettings, positions: dict[str, int | None], note: Callable[[str], None]
+) -> GenerationSettings:
+    """The settings with a prompt length that every model (label -> positions) has room for.
+
+    Raises: OptionError if a length that was asked for does not fit.
+    """
+    length = settings.prompt_length or DEFAULT_PROMPT_LENGTH
+    for label, limit in positions.items():
+        if limit is None or length + settings.new_tokens <= limit:
+            continue
+        room = limit - settings.new_tokens
+        if settings.prompt_length is not None or room < 1:
+            raise OptionError(
+                f"A prompt of {length} and {settings.new_tokens} new tokens exceed the {limit} positions of {label}; "
+                "lower --prompt-length or --new-tokens."
+            )
+        note(f"The prompt has {room} tokens instead of {length}, because {label} has {limit} positions.")
+        length = room
+    return settings.model_copy(update={"prompt_length": length})
+
+
+def random_prompt(vocabulary: int, length: int, batch_size: int) -> Tensor:
+    """Token ids to time with, always the same: (batch_size, length) int64. What they say does not change the time."""
+    return torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def time_generation(model: nn.Module, prompt: Tensor, new_tokens: int) -> Seconds:
+    """Generate greedily once after `prompt`, (batch, prompt_length) int64 on the model's device.
+
+    The first of the new tokens, of which there must be at least 2, comes from the prefill; the others are decoded.
+    """
+    # like generate(), compute the head for the last position only, wherever the architecture can
+    last_only: dict[str, Any] = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
+    start = _now(prompt.device)
+    output = model(input_ids=prompt, use_cache=True, **last_only)
+    token = output.logits[:, -1:].argmax(dim=-1)
+    prefilled = _now(prompt.device)
+    for _ in range(new_tokens - 1):
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        token = output.logits[:, -1:].argmax(dim=-1)
+    return Seconds(prefilled - start, _now(prompt.device) - prefilled)
+
+
+def measure_latency(
+    models: Sequence[nn.Module], prompts: Sequence[Tensor], settings: GenerationSettings, progress: Progress = silent
+) -> list[LatencyResult]:
+    """Time all models in turns; one result a model, in their order.
+
+    `prompts` holds one a model, all (batch, prompt_length) int64, on the models' device.
+    """
+    rounds = settings.warmup + settings.repeats
+    taken: list[list[Seconds]] = [[] for _ in models]
+    for turn in range(rounds):
+        for index, (model, prompt) in enumerate(zip(models, prompts, strict=True)):
+            seconds = time_generation(model, prompt, settings.new_tokens)
+            if turn >= settings.warmup:
+                taken[index].append(seconds)
+            progress("latency", turn * len(models) + index + 1, rounds * len(models))
+    prefilled = prompts[0].numel()
+    decoded = len(prompts[0]) * (settings.new_tokens - 1)
+    return [
+        LatencyResult(
+            prefill=rates([prefilled / seconds.prefill for seconds in series]),
+            decode=rates([decoded / seconds.decode for seconds in series]),
+        )
+        for series in taken
+    ]
+
+
+def rates(samples: Sequence[float]) -> Rates:
+    """Median, minimum and maximum of tokens per second."""
+    return Rates(median=median(samples), minimum=min(samples), maximum=max(samples), samples=tuple(samples))
+
+
+def paired_ratio(samples: Rates, reference: Rates) -> float:
+    """Median over the rounds of (this model's rate / the reference's rate in the same round)."""
+    return median(own / other for own, other in zip(samples.samples, reference.samples, strict=True))
+
+
+def _keeps_last_logits(model: nn.Module) -> bool:
+    bare: Any = getattr(model, "get_base_model", lambda: model)()
+    return "logits_to_keep" in inspect.signature(type(bare).forward).parameters
+
+
+def _now(device: torch.device) -> float:
+    """The clock, after everything queued on an accelerator has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()

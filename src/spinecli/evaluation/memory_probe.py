@@ -1,0 +1,56 @@
+"""The process that `measure_memory` starts: load one model, generate once, print the peak resident memory.
+
+Reads a request as JSON on stdin, prints one line `REPORT_MARK [peak, peak before loading, device peak]` in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from spinecli.artifacts.stopwatch import peak_memory
+
+REPORT_MARK = "spine-memory "
+
+
+def resident_peak() -> int:
+    """Peak resident memory of this process in bytes.
+
+    On Linux the kernel's high-water mark of this address space: the peak that `getrusage` reports includes the size
+    that the parent process had when it started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024
+    return peak_memory() or 0
+
+
+def main() -> None:
+    """Measure what stdin asks for."""
+    request = json.load(sys.stdin)
+    import torch
+
+    from spinecli.evaluation.latency import random_prompt, time_generation
+    from spinecli.evaluation.models import load_model, open_subjects
+    from spinecli.evaluation.quiet import quiet_libraries
+
+    if request["threads"] is not None:
+        torch.set_num_threads(request["threads"])
+    adapter = Path(request["adapter"]) if request["adapter"] else None
+    (subject,) = open_subjects([(request["reference"], adapter)])
+    with quiet_libraries():
+        before = resident_peak()
+        model = load_model(subject, device=request["device"], dtype=request["dtype"])
+        prompt = random_prompt(subject.vocabulary, request["prompt_length"], request["batch_size"])
+        time_generation(model, prompt.to(request["device"]), request["new_tokens"])
+    device = torch.device(request["device"])
+    device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    sys.stdout.write(REPORT_MARK + json.dumps([resident_peak(), before, device_peak]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""An evaluation on disk: results.json, report.html, a picture, and spine.json over them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+from pydantic import JsonValue
+
+from spinecli.artifacts.directory import OutputOptions, check_output, fingerprint_of, work_directory
+from spinecli.artifacts.lineage import lineage_behind
+from spinecli.artifacts.manifest import Manifest, Source, Step, record_file, record_files
+from spinecli.calibration.rows import TokenRows
+from spinecli.checkpoints.source import describe_source
+from spinecli.evaluation.adapters import CONFIG_NAME, WEIGHTS_NAME
+from spinecli.evaluation.plots import PICTURE_NAME, can_plot, save_picture
+from spinecli.evaluation.report_html import REPORT_NAME, report_html
+from spinecli.evaluation.results import RESULTS_NAME, Evaluation
+from spinecli.evaluation.session import Session
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an evaluation measures and where that comes from."""
+
+    inputs: dict[str, Source]
+    lineage: tuple[Step, ...]
+
+
+def provenance(session: Session) -> Provenance:
+    """Sums of everything that is measured or measured with. Reads every checkpoint once, so before measuring.
+
+    Raises: DamagedArtifactError if a model's files are not those that its spine.json lists.
+    """
+    *others, main = session.subjects
+    inputs = {"model": describe_source(main.reference, main.path)}
+    for index, subject in enumerate(others, start=1):
+        inputs[f"against {index}"] = describe_source(subject.reference, subject.path)
+    if main.adapter:
+        files = {name: record_file(main.adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
+        inputs["adapter"] = Source(reference=str(main.adapter), files=files)
+    for index, passage in enumerate(session.passages, start=1):
+        inputs[f"text {index}"] = TokenRows(passage.windows[-1].contiguous(), passage.text).source()
+    return Provenance(inputs, lineage_behind(main.path, inputs["model"]))
+
+
+def write_evaluation(session: Session, source: Provenance, evaluation: Evaluation, output: OutputOptions) -> Manifest:
+    """Write the output directory, whole or not at all.
+
+    Nothing is written while measuring, so a killed evaluation leaves nothing. What a kill in the moment of writing
+    leaves is thrown away by the next run, because there is no measurement in it to continue.
+
+    Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
+    """
+    measured = session.stopwatch.measured()
+    # texts are inputs, known by their tokens and not by what they are called
+    parameters: dict[str, JsonValue] = session.settings.model_dump(mode="json", exclude={"perplexity": {"texts"}})
+    seed = session.settings.tasks.seed if session.settings.tasks else 0
+    check_output(output)
+    fingerprint = fingerprint_of("eval", parameters, seed, source.inputs)
+    with work_directory(replace(output, overwrite=True), fingerprint) as work:
+        text = json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
+        (work.files / REPORT_NAME).write_text(report_html(evaluation, measured.started), encoding="utf-8")
+        if can_plot():
+            save_picture(evaluation, work.files / PICTURE_NAME)
+        manifest = Manifest(
+            kind="evaluation",
+            command="eval",
+            parameters=parameters,
+            seed=seed,
+            inputs=source.inputs,
+            outputs=record_files(work.files),
+            lineage=source.lineage,
+            summary=_summary(evaluation),
+            report={"comparison": [row.model_dump(mode="json") for row in evaluation.comparison]},
+            measured=measured,
+        )
+        work.publish(manifest)
+    return manifest.sealed()
+
+
+def _summary(evaluation: Evaluation) -> str:
+    model = evaluation.models[-1]
+    found = [f"perplexity {text.perplexity:.4g} on {text.description}" for text in model.perplexity]
+    others = [other.label for other in evaluation.models[:-1]]
+    against = f" against {', '.join(others)}" if others else ""
+    return f"{model.label}{against}" + (f": {', '.join(found)}" if found else "")

@@ -1,0 +1,197 @@
+"""Perplexity of a causal language model on a text.
+
+The text's tokens are cut into windows of equal length. A window's first tokens may be context only:
+
+    stride = window    |0 1 2 3|4 5 6 7|          disjoint rows; token 0 of each has no context and is not scored
+                        . s s s . s s s
+    stride < window    |0 1 2 3|                  every later window scores its last `stride` tokens,
+                        . s s s                   so that no token is scored twice and all but the first
+                           |2 3 4 5|              `window` see at least `window - stride` tokens before them
+                            . . s s
+
+Perplexity is exp of the mean negative log-likelihood over the scored tokens. No special tokens are added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from spinecli.calibration.rows import token_rows
+from spinecli.calibration.stream import CHUNK_TOKENS, BlockStream, ComputeOptions
+from spinecli.calibration.text import Text
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.errors import CalibrationTextError, MeasurementError, OptionError
+from spinecli.evaluation.results import Computation
+from spinecli.progress import Progress
+
+# Hidden states that a pass of the block stream may hold: bounds memory when many windows are asked for.
+_HIDDEN_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How a text becomes windows."""
+
+    window: int
+    """Tokens a window."""
+    stride: int
+    """Tokens from one window's start to the next, 1 to `window`."""
+    rows: int
+    """At most this many windows."""
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise OptionError(f"A window must hold at least 2 tokens, not {self.window}; raise --window.")
+        if not 1 <= self.stride <= self.window:
+            raise OptionError(
+                f"The stride must lie between 1 and the window's {self.window} tokens, not {self.stride}; "
+                "change --stride or --window."
+            )
+        if self.rows < 1:
+            raise OptionError(f"At least 1 window must be measured, not {self.rows}; raise --rows.")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of text that all windows cover."""
+        return self.window + (self.rows - 1) * self.stride
+
+    def first_scored(self, index: int) -> int:
+        """Position in window `index` from which on tokens are scored."""
+        return 1 if index == 0 else max(1, self.window - self.stride)
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """The windows of a text: (n,) int64, n at least `window` -> (windows, window)."""
+        return tokens.unfold(0, self.window, self.stride)[: self.rows]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's loss on a text."""
+
+    nll: float
+    """Mean negative log-likelihood in nats."""
+    tokens: int
+    """Number of scored tokens."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll)."""
+        return math.exp(self.nll)
+
+
+class LogitSource(Protocol):
+    """Anything that computes logits of rows of tokens."""
+
+    @property
+    def name(self) -> Computation:
+        """How it computes, for the report."""
+
+    def __call__(self, tokens: Tensor, progress: Progress) -> Iterator[Tensor]:
+        """Tokens (rows, length) -> chunks of logits (chunk, length, vocabulary) in float32, in the rows' order."""
+
+
+def text_windows(
+    tokenizer: PreTrainedTokenizerBase, text: Text, windowing: Windowing, *, vocabulary: int | None = None
+) -> Tensor:
+    """The windows of a text's start: (windows, window) int64, as many as the text has, at most `windowing.rows`.
+
+    Raises: CalibrationTextError if the text is shorter than one window, TokenizerError.
+    """
+    # rows of two tokens: the finest cut there is, so that any stride finds its tokens
+    pairs = token_rows(tokenizer, text, -(-windowing.tokens // 2), 2, vocabulary=vocabulary)
+    tokens = pairs.tokens.flatten()[: windowing.tokens]
+    if len(tokens) < windowing.window:
+        raise CalibrationTextError(
+            f"{text.reference} has {len(tokens)} tokens, fewer than one window of {windowing.window}; "
+            "name a longer text or a smaller --window."
+        )
+    return windowing.cut(tokens)
+
+
+def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of every token after the first.
+
+    Args:
+        logits: (rows, length, vocabulary) float32.
+        tokens: (rows, length) int64.
+
+    Returns: (rows, length - 1) float64 on the CPU.
+    """
+    targets = tokens[:, 1:].to(logits.device)
+    losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape).cpu().double()
+
+
+def score(logits: Iterable[Tensor], windows: Tensor, windowing: Windowing) -> Score:
+    """The loss over the scored tokens of all windows.
+
+    `logits` comes in chunks of (chunk, window, vocabulary) that together have one row a window; `windows` is
+    (windows, window) int64.
+
+    Raises: MeasurementError if the loss is NaN, infinite, or too large for a perplexity.
+    """
+    total, count, row = 0.0, 0, 0
+    for chunk in logits:
+        losses = token_losses(chunk, windows[row : row + len(chunk)])
+        for line in losses:
+            scored = line[windowing.first_scored(row) - 1 :]
+            total += float(scored.sum())
+            count += len(scored)
+            row += 1
+    nll = total / count
+    if not nll < math.log(float(torch.finfo(torch.float64).max)):
+        raise MeasurementError(
+            f"The loss is {nll}, which has no perplexity; compute with --dtype float32, or the model is broken."
+        )
+    return Score(nll, count)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedLogits:
+    """Logits from a model in memory."""
+
+    model: nn.Module
+    device: str
+    name: Computation = "loaded model"
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, progress: Progress) -> Iterator[Tensor]:
+        """See `LogitSource`."""
+        done = 0
+        for chunk in torch.split(tokens, max(1, CHUNK_TOKENS // tokens.shape[1])):
+            yield self.model(input_ids=chunk.to(self.device), use_cache=False).logits.float()
+            done += len(chunk)
+            progress("perplexity", done, len(tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedLogits:
+    """Logits from a checkpoint on disk, with one block's weights in memory at a time."""
+
+    checkpoint: Checkpoint
+    compute: ComputeOptions
+    name: Computation = "block stream"
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, progress: Progress) -> Iterator[Tensor]:
+        """See `LogitSource`."""
+        length = tokens.shape[1]
+        stream = BlockStream(self.checkpoint, length, self.compute)
+        row_bytes = length * self.checkpoint.d_model * self.compute.dtype.itemsize
+        passes = torch.split(tokens, max(1, _HIDDEN_BYTES // row_bytes))
+        done = 0
+        for rows in passes:
+            hidden = stream.embed(rows)
+            for index in range(stream.blocks):
+                with stream.block(index) as block:
+                    hidden = stream.run(block, hidden)
+                done += 1
+                progress("perplexity", done, stream.blocks * len(passes))
+            yield from stream.logits(hidden)
