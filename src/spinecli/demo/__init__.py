@@ -1,0 +1,1 @@
+"""The built-in model, the language it speaks, and texts and tasks made of it."""

@@ -1,0 +1,67 @@
+"""The demo's chain of steps: prune, tune and evaluate the built-in model, as the commands would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spinecli.artifacts.directory import OutputOptions
+from spinecli.artifacts.manifest import Manifest
+from spinecli.calibration.rows import CalibrationOptions
+from spinecli.evaluation.models import open_subjects
+from spinecli.evaluation.output import provenance, write_evaluation
+from spinecli.evaluation.results import Evaluation
+from spinecli.evaluation.session import Listeners, open_session
+from spinecli.evaluation.settings import GenerationSettings, PerplexitySettings, Settings
+from spinecli.masktuning.request import TuneOptions
+from spinecli.masktuning.request import open_request as open_tune
+from spinecli.masktuning.run import tune
+from spinecli.progress import Progress, silent
+from spinecli.pruning.request import PruneOptions
+from spinecli.pruning.request import open_request as open_prune
+from spinecli.pruning.run import prune
+
+MODEL = "builtin:tiny"
+TEXT = "builtin:tiny-evaluation"
+ROWS = 64
+WINDOW = 128
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the three steps produced."""
+
+    pruned: Manifest
+    tuned: Manifest
+    evaluation: Evaluation
+
+
+def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progress: Progress = silent) -> DemoResult:
+    """Run the chain into `out/pruned`, `out/tuned` and `out/results`, replacing what an earlier demo left there.
+
+    Args:
+        announce: called before each step with the command line that does the same.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    pruned, tuned, results = out / "pruned", out / "tuned", out / "results"
+    announce(f"spine prune {MODEL} --sparsity {sparsity:g} --calibration-rows {ROWS} --out {pruned}")
+    options = PruneOptions(MODEL, sparsity, calibration=CalibrationOptions(rows=ROWS))
+    pruned_manifest = prune(open_prune(options), OutputOptions(pruned, overwrite=True), progress=progress)
+    announce(f"spine tune {pruned} --out {tuned}")
+    tuned_manifest = tune(open_tune(TuneOptions(pruned)), OutputOptions(tuned, overwrite=True), progress=progress)
+    announce(
+        f"spine eval {tuned} --against {MODEL} --against {pruned} --perplexity {TEXT} --window {WINDOW} --latency "
+        f"--out {results}"
+    )
+    settings = Settings(
+        perplexity=PerplexitySettings(texts=(TEXT,), window=WINDOW),
+        latency=True,
+        generation=GenerationSettings(),
+    )
+    subjects = open_subjects([(MODEL, None), (str(pruned), None), (str(tuned), None)])
+    session = open_session(subjects, settings, Listeners(progress))
+    source = provenance(session)
+    evaluation = session.measure()
+    write_evaluation(session, source, evaluation, OutputOptions(results, overwrite=True))
+    return DemoResult(pruned_manifest, tuned_manifest, evaluation)
