@@ -1,0 +1,44 @@
+"""The `spine` command: names the subcommands and imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from spinecli import __version__
+from spinecli.commands.demo import demo
+from spinecli.commands.eval import evaluate
+from spinecli.commands.inspect import inspect
+from spinecli.commands.prune import prune
+from spinecli.commands.tune import tune
+
+app = typer.Typer(
+    name="spine",
+    help="Prune language models for small devices, recover them without training, and measure what is left.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Prune language models for small devices, recover them without training, and measure what is left."""
+
+
+app.command("prune")(prune)
+app.command("tune")(tune)
+app.command("eval")(evaluate)
+app.command("inspect")(inspect)
+app.command("demo")(demo)

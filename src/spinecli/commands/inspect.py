@@ -1,0 +1,76 @@
+"""`spine inspect`: what a directory is, and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spinecli.commands import options
+from spinecli.console import Terminal, number, size, table
+
+
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="A directory that a spine command wrote, or any checkpoint.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its recorded sum.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what DIRECTORY is, the chain of steps back to the dense model, and the shape of every block."""
+    terminal = Terminal(json=json, quiet=quiet, debug=debug)
+    with terminal.reporting_errors():
+        from spinecli.checkpoints.inspection import inspect_directory
+
+        found = inspect_directory(directory, verify=verify)
+        terminal.result(found, *_rendered(found))
+        if found.get("damaged"):
+            raise typer.Exit(1)
+
+
+def _rendered(found: dict[str, Any]) -> list[Any]:
+    drawn: list[Any] = []
+    manifest = found.get("manifest")
+    if manifest:
+        drawn += [
+            f"{found['directory']}: {manifest['kind']}, {manifest['summary']}",
+            f"digest {manifest['digest']}",
+            "",
+        ]
+        steps = [*manifest["lineage"], {**manifest, "reference": found["directory"]}]
+        rows = [
+            (str(index), step["kind"], step["command"] or "-", step["reference"], step["digest"][:12], step["summary"])
+            for index, step in enumerate(steps)
+        ]
+        drawn += [table("Lineage", ("", "what", "command", "where", "digest", "result"), rows), ""]
+        settings = [(name, str(value)) for name, value in manifest["parameters"].items()]
+        measured = manifest["measured"]
+        settings += [("seed", str(manifest["seed"])), ("seconds", str(measured["seconds"]["total"]))]
+        if measured["peak_memory_bytes"]:
+            settings.append(("peak memory", size(measured["peak_memory_bytes"])))
+        settings += [(f"{name} version", version) for name, version in measured["versions"].items()]
+        drawn += [table("How it was made", ("", ""), settings), ""]
+    else:
+        drawn += [f"{found['directory']}: a checkpoint that no spine command wrote", ""]
+    if blocks := found.get("blocks"):
+        rows = [
+            (
+                str(block["index"]),
+                str(block["from"]),
+                str(block["heads"]),
+                str(block["kv_heads"]),
+                str(block["channels"]),
+                number(block["parameters"]),
+            )
+            for block in blocks
+        ]
+        columns = ("block", "dense block", "heads", "KV heads", "channels", "parameters")
+        drawn += [table(f"Blocks ({found['model_type']})", columns, rows), ""]
+    if removed := found.get("removed_blocks"):
+        drawn.append(f"removed blocks of the dense model, from 0: {', '.join(map(str, removed))}")
+    if "damaged" in found:
+        damaged = found["damaged"]
+        drawn += [f"[red]{name}: {problem}[/red]" for name, problem in damaged.items()]
+        drawn.append("all sums agree" if not damaged else f"{len(damaged)} files differ from their sums")
+    return drawn

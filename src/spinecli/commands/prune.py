@@ -1,0 +1,166 @@
+"""`spine prune`: cut blocks and neurons out of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spinecli.commands import options
+from spinecli.console import Terminal, number, size, table
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a directory, a hub id, or builtin:tiny.")],
+    sparsity: Annotated[
+        float, typer.Option("--sparsity", help="Share of the block parameters to remove, between 0 and 1.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Directory to write; appears whole or not at all.")] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="comp, magnitude, random, wanda-sp, flap or shortgpt.")
+    ] = "comp",
+    metric: Annotated[
+        str, typer.Option("--metric", help="Reading of COMP's neuron metric: m0, m1, m2, m3 or m4.")
+    ] = "m4",
+    block_share: Annotated[
+        str,
+        typer.Option(
+            "--block-share",
+            help="Share of the budget spent on whole blocks, 0 to 1; auto compares by calibration loss.",
+        ),
+    ] = "auto",
+    protect: Annotated[
+        str | None,
+        typer.Option(
+            "--protect",
+            help="Blocks that stay, e.g. 0,1,-1, or none. Default: the first eighth and the last sixteenth.",
+            show_default=False,
+        ),
+    ] = None,
+    round_to: Annotated[
+        int, typer.Option("--round-to", help="Kept channels are a multiple of this; 32 or 256 for quantised GGUF.")
+    ] = 8,
+    calibration: options.Calibration = None,
+    calibration_rows: options.CalibrationRows = 128,
+    calibration_length: options.CalibrationLength = 128,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.ComputeDtype = options.Dtype.float32,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Cut whole blocks and then heads and channels out of MODEL, without gradients, one block in memory at a time."""
+    terminal = Terminal(json=json, quiet=quiet, debug=debug)
+    with terminal.reporting_errors():
+        from spinecli.artifacts.directory import OutputOptions, check_output
+        from spinecli.artifacts.stopwatch import Stopwatch
+        from spinecli.calibration.rows import CalibrationOptions
+        from spinecli.calibration.stream import compute_options
+        from spinecli.errors import OptionError
+        from spinecli.pruning.request import PruneOptions, open_request
+        from spinecli.pruning.run import decide
+        from spinecli.pruning.run import prune as run_prune
+
+        if out is None and not dry_run:
+            raise OptionError("Name the directory to write with --out, or add --dry-run to write nothing.")
+        stopwatch = Stopwatch()
+        if out is not None and not resume:
+            check_output(OutputOptions(out, overwrite, resume))
+        request = open_request(
+            PruneOptions(
+                model=model,
+                sparsity=sparsity,
+                method=method,
+                metric=metric,
+                block_share=_block_share(block_share),
+                protect=_protect(protect),
+                round_to=round_to,
+                calibration=CalibrationOptions(calibration, calibration_rows, calibration_length),
+                seed=seed,
+                compute=compute_options(device, dtype.value),
+            )
+        )
+        tokens = request.calibration
+        terminal.note(f"calibrating on {tokens.rows} rows of {tokens.length} tokens: {tokens.text.description}")
+        with terminal.progress() as progress:
+            if dry_run or out is None:
+                decision = decide(request, stopwatch=stopwatch, progress=progress)
+                report: dict[str, Any] = decision.report()
+                report["memory_bytes"] = decision.plan.memory_bytes
+            else:
+                manifest = run_prune(request, OutputOptions(out, overwrite, resume), stopwatch, progress)
+                report = manifest.model_dump(mode="json")["report"]
+        measured = stopwatch.measured()
+        value = {"out": None if dry_run else str(out), **report, "measured": measured.model_dump(mode="json")}
+        terminal.result(value, *_rendered(report, None if dry_run else out, measured.peak_memory_bytes))
+
+
+def _block_share(text: str) -> float | None:
+    from spinecli.errors import OptionError
+
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"--block-share must be auto or a number between 0 and 1, not {text!r}.") from None
+
+
+def _protect(text: str | None) -> tuple[int, ...] | None:
+    from spinecli.errors import OptionError
+
+    if text is None:
+        return None
+    if text == "none":
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"--protect takes block numbers separated by commas, or none, not {text!r}.") from None
+
+
+def _rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list[Any]:
+    before, after = report["dense"], report["cut"]
+    old, new = report["shape_before"], report["shape_after"]
+    removed = report["removed_blocks"]
+    blocks = before["block_parameters"] and len(report["block_influence"])
+    figures = [
+        ("blocks", str(blocks), str(blocks - len(removed))),
+        ("heads a block", str(old["heads"]), str(new["heads"])),
+        ("KV heads a block", str(old["kv_heads"]), str(new["kv_heads"])),
+        ("channels a block", str(old["channels"]), str(new["channels"])),
+        ("block parameters", number(before["block_parameters"]), number(after["block_parameters"])),
+        ("all parameters", number(before["total_parameters"]), number(after["total_parameters"])),
+        ("FLOPs a token", number(before["flops_per_token"]), number(after["flops_per_token"])),
+        ("size on disk", size(before["bytes"]), size(after["bytes"])),
+    ]
+    lines = [
+        f"{report['achieved_sparsity']:.2%} of the block parameters removed"
+        + (f"; blocks {', '.join(map(str, removed))} removed (counted from 0)" if removed else ""),
+        f"written as {report['model_type']}; "
+        + "; ".join(f"{engine}: {verdict}" for engine, verdict in report["engines"].items()),
+    ]
+    if out is None:
+        lines.append(f"a run needs about {size(report['memory_bytes'])} of memory; nothing was written")
+    else:
+        lines.append(f"{out}" + (f", peak memory {size(peak)}" if peak else ""))
+    drawn: list[Any] = [table("What is cut", ("", "dense", "cut"), figures)]
+    if report["compared"]:
+        best = min(judged["loss"] for judged in report["compared"])
+        rows = [
+            (
+                f"{judged['removed_blocks']}",
+                str(judged["shape"]["heads"]),
+                str(judged["shape"]["channels"]),
+                f"{judged['loss']:.4f}" + (" *" if judged["loss"] == best else "  "),
+            )
+            for judged in report["compared"]
+        ]
+        columns = ("blocks removed", "heads", "channels", "loss after recovery")
+        drawn += ["", table("Allocations compared on held-out calibration rows", columns, rows)]
+    return [*drawn, "", *lines]
