@@ -1,0 +1,116 @@
+"""Perplexity of every method at three sparsities, without and with tuning, on equal calibration rows.
+
+    python benchmarks/quality.py [--models english-7M stories260K tiny] [--work DIR]
+
+Calibration: the first 128 x 128 tokens of the calibration text. Evaluation: the first 40 x 256 tokens of the evaluation
+text (40 x 128 for the built-in model), disjoint rows, mean negative log-likelihood inside each row. Checkpoints other than
+the built-in one are read from ../shared and skipped where they are absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+
+from spinecli.artifacts.directory import OutputOptions
+from spinecli.calibration.rows import CalibrationOptions, load_tokenizer, token_rows
+from spinecli.calibration.stream import BlockStream
+from spinecli.calibration.text import load_text
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.masktuning.recovery import TuneMethod
+from spinecli.masktuning.request import TuneOptions
+from spinecli.masktuning.request import open_request as open_tune
+from spinecli.masktuning.run import tune
+from spinecli.pruning.methods import METHODS
+from spinecli.pruning.request import PruneOptions
+from spinecli.pruning.request import open_request as open_prune
+from spinecli.pruning.run import prune
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SPARSITIES = (0.2, 0.3, 0.5)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A checkpoint with its texts."""
+
+    name: str
+    model: str
+    calibration: str
+    evaluation: str
+    length: int
+
+
+def settings(names: list[str]) -> Iterator[Setting]:
+    """The settings whose files are there."""
+    for name, kind in (("english-7M", "english"), ("stories260K", "stories")):
+        model, texts = SHARED / "models" / name, SHARED / "texts"
+        if name in names and model.is_dir():
+            calibration, evaluation = texts / f"{kind}-calibration.txt", texts / f"{kind}-evaluation.txt"
+            yield Setting(name, str(model), str(calibration), str(evaluation), 256)
+    if "tiny" in names:
+        yield Setting("tiny", "builtin:tiny", "builtin:tiny-calibration", "builtin:tiny-evaluation", 128)
+
+
+def perplexity(directory: Path, setting: Setting) -> float:
+    """Of the checkpoint in `directory` on the setting's evaluation text."""
+    checkpoint = Checkpoint.open(directory)
+    tokens = token_rows(load_tokenizer(directory), load_text(setting.evaluation), 40, setting.length).tokens
+    stream = BlockStream(checkpoint, setting.length)
+    hidden = stream.embed(tokens)
+    for index in range(stream.blocks):
+        with stream.block(index) as block:
+            hidden = stream.run(block, hidden)
+    return exp(float(stream.losses(hidden, tokens).mean()))
+
+
+def row(setting: Setting, sparsity: float, method: str, metric: str, tunings: list[str], work: Path) -> str:
+    """One line of the table."""
+    options = PruneOptions(
+        setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration)
+    )
+    out = work / f"{setting.name}-{sparsity}-{method}-{metric}"
+    report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
+    cells = [f"{perplexity(out, setting):.2f}"]
+    for name in tunings:
+        tuned = work / f"{out.name}-tuned"
+        tune(open_tune(TuneOptions(out, method=TuneMethod(name))), OutputOptions(tuned, overwrite=True))
+        cells.append(f"{perplexity(tuned, setting):.2f}")
+    shape, removed = report["shape_after"], report["removed_blocks"]
+    cut = f"{shape['heads']} heads, {shape['channels']} channels" + (f", without {removed}" if removed else "")
+    share, total = report["achieved_sparsity"], report["cut"]["total_parameters"]
+    label = f"{method} {metric}" if method == "comp" else method
+    return f"| {setting.name} | {sparsity:.0%} | {label} | {share:.1%} | {total:,} | {cut} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["english-7M", "stories260K", "tiny"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--metrics", nargs="+", default=["m4", "m1"])
+    parser.add_argument("--tunings", nargs="+", default=["mask", "lsq", "auto"])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
+    parser.add_argument("--work", type=Path)
+    arguments = parser.parse_args()
+    work = arguments.work or Path(tempfile.mkdtemp())
+    tunings = arguments.tunings
+    print("| model | asked | method | removed | parameters | cut | untuned |", " | ".join(tunings), "|")
+    print("|---|---|---|---|---|---|", "---|" * (1 + len(tunings)))
+    for setting in settings(arguments.models):
+        dense = perplexity(resolve_checkpoint(setting.model), setting)
+        print(f"| {setting.name} | | dense | 0 % | | | {dense:.2f} |", "  |" * len(tunings), flush=True)
+        for sparsity in arguments.sparsities:
+            for method in arguments.methods:
+                for metric in arguments.metrics if method == "comp" else ["-"]:
+                    name = "m4" if metric == "-" else metric
+                    print(row(setting, sparsity, method, name, tunings, work), flush=True)
+
+
+if __name__ == "__main__":
+    main()
