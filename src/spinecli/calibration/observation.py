@@ -15,7 +15,7 @@ from spinecli.checkpoints.masks import BlockMask
 from spinecli.checkpoints.shape import BlockShape
 
 Observer = Callable[[Tensor, Tensor], None]
-"""Called with a projection's inputs (tokens, d_in) and outputs (tokens, d_out) of one chunk."""
+"""Called with a projection's inputs (tokens, d_in) and outputs (tokens, d_out) of one chunk, in float32."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def observed(block: LoadedBlock, observers: Mapping[str, Observer]) -> Iterator[
         for name, observer in observers.items():
 
             def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor, observer: Observer = observer) -> None:
-                observer(inputs[0].flatten(0, -2), output.flatten(0, -2))
+                observer(inputs[0].flatten(0, -2).float(), output.flatten(0, -2).float())
 
             handle = block.linear(name).register_forward_hook(hook)
             stack.callback(handle.remove)
@@ -63,17 +63,17 @@ def projection_inputs(stream: BlockStream, block: LoadedBlock, name: str, hidden
     Args:
         hidden: (rows, length, d_model) at the block's input.
 
-    Returns: (rows * length, d_in).
+    Returns: (rows * length, d_in) in float32.
     """
     found: list[Tensor] = []
 
     def stop(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found.append(inputs[0].flatten(0, -2))
+        found.append(inputs[0].flatten(0, -2).float())
         raise _Reached
 
     handle = block.linear(name).register_forward_pre_hook(stop)
     try:
-        for chunk in hidden.split(stream.chunk_rows):
+        for chunk in torch.split(hidden, stream.chunk_rows):
             try:
                 block(chunk)
             except _Reached:

@@ -4,11 +4,12 @@
 
 The code of every part is transformers' own, from a model on the meta device; the stream only decides which weights
 exist when. Embeddings are dropped before the first block is read, and the head is read after the last one is gone.
+Between blocks, hidden states are float32 whatever the weights' precision, so that streams can be subtracted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,9 @@ class ComputeOptions:
 
 
 def compute_options(device: str, dtype: str) -> ComputeOptions:
-    """Check a device by putting a tensor on it; OptionError if it is not there."""
+    """Check a device by putting a number on it and reading it back; OptionError if it is not there."""
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"--device {device} is not available here; use cpu.") from error
     return ComputeOptions(device, getattr(torch, dtype))
@@ -74,9 +75,14 @@ class LoadedBlock:
     arguments: dict[str, Any]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Run the block: hidden (rows, length, d_model) -> the same shape."""
-        output = self.module(hidden, **self.arguments)
-        return output if isinstance(output, Tensor) else output[0]
+        """Run the block: hidden (rows, length, d_model) float32 -> the same."""
+        output: Tensor = self.module(hidden.to(self.dtype), **self.arguments)
+        return output.float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.module.parameters()).dtype
 
     def linear(self, name: str) -> nn.Linear:
         """A projection by its name relative to the block."""
@@ -128,13 +134,15 @@ class BlockStream:
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """The hidden states before block 0: tokens (rows, length) -> (rows, length, d_model)."""
-        self._prepare_arguments(tokens[:1])
-        recorder = _Recorder()
+        recorders = [_Recorder() for _ in self._blocks]
         hidden = []
-        with self._outer(self._embedding_names()), self._in_place_of_blocks([recorder]):
-            for chunk in tokens.split(self.chunk_rows):
+        with self._outer(self._embedding_names()), self._in_place_of_blocks(recorders):
+            # What the model calls each block with: one row's masks and positions broadcast over all rows.
+            self._model.base_model(input_ids=tokens[:1].to(self.compute.device), use_cache=False)
+            self._arguments = [recorder.arguments for recorder in recorders]
+            for chunk in torch.split(tokens, self.chunk_rows):
                 self._model.base_model(input_ids=chunk.to(self.compute.device), use_cache=False)
-                hidden.append(recorder.hidden)
+                hidden.append(recorders[0].hidden.float())
         return torch.cat(hidden)
 
     @contextmanager
@@ -163,26 +171,19 @@ class BlockStream:
         injector = _Injector()
         width = self._model.get_input_embeddings().embedding_dim
         with self._outer(self._head_names()), self._in_place_of_blocks([injector]):
-            for chunk in hidden.split(self.chunk_rows):
-                injector.hidden = chunk
-                embeddings = chunk.new_zeros((*chunk.shape[:2], width))
+            for chunk in torch.split(hidden, self.chunk_rows):
+                injector.hidden = chunk.to(self.compute.dtype)
+                embeddings = injector.hidden.new_zeros((*chunk.shape[:2], width))
                 yield self._model(inputs_embeds=embeddings, use_cache=False).logits.float()
 
     def losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats of each row's tokens after its first: (rows,) float64."""
         found = []
-        for logits, chunk in zip(self.logits(hidden), tokens.split(self.chunk_rows), strict=True):
+        for logits, chunk in zip(self.logits(hidden), torch.split(tokens, self.chunk_rows), strict=True):
             targets = chunk[:, 1:].to(logits.device)
             losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
             found.append(losses.view(targets.shape).double().mean(dim=1).cpu())
         return torch.cat(found)
-
-    def _prepare_arguments(self, row: Tensor) -> None:
-        """Ask the model what it calls each block with; one row's masks and positions broadcast over all rows."""
-        recorders = [_Recorder() for _ in self._blocks]
-        with self._outer(self._embedding_names()), self._in_place_of_blocks(recorders):
-            self._model.base_model(input_ids=row.to(self.compute.device), use_cache=False)
-        self._arguments = [recorder.arguments for recorder in recorders]
 
     def _read(self, name: str) -> Tensor:
         with self._stopwatch("reading"):
@@ -217,7 +218,7 @@ class BlockStream:
             self._model.tie_weights()
 
     @contextmanager
-    def _in_place_of_blocks(self, stand_ins: list[nn.Module]) -> Iterator[None]:
+    def _in_place_of_blocks(self, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
         blocks = getattr(self._holder, self._attribute)
         setattr(self._holder, self._attribute, nn.ModuleList(stand_ins))
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from spinecli.errors import CalibrationTextError, OfflineError
+from spinecli.errors import CalibrationTextError, MissingPathError, OfflineError
 
 _BUILTIN = "builtin:"
+_HUB_DATASET = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_FILE_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".md", ".csv", ".tsv", ".parquet")
 _COLUMNS = ("text", "content", "sentence", "story", "document")
 
 
@@ -29,7 +32,7 @@ def load_text(reference: str, *, limit_characters: int | None = None) -> Text:
     A `.jsonl` file (one object with a text column a line), any other file as plain text, `builtin:python-docs`,
     `builtin:tiny-calibration`, `builtin:tiny-evaluation`, or a hub data set `owner/name` (its train split).
 
-    Raises: CalibrationTextError, OfflineError.
+    Raises: MissingPathError, CalibrationTextError, OfflineError.
     """
     if reference.startswith(_BUILTIN):
         text = _builtin(reference)
@@ -37,6 +40,8 @@ def load_text(reference: str, *, limit_characters: int | None = None) -> Text:
         text = Text(reference, path.name, _read_file(path))
     elif path.exists():
         raise CalibrationTextError(f"{path} is a directory; name a text or jsonl file.")
+    elif not _HUB_DATASET.match(reference) or path.suffix in _FILE_SUFFIXES:
+        raise MissingPathError(f"{path} does not exist; name a text or jsonl file, or a hub data set as owner/name.")
     else:
         text = _hub_dataset(reference, limit_characters or 4_000_000)
     if not text.content.strip():
@@ -56,11 +61,11 @@ def _builtin(reference: str) -> Text:
 
         content = "\n\n".join(topics[key] for key in sorted(topics))
         return Text(reference, "Python's own reference manual (pydoc_data.topics)", content)
-    if name in ("tiny-calibration", "tiny-evaluation"):
-        from spinecli.demo.texts import demo_text
+    for split in ("calibration", "evaluation"):
+        if name == f"tiny-{split}":
+            from spinecli.demo.texts import demo_text
 
-        split = name.removeprefix("tiny-")
-        return Text(reference, f"generated stories, {split} part", demo_text(split))
+            return Text(reference, f"generated stories, {split} part", demo_text(split))
     raise CalibrationTextError(
         f"There is no text {reference}; the built-in texts are {_BUILTIN}python-docs, {_BUILTIN}tiny-calibration and "
         f"{_BUILTIN}tiny-evaluation."
@@ -84,7 +89,7 @@ def _join_jsonl(path: Path, content: str) -> str:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise CalibrationTextError(f"{path} line {number} is not JSON; mend or remove the line.") from error
         column = next((name for name in _COLUMNS if isinstance(row, dict) and isinstance(row.get(name), str)), None)
         if column is None:

@@ -113,22 +113,22 @@ def tune_block(
 
 def _problem(block: LoadedBlock, name: str, columns: Tensor | None, inputs: Tensor, targets: Tensor) -> LayerProblem:
     linear = block.linear(name)
-    weight = linear.weight.detach()
+    weight = linear.weight.detach().float()
     if columns is not None:
         inputs, weight = inputs[:, columns], weight[:, columns]
-    bias = None if linear.bias is None else linear.bias.detach()
+    bias = None if linear.bias is None else linear.bias.detach().float()
     return LayerProblem(inputs, targets, weight, bias)
 
 
 def _install(block: LoadedBlock, name: str, columns: Tensor | None, solution: Solution) -> None:
     """Put a solution into the block in memory; a removed unit's columns become zero."""
     linear = block.linear(name)
-    weight = solution.weight
+    weight = solution.weight.to(linear.weight.dtype)
     if columns is not None:
-        weight = torch.zeros_like(linear.weight).index_copy_(1, columns, solution.weight)
+        weight = torch.zeros_like(linear.weight).index_copy_(1, columns, weight)
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     if solution.bias is not None:
-        linear.bias = torch.nn.Parameter(solution.bias, requires_grad=False)
+        linear.bias = torch.nn.Parameter(solution.bias.to(weight.dtype), requires_grad=False)
 
 
 def projections(family: Family) -> tuple[str, str]:

@@ -90,7 +90,7 @@ def tune_mask(problem: LayerProblem, *, with_bias: bool = False, ridge: float = 
     normal *= (problem.weight.T.to(precise) @ problem.weight.to(precise)).to(normal.device)
     right = torch.zeros(k, dtype=precise, device=normal.device)
     for inputs, chunk_targets in _chunks(problem.inputs, targets, inputs_mean):
-        right += (inputs * (chunk_targets @ problem.weight)).sum(dim=0, dtype=precise)
+        right += (inputs * (chunk_targets @ problem.weight.to(chunk_targets.dtype))).sum(dim=0, dtype=precise)
     damping = ridge * normal.diagonal().mean().clamp_min(1e-30)
     residual = right - normal.sum(dim=1)
     normal.diagonal().add_(damping)
@@ -161,7 +161,13 @@ def _bias(problem: LayerProblem, weight: Tensor, inputs_mean: Tensor | None) -> 
 def _chunks(inputs: Tensor, others: Tensor, mean: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(inputs), _CHUNK_TOKENS):
         chunk = inputs[start : start + _CHUNK_TOKENS]
-        yield (chunk if mean is None else chunk - mean), others[start : start + _CHUNK_TOKENS]
+        other = others[start : start + _CHUNK_TOKENS]
+        yield _at_least_single(chunk if mean is None else chunk - mean), _at_least_single(other)
+
+
+def _at_least_single(value: Tensor) -> Tensor:
+    """Halves as float32: sums of their products over thousands of tokens would overflow or lose what matters."""
+    return value.float() if value.dtype.itemsize < 4 else value
 
 
 def _gram(inputs: Tensor, mean: Tensor | None, dtype: torch.dtype) -> Tensor:

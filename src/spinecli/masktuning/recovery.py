@@ -34,7 +34,7 @@ class LayerRecovery:
 
 
 def recover_quickly(problem: LayerProblem, held_out: int) -> LayerRecovery:
-    """A re-fit with a middling ridge on all but the last `held_out` tokens, without measuring it: to compare cuts by."""
+    """A re-fit with a middling ridge on all but the last `held_out` tokens, not measured: to compare cuts by."""
     fitting = problem.rows(0, len(problem.inputs) - held_out)
     return LayerRecovery(refit(fitting, _MIDDLING_RIDGE), f"lsq {_MIDDLING_RIDGE:g}", float("nan"), float("nan"))
 

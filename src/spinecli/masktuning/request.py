@@ -8,13 +8,19 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from spinecli.artifacts.lineage import lineage_behind
-from spinecli.artifacts.manifest import Manifest, Source, Step, expect_kind
+from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, Step, expect_kind
 from spinecli.calibration.rows import CalibrationOptions, TokenRows, calibration_rows
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
-from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
+from spinecli.errors import (
+    DamagedArtifactError,
+    ForeignArtifactError,
+    MissingPathError,
+    OfflineError,
+    OptionError,
+)
 from spinecli.masktuning.recovery import TuneMethod
 
 
@@ -76,12 +82,15 @@ def open_request(options: TuneOptions) -> TuneRequest:
     Raises: ForeignArtifactError, DamagedArtifactError, MissingPathError, OptionError, and what reading can raise.
     """
     manifest = expect_kind(options.pruned, ("pruned-checkpoint",), "name the directory that spine prune wrote")
+    if missing := {"model", "calibration"} - manifest.inputs.keys():
+        place = options.pruned / MANIFEST_NAME
+        raise DamagedArtifactError(f"{place} does not name its {' and '.join(sorted(missing))}; prune again.")
     student = Checkpoint.open(options.pruned)
     source = describe_source(str(options.pruned), options.pruned)
     lineage = lineage_behind(options.pruned, source)
     teacher, teacher_source = _teacher(options, manifest)
     masks = Masks.load(options.pruned)
-    if len(masks.blocks) != teacher.blocks or len(masks.kept_blocks) != student.blocks:
+    if not _lead_from(masks, teacher, student):
         raise DamagedArtifactError(f"The masks in {options.pruned} belong to another checkpoint; prune again.")
     calibration = calibration_rows(teacher, manifest.inputs["model"].reference, _calibration(options, manifest))
     if calibration.rows < 2:
@@ -98,13 +107,23 @@ def open_request(options: TuneOptions) -> TuneRequest:
     )
 
 
+def _lead_from(masks: Masks, teacher: Checkpoint, student: Checkpoint) -> bool:
+    """Whether the masks cut the teacher to the student's blocks and shape."""
+    dense = teacher.shape
+    if len(masks.blocks) != teacher.blocks or len(masks.kept_blocks) != student.blocks:
+        return False
+    if any((len(mask.heads), len(mask.channels)) != (dense.heads, dense.channels) for mask in masks.blocks):
+        return False
+    return {masks.blocks[index].shape_after(dense) for index in masks.kept_blocks} == {student.shape}
+
+
 def _teacher(options: TuneOptions, manifest: Manifest) -> tuple[Checkpoint, Source]:
     """The dense checkpoint that was pruned: where it was, or where --dense says it is now."""
     recorded = manifest.inputs["model"]
     reference = options.dense or recorded.reference
     try:
         path = resolve_checkpoint(reference)
-    except MissingPathError as error:
+    except (MissingPathError, OfflineError) as error:
         if options.dense:
             raise
         raise MissingPathError(

@@ -13,7 +13,7 @@ from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import OptionError
 
 BLOCK_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-HEAD_FACTORS = (0.0, 0.5, 1.0, 1.5)
+HEAD_FACTORS = (0.0, 0.5, 1.5)
 
 
 @dataclass(frozen=True)
@@ -82,40 +82,46 @@ def allocate_blocks(budget: Budget) -> Allocation:
     return _allocation(budget, removed, dense.kv_heads, dense.channels)
 
 
-def allocate_share(budget: Budget, block_share: float, head_factor: float = 1.0) -> Allocation:
-    """Spend `block_share` of the budget on blocks, the rest on heads and channels.
-
-    Args:
-        head_factor: share of heads removed over share of neurons removed; the nearest feasible count is taken.
+def allocate_share(budget: Budget, block_share: float) -> Allocation:
+    """Spend `block_share` of the budget on blocks, the rest on heads and channels alike.
 
     Raises: OptionError if no head count meets the budget.
     """
     removed = min(round(block_share * budget.sparsity * budget.blocks), budget.most_blocks)
-    dense = budget.costs.dense
-    kept_blocks = budget.blocks - removed
-    ratio = (budget.sparsity * budget.blocks - removed) / kept_blocks
-    wanted = dense.kv_heads * (1 - head_factor * ratio)
-    for kv_heads in sorted(budget.kv_heads, key=lambda count: (abs(count - wanted), -count)):
-        if allocation := allocate(budget, removed, kv_heads):
-            return allocation
+    if allocation := allocate_heads(budget, removed, 1.0):
+        return allocation
     raise OptionError(
         f"Sparsity {budget.sparsity:g} cannot be met with {removed} blocks removed; lower --sparsity, or raise "
         "--block-share so that more whole blocks leave."
     )
 
 
-def candidates(budget: Budget, block_shares: tuple[float, ...], head_factors: tuple[float, ...]) -> list[Allocation]:
-    """The distinct allocations of a grid of block shares and head factors, fewest removed blocks first."""
-    found: dict[Allocation, None] = {}
-    for share in block_shares:
-        for factor in head_factors:
-            try:
-                found[allocate_share(budget, share, factor)] = None
-            except OptionError:
-                continue
-    if not found:
-        allocate_share(budget, block_shares[0])
-    return list(found)
+def allocate_heads(budget: Budget, removed_blocks: int, head_factor: float) -> Allocation | None:
+    """Remove blocks, then heads, then fill up with channels; None if no head count meets the budget.
+
+    Args:
+        head_factor: share of heads removed over share of neurons removed; the nearest feasible count is taken.
+    """
+    dense = budget.costs.dense
+    kept_blocks = budget.blocks - removed_blocks
+    ratio = (budget.sparsity * budget.blocks - removed_blocks) / kept_blocks
+    wanted = dense.kv_heads * (1 - head_factor * ratio)
+    by_distance = sorted(budget.kv_heads, key=lambda count: (abs(count - wanted), -count))
+    feasible = (allocate(budget, removed_blocks, kv_heads) for kv_heads in by_distance)
+    return next((allocation for allocation in feasible if allocation), None)
+
+
+def block_candidates(budget: Budget) -> list[Allocation]:
+    """Allocations that differ in how many blocks leave, fewest first; OptionError if there is none."""
+    counts = {min(round(share * budget.sparsity * budget.blocks), budget.most_blocks) for share in BLOCK_SHARES}
+    found = [allocate_heads(budget, count, 1.0) for count in sorted(counts)]
+    return [allocation for allocation in found if allocation] or [allocate_share(budget, 1.0)]
+
+
+def head_candidates(budget: Budget, start: Allocation) -> list[Allocation]:
+    """Allocations with the blocks of `start` and other head counts."""
+    found = [allocate_heads(budget, start.removed_blocks, factor) for factor in HEAD_FACTORS]
+    return list(dict.fromkeys(allocation for allocation in found if allocation and allocation != start))
 
 
 def _rounded(wanted: float, dense: int, round_to: int) -> int:

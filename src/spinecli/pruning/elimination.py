@@ -25,42 +25,52 @@ def elimination_order(weight: Tensor, gram: Tensor, unit_size: int, step: int = 
     """
     precise = gram.dtype
     units = weight.shape[1] // unit_size
-    weight = weight.to("cpu", precise)
+    weight = weight.to("cpu", precise, copy=True)
     inverse = _damped_inverse(gram)
     alive = torch.arange(units)
+    gone = torch.zeros(units, dtype=torch.bool)
     order = torch.empty(units, dtype=torch.float64)
-    while len(alive):
-        errors = _unit_errors(weight, inverse, unit_size)
-        leaving = torch.argsort(errors, stable=True)[:step]
-        order[alive[leaving]] = torch.arange(units - len(alive), units - len(alive) + len(leaving)).double()
-        staying = torch.ones(len(alive), dtype=torch.bool)
-        staying[leaving] = False
-        weight, inverse = _without(weight, inverse, staying.repeat_interleave(unit_size))
-        alive = alive[staying]
+    for rank in range(0, units, step):
+        errors = _unit_errors(weight, inverse, unit_size).masked_fill_(gone, torch.inf)
+        leaving = torch.argsort(errors, stable=True)[: min(step, units - rank)]
+        order[alive[leaving]] = torch.arange(rank, rank + len(leaving)).double()
+        _remove(weight, inverse, _inputs_of(leaving, unit_size))
+        gone[leaving] = True
+        if 2 * int(gone.sum()) >= len(gone):
+            staying = (~gone).nonzero().flatten()
+            inputs = _inputs_of(staying, unit_size)
+            weight, inverse = weight[:, inputs], inverse[inputs[:, None], inputs]
+            alive, gone = alive[staying], gone[staying]
     return order
 
 
+def _inputs_of(units: Tensor, unit_size: int) -> Tensor:
+    """Indices of the units' inputs: (n,) -> (n * unit_size,)."""
+    return (units[:, None] * unit_size + torch.arange(unit_size)).flatten()
+
+
 def _unit_errors(weight: Tensor, inverse: Tensor, unit_size: int) -> Tensor:
-    """The squared output error that each unit's removal leaves after compensation: (units,)."""
+    """The squared output error that each removal leaves after compensation: (units,); undefined for those gone."""
     if unit_size == 1:
         return weight.square().sum(dim=0) / inverse.diagonal()
     units = weight.shape[1] // unit_size
     blocks = inverse.view(units, unit_size, units, unit_size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     parts = weight.view(weight.shape[0], units, unit_size).permute(1, 2, 0)
-    errors: Tensor = (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
+    solved, _ = torch.linalg.solve_ex(blocks, parts)
+    errors: Tensor = (parts * solved).sum(dim=(1, 2))
     return errors
 
 
-def _without(weight: Tensor, inverse: Tensor, staying: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and inverse of the columns that stay, compensated for those that leave."""
-    cross = inverse[~staying][:, staying]
-    gain = torch.linalg.solve(inverse[~staying][:, ~staying], cross)
-    kept = inverse[staying][:, staying].addmm_(cross.T, gain, alpha=-1)
-    return weight[:, staying].addmm_(weight[:, ~staying], gain, alpha=-1), kept
+def _remove(weight: Tensor, inverse: Tensor, leaving: Tensor) -> None:
+    """Compensate weights and inverse, in place, for the inputs that leave; their rows and columns become zero."""
+    cross = inverse[leaving]
+    gain = torch.linalg.solve(cross[:, leaving], cross)
+    weight.addmm_(weight[:, leaving], gain, alpha=-1)
+    inverse.addmm_(cross.T, gain, alpha=-1)
 
 
 def _damped_inverse(gram: Tensor) -> Tensor:
-    """(XᵀX + λI)⁻¹, in place of the Gram matrix where that saves a copy."""
+    """(XᵀX + λI)⁻¹, in the place of the Gram matrix."""
     gram.diagonal().add_(RIDGE * gram.diagonal().mean().clamp_min(1e-12))
-    factor = torch.linalg.cholesky(gram, out=gram)
-    return torch.cholesky_inverse(factor)
+    torch.linalg.cholesky(gram, out=gram)
+    return torch.cholesky_inverse(gram, out=gram)

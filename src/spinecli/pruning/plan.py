@@ -45,6 +45,14 @@ class PrunePlan:
         return {
             "achieved_sparsity": self.sparsity,
             "removed_blocks": list(self.masks.removed_blocks),
+            "removed_by_block": [
+                {
+                    "block": index,
+                    "kv_heads": (~mask.kv_heads(self.dense_shape)).nonzero().flatten().tolist(),
+                    "channels": int((~mask.channels).sum()),
+                }
+                for index, mask in enumerate(self.masks.blocks)
+            ],
             "shape_before": asdict(self.dense_shape),
             "shape_after": asdict(self.shape),
             "model_type": self.model_type,

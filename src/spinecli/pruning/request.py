@@ -91,6 +91,8 @@ def open_request(options: PruneOptions) -> PruneRequest:
     method = _method(options)
     checkpoint = Checkpoint.open(resolve_checkpoint(options.model))
     protected = _protected(options, checkpoint.blocks)
+    if options.round_to > checkpoint.shape.channels:
+        raise OptionError(f"--round-to {options.round_to} exceeds the model's {checkpoint.shape.channels} channels.")
     calibration = calibration_rows(checkpoint, options.model, options.calibration)
     request = PruneRequest(
         options=options,

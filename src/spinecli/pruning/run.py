@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,14 +24,14 @@ from spinecli.calibration.reload import probe, streamed_logits, verify_written
 from spinecli.calibration.stream import BlockStream
 from spinecli.checkpoints.cutting import cut_config, plan_cut
 from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.errors import OptionError
 from spinecli.progress import Progress, silent
 from spinecli.pruning.allocation import (
-    BLOCK_SHARES,
-    HEAD_FACTORS,
     Allocation,
     allocate_blocks,
     allocate_share,
-    candidates,
+    block_candidates,
+    head_candidates,
 )
 from spinecli.pruning.plan import PrunePlan, plan_prune
 from spinecli.pruning.request import PruneRequest
@@ -78,25 +79,33 @@ def decide(
         state: directory for the passes' journals; None keeps none.
     """
     stopwatch = stopwatch or Stopwatch()
-    tokens, checkpoint = request.calibration.tokens, request.checkpoint
-    stream = BlockStream(checkpoint, request.calibration.length, request.options.compute, stopwatch)
-    scores = score_checkpoint(stream, tokens, request.method, _journal(state, "scoring"), stopwatch, progress)
-    options = [
-        Candidate(allocation, select(scores, allocation, checkpoint.shape, request.protected))
-        for allocation in _allocations(request)
-    ]
+    checkpoint, calibration = request.checkpoint, request.calibration
+    stream = BlockStream(checkpoint, calibration.length, request.options.compute, stopwatch)
+    journal = _journal(state, "scoring")
+    scores = score_checkpoint(stream, calibration.tokens, request.method, journal, stopwatch, progress)
+
+    def compared(allocations: list[Allocation], phase: str) -> list[Judgement]:
+        candidates = [
+            Candidate(each, select(scores, each, checkpoint.shape, request.protected)) for each in allocations
+        ]
+        tokens = calibration.tokens[: request.search_rows]
+        journal = _journal(state, phase)
+        return judge(stream, tokens, request.held_out_rows, candidates, phase, journal, stopwatch, progress)
+
     judgements: list[Judgement] = []
-    if len(options) > 1:
-        held_out, journal = request.held_out_rows, _journal(state, "comparing")
-        compared = tokens[: request.search_rows]
-        judgements = judge(stream, compared, held_out, options, journal, stopwatch, progress)
-        losses = [judgement.loss for judgement in judgements]
-        best = options[losses.index(min(losses))]
-    else:
-        best = options[0]
-    plan = plan_prune(
-        checkpoint, best.masks, request.calibration.rows, request.calibration.length, gram=request.method.needs_gram
-    )
+    allocation = _fixed_allocation(request)
+    if allocation is None:
+        judgements += compared(block_candidates(request.budget), "comparing blocks")
+        others = head_candidates(request.budget, _best(judgements))
+        judgements += compared(others, "comparing heads") if others else []
+        allocation = _best(judgements)
+    if allocation.sparsity <= 0:
+        raise OptionError(
+            f"Sparsity {request.options.sparsity:g} is less than the smallest piece that can leave; "
+            "raise --sparsity or lower --round-to."
+        )
+    masks = select(scores, allocation, checkpoint.shape, request.protected)
+    plan = plan_prune(checkpoint, masks, calibration.rows, calibration.length, gram=request.method.needs_gram)
     return Decision(scores, plan, tuple(judgements))
 
 
@@ -147,12 +156,15 @@ def _journal(state: Path | None, name: str) -> PassJournal | None:
     return PassJournal(state, name) if state else None
 
 
-def _allocations(request: PruneRequest) -> list[Allocation]:
-    """The allocations to choose from: one, unless the search is on."""
-    method, budget = request.method, request.budget
-    if not method.cuts_units:
-        return [allocate_blocks(budget)]
+def _fixed_allocation(request: PruneRequest) -> Allocation | None:
+    """The allocation that the options ask for; None if it is to be found by comparison."""
+    if not request.method.cuts_units:
+        return allocate_blocks(request.budget)
     if request.searches:
-        return candidates(budget, BLOCK_SHARES, HEAD_FACTORS)
-    share = (request.options.block_share or 0.0) if method.cuts_blocks else 0.0
-    return [allocate_share(budget, share)]
+        return None
+    return allocate_share(request.budget, (request.options.block_share or 0.0) if request.method.cuts_blocks else 0.0)
+
+
+def _best(judgements: Sequence[Judgement]) -> Allocation:
+    """The allocation with the lowest loss; the first of equals."""
+    return min(judgements, key=lambda judgement: judgement.loss).allocation

@@ -47,6 +47,7 @@ def judge(
     tokens: Tensor,
     held_out_rows: int,
     candidates: Sequence[Candidate],
+    phase: str,
     journal: PassJournal | None = None,
     stopwatch: Stopwatch | None = None,
     progress: Progress = silent,
@@ -55,6 +56,7 @@ def judge(
 
     Args:
         tokens: (rows, length); the last `held_out_rows` rows judge and are not fitted to.
+        phase: for the progress.
     """
     stopwatch = stopwatch or Stopwatch()
     with stopwatch("computing"):
@@ -68,7 +70,7 @@ def judge(
                     streams[name] = _recovered(stream, block, lesson, masks, streams[name], held_out_rows)
 
         students = [candidate.masks for candidate in candidates]
-        walk(stream, tokens, students, streams, follow, phase="comparing", journal=journal, progress=progress)
+        walk(stream, tokens, students, streams, follow, phase=phase, journal=journal, progress=progress)
         judged = tokens[-held_out_rows:]
         losses = [float(stream.losses(hidden[-held_out_rows:], judged).mean()) for hidden in streams.values()]
     return [Judgement(candidate.allocation, loss) for candidate, loss in zip(candidates, losses, strict=True)]

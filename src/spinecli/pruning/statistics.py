@@ -38,7 +38,8 @@ class InputStatistics:
         self.sum += precise.sum(dim=0)
         self.output_square_sum += float(outputs.detach().double().square().sum())
         if self.gram is not None:
-            self.gram += (inputs.T @ inputs).cpu()
+            single = inputs.detach().float()  # a sum of squares in half precision overflows
+            self.gram += (single.T @ single).cpu()
 
     @property
     def required_gram(self) -> Tensor:

@@ -13,7 +13,7 @@ METRICS = (*NEURON_METRICS, COMPENSATED)
 
 # Channels that leave between two evaluations of M4: fewer at a time costs more and hardly changes the order.
 _CHANNEL_STEP = 8
-_EVALUATIONS = 128
+_EVALUATIONS = 96
 
 
 @dataclass(frozen=True)
