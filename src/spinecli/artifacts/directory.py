@@ -174,7 +174,7 @@ def require_space(directory: Path, wanted: int) -> None:
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """safetensors reports a full disk as an error of its own, with the system's number in the text."""
+    """Safetensors reports a full disk as an error of its own, with the system's number in the text."""
     return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error)
 
 

@@ -124,7 +124,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise ForeignArtifactError(f"{directory} has no {MANIFEST_NAME}, so no spine command wrote it.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedArtifactError(f"{path} is not readable JSON; write the artifact again.") from error
     version = raw.get("spine_format") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 
 from spinecli.artifacts.manifest import Measured, current_versions
 
@@ -52,7 +54,14 @@ class Stopwatch:
 
 
 def peak_memory() -> int | None:
-    """Peak resident memory of this process in bytes; None where the system does not count it."""
+    """Peak resident memory of this process in bytes; None where the system does not count it.
+
+    On Linux the kernel's high-water mark of this address space: the peak that `getrusage` reports there includes the
+    size that the parent process had when it started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
+        return int(found.group(1)) * 1024
     try:
         import resource
     except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,18 @@ from spinecli.checkpoints.reader import StoredTensor, read_json_object, read_ten
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.errors import DamagedCheckpointError, NotACheckpointError
+
+# What transformers and torch raise when a configuration's values make no model.
+_CONFIG_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    OSError,
+    StrictDataclassError,
+)
 
 
 @dataclass(frozen=True)
@@ -41,15 +54,17 @@ class Checkpoint:
             raise NotACheckpointError(f"{path} has no config.json; name a Hugging Face checkpoint directory.")
         raw_config = read_json_object(file)
         family = family_of(str(raw_config.get("model_type")))
+        on_disk = stored_tensors(path)
+        _check_sizes(file, family, raw_config, on_disk)
         try:
             config = config_from(raw_config)
-        except (TypeError, ValueError, KeyError, OSError, StrictDataclassError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
+            expected = stored_shapes(build_skeleton(config))
+        except _CONFIG_ERRORS as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise DamagedCheckpointError(
-                f"{file} is not a valid {family.model_type} configuration: {reason}"
+                f"{file} is not a valid {family.model_type} configuration ({reason.rstrip('.')}); "
+                "fetch the checkpoint again."
             ) from error
-        on_disk = stored_tensors(path)
-        expected = stored_shapes(build_skeleton(config))
         return cls(path, raw_config, config, family, _match(path, expected, on_disk))
 
     def read(self, name: str) -> Tensor:
@@ -112,6 +127,29 @@ def config_from(raw_config: dict[str, Any]) -> PreTrainedConfig:
     config_class = type(AutoConfig.for_model(raw_config["model_type"]))
     config: PreTrainedConfig = config_class.from_dict(raw_config)
     return config
+
+
+def _check_sizes(file: Path, family: Family, raw_config: dict[str, Any], on_disk: dict[str, StoredTensor]) -> None:
+    """Refuse sizes that the weights on disk cannot have, before a model of such a size is built."""
+    keys = family.config_keys
+    longest = max((size for stored in on_disk.values() for size in stored.shape), default=0)
+    limits = dict.fromkeys(
+        (keys.heads, keys.kv_heads, keys.head_dim, keys.channels, "hidden_size", "vocab_size"), longest
+    )
+    limits |= {keys.blocks: len(on_disk), "max_position_embeddings": sys.maxsize}
+    sizes = {key: raw_config[key] for key in limits if key is not None and raw_config.get(key) is not None}
+    for key, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise DamagedCheckpointError(f"{file} has {key} {size!r}, no positive number; fetch the checkpoint again.")
+        if size > limits[key]:
+            raise DamagedCheckpointError(
+                f"{file} has {key} {size}, more than its weights have; the files do not belong together."
+            )
+    heads, kv_heads = sizes.get(keys.heads), sizes.get(keys.kv_heads) if keys.kv_heads else None
+    if heads and kv_heads and heads % kv_heads:
+        raise DamagedCheckpointError(
+            f"{file} has {keys.heads} {heads}, no multiple of {keys.kv_heads} {kv_heads}; fetch the checkpoint again."
+        )
 
 
 def _match(

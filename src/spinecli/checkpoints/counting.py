@@ -58,6 +58,8 @@ class ModelSize:
     """On disk, in the stored dtype."""
     flops_per_token: int
     """Of one forward pass at `context` tokens: two per weight of a matrix product, and the attention scores."""
+    block_flops_per_token: int
+    """The part of them that the blocks take."""
     context: int
 
 
@@ -69,10 +71,12 @@ def model_size(checkpoint: Checkpoint, blocks: int, shape: BlockShape, context: 
     outer_parameters = sum(Size(tensor.shape).numel() for tensor in outer)
     head = int(checkpoint.config.vocab_size) * checkpoint.d_model
     scores = 2 * shape.heads * shape.head_dim * context
+    in_blocks = 2 * blocks * (per_block + scores)
     return ModelSize(
         block_parameters=blocks * per_block,
         total_parameters=blocks * per_block + outer_parameters,
         bytes=blocks * per_block * checkpoint.storage_dtype.itemsize + sum(tensor.bytes for tensor in outer),
-        flops_per_token=2 * (blocks * (per_block + scores) + head),
+        flops_per_token=in_blocks + 2 * head,
+        block_flops_per_token=in_blocks,
         context=context,
     )

@@ -99,5 +99,5 @@ class Masks:
                 for index in range(count)
             )
             return cls(tuple(blocks))
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, TypeError) as error:
             raise DamagedArtifactError(f"{path} is damaged; prune again.") from error

@@ -45,7 +45,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; DamagedCheckpointError if it is anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path} is not readable JSON; fetch the checkpoint again.") from error
     if not isinstance(value, dict):
         raise DamagedCheckpointError(f"{path} does not hold a JSON object; fetch the checkpoint again.")
@@ -57,12 +57,11 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
     Raises: NotACheckpointError, UnsafeFileError (pickles, paths that leave the directory), DamagedCheckpointError.
     """
-    index = directory / INDEX_FILE
-    if not index.is_file():
-        single = directory / SINGLE_FILE
-        if not single.is_file():
-            raise _no_weights(directory)
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    if single.is_file():  # as transformers does, where both are there
         return _header(single)
+    if not index.is_file():
+        raise _no_weights(directory)
     shards = _indexed_shards(index)
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(shards.values())):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -16,8 +14,8 @@ def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     parameters are assigned.
     """
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return model.eval().requires_grad_(False)
 
 
 def stored_shapes(skeleton: PreTrainedModel) -> dict[str, tuple[int, ...]]:
