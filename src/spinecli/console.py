@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json as json_module
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import typer
@@ -30,18 +33,20 @@ class Terminal:
         json: stdout carries one JSON object and nothing else.
         quiet: no progress and no notes.
         debug: errors come with their traceback.
+        resumable: the command has --resume, so an interruption can point to it.
     """
 
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    resumable: bool = False
     out: Console = field(default_factory=lambda: Console(highlight=False))
     err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
     def note(self, text: str) -> None:
         """One line about what is happening, unless quiet."""
         if not self.quiet:
-            self.err.print(f"[dim]{escape(text)}[/dim]")
+            self.err.print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
 
     def result(self, value: Any, *renderables: Any) -> None:
         """The command's result: `value` for a program (--json), the renderables for a person."""
@@ -79,13 +84,15 @@ class Terminal:
     def reporting_errors(self) -> Iterator[None]:
         """Render what goes wrong inside as one sentence and leave with the error's exit code."""
         try:
-            yield
+            with _interrupts_kept():
+                yield
         except SpineError as error:
             self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            self._fail("Stopped. The same command with --resume goes on from here.", _INTERRUPTED)
+            hint = "; the same command with --resume goes on from here" if self.resumable else ""
+            self._fail(f"Stopped{hint}.", _INTERRUPTED)
         except MemoryError:
-            self._fail("Out of memory; use fewer --calibration-rows, or a machine with more.", 1)
+            self._fail("Out of memory; take fewer or shorter rows of text, or a machine with more.", 1)
         except OSError as error:
             place = f" ({error.filename})" if error.filename else ""
             self._fail(f"{error.strerror or error}{place}.", 1)
@@ -97,11 +104,37 @@ class Terminal:
         raise typer.Exit(code) from None
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> Table:
-    """A calm table: first column left-aligned, the others right-aligned, an optional line below."""
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C ends what is enclosed by a KeyboardInterrupt, also where torch's C code makes another error of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "", words: Sequence[int] = (0,)
+) -> Table:
+    """A calm table with an optional line below; columns of words are left-aligned, columns of figures right-aligned."""
     drawn = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(escape(column), justify="left" if index == 0 else "right")
+        drawn.add_column(escape(column), justify="left" if index in words else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
     if note:

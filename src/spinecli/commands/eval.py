@@ -13,7 +13,7 @@ from spinecli.console import Terminal, table
 from spinecli.errors import OptionError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from spinecli.evaluation.models import Subject
     from spinecli.evaluation.results import Evaluation
@@ -205,8 +205,11 @@ def _suggest_reference(terminal: Terminal, subject: Subject) -> None:
         terminal.note(f"--against {dense} would compare with the checkpoint that {subject.label} was made from.")
 
 
-def comparison_table(evaluation: Evaluation) -> Table:
-    """One line a figure; beside every model but the first, its ratio to the first."""
+def comparison_table(evaluation: Evaluation) -> Group:
+    """One line a figure; beside every model but the first, its ratio to the first. How it was measured stands below."""
+    from rich.console import Group
+    from rich.text import Text
+
     from spinecli.evaluation.wording import cell, conditions, ratio_cell
 
     columns, rows = [""], [[row.figure] for row in evaluation.comparison]
@@ -214,4 +217,5 @@ def comparison_table(evaluation: Evaluation) -> Table:
         columns += [result.label] if index == 0 else [result.label, "×"]
         for line, row in zip(rows, evaluation.comparison, strict=True):
             line += [cell(row, index)] if index == 0 else [cell(row, index), ratio_cell(row, index)]
-    return table("", columns, rows, note="\n".join(conditions(evaluation)))
+    # not the table's own caption, which would be wrapped to the table's width
+    return Group(table("", columns, rows), Text("\n".join(conditions(evaluation)), style="dim"))

@@ -43,7 +43,7 @@ def _rendered(found: dict[str, Any]) -> list[Any]:
             (str(index), step["kind"], step["command"] or "-", step["reference"], step["digest"][:12], step["summary"])
             for index, step in enumerate(steps)
         ]
-        drawn += [table("Lineage", ("", "what", "command", "where", "digest", "result"), rows), ""]
+        drawn += [table("Lineage", ("", "what", "command", "where", "digest", "result"), rows, words=range(6)), ""]
         settings = [(name, str(value)) for name, value in manifest["parameters"].items()]
         measured = manifest["measured"]
         settings += [("seed", str(manifest["seed"])), ("seconds", str(measured["seconds"]["total"]))]

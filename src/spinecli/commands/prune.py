@@ -55,7 +55,7 @@ def prune(
     debug: options.Debug = False,
 ) -> None:
     """Cut whole blocks and then heads and channels out of MODEL, without gradients, one block in memory at a time."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug)
+    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=True)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
@@ -150,6 +150,18 @@ def _rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> lis
     else:
         lines.append(f"{out}" + (f", peak memory {size(peak)}" if peak else ""))
     drawn: list[Any] = [table("What is cut", ("", "dense", "cut"), figures)]
+    units = [
+        (
+            str(block["block"]),
+            "all" if block["block"] in removed else ", ".join(map(str, block["kv_heads"])) or "none",
+            "all" if block["block"] in removed else str(block["channels"]),
+        )
+        for block in report["removed_by_block"]
+    ]
+    drawn += [
+        "",
+        table("What leaves each block, counted from 0", ("block", "KV heads", "channels"), units, words=(0, 1)),
+    ]
     if report["compared"]:
         best = min(judged["loss"] for judged in report["compared"])
         rows = [

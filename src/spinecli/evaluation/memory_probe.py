@@ -6,27 +6,12 @@ Reads a request as JSON on stdin, prints one line `REPORT_MARK [peak, peak befor
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
 from spinecli.artifacts.stopwatch import peak_memory
 
 REPORT_MARK = "spine-memory "
-
-
-def resident_peak() -> int:
-    """Peak resident memory of this process in bytes.
-
-    On Linux the kernel's high-water mark of this address space: the peak that `getrusage` reports includes the size
-    that the parent process had when it started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found.group(1)) * 1024
-    return peak_memory() or 0
 
 
 def main() -> None:
@@ -43,13 +28,13 @@ def main() -> None:
     adapter = Path(request["adapter"]) if request["adapter"] else None
     (subject,) = open_subjects([(request["reference"], adapter)])
     with quiet_libraries():
-        before = resident_peak()
+        before = peak_memory() or 0
         model = load_model(subject, device=request["device"], dtype=request["dtype"])
         prompt = random_prompt(subject.vocabulary, request["prompt_length"], request["batch_size"])
         time_generation(model, prompt.to(request["device"]), request["new_tokens"])
     device = torch.device(request["device"])
     device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    sys.stdout.write(REPORT_MARK + json.dumps([resident_peak(), before, device_peak]) + "\n")
+    sys.stdout.write(REPORT_MARK + json.dumps([peak_memory() or 0, before, device_peak]) + "\n")
 
 
 if __name__ == "__main__":

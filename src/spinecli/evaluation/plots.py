@@ -54,7 +54,7 @@ def _drawn(evaluation: Evaluation) -> list[Row]:
 def _scatter(axis: Any, parameters: list[float], row: Row, labels: list[str]) -> None:
     axis.plot(parameters, row.values, "o", color="#4472c4")
     for x, y, label in zip(parameters, row.values, labels, strict=True):
-        axis.annotate(label, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        axis.annotate(label, (x, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
     axis.set_xlabel("million parameters")
     axis.margins(0.25)
     axis.grid(alpha=0.3)

@@ -70,6 +70,7 @@ def lm_eval_progress(progress: Progress, debug: bool = False) -> Iterator[None]:
     import lm_eval.evaluator
     from lm_eval.loggers.utils import get_commit_from_path
 
+    bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     modules = [sys.modules[name] for name in _MODULES_WITH_BARS if hasattr(sys.modules.get(name), "tqdm")]
     with ExitStack() as stack:
@@ -78,6 +79,8 @@ def lm_eval_progress(progress: Progress, debug: bool = False) -> Iterator[None]:
         # it asks `git`, which complains on the terminal wherever there is no repository
         quiet_hash = partial(get_commit_from_path, Path.cwd())
         stack.enter_context(patch.object(lm_eval.evaluator, "get_git_commit_hash", quiet_hash))
+        if bars:
+            stack.callback(datasets.enable_progress_bars)
         yield
 
 

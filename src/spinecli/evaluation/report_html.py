@@ -94,9 +94,10 @@ def _chart(row: Row, labels: Sequence[str]) -> str:
     for index, (label, value) in enumerate(zip(labels, row.values, strict=True)):
         top = index * 2 * _BAR_HEIGHT
         width = (value or 0) / largest * _WIDTH
+        kind = "first" if index == 0 else "other"
         bars += (
             f'<text x="0" y="{top + 13}">{escape(label)}: {escape(cell(row, index))}</text>'
-            f'<rect{" class=first" if index == 0 else ""} x="0" y="{top + 18}" width="{width:.1f}" height="14" rx="2"/>'
+            f'<rect class="{kind}" x="0" y="{top + 18}" width="{width:.1f}" height="14" rx="2"/>'
         )
     height = len(labels) * 2 * _BAR_HEIGHT
     direction = {"lower": "lower is better", "higher": "higher is better", "neither": ""}[row.better]
