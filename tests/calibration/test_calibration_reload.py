@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from families import Recipe, random_tokens, recipe
+from safetensors.torch import load_file, save_file
+
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.reload import probe, streamed_logits, verify_written
+from spinecli.calibration.stream import ComputeOptions
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.errors import SpineError, VerificationError
+
+TOKENS = random_tokens(2, 16)
+
+
+def verify(directory: Path, expected: torch.Tensor) -> float:
+    return verify_written(directory, TOKENS, expected, ComputeOptions(), Stopwatch())
+
+
+@pytest.fixture
+def copy(written: Callable[[Recipe], Path], tmp_path: Path) -> Path:
+    return shutil.copytree(written(recipe("llama")), tmp_path / "copy")
+
+
+def test_a_faithful_copy_passes(copy: Path) -> None:
+    assert verify(copy, streamed_logits(Checkpoint.open(copy), TOKENS)) < 1e-5
+
+
+def test_a_slightly_different_weight_is_caught(copy: Path) -> None:
+    expected = streamed_logits(Checkpoint.open(copy), TOKENS)
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"][0, 0] += 0.5
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(VerificationError, match="nothing was published"):
+        verify(copy, expected)
+
+
+def test_nan_logits_are_caught(copy: Path) -> None:
+    expected = streamed_logits(Checkpoint.open(copy), TOKENS)
+    with pytest.raises(VerificationError):
+        verify(copy, expected * float("nan"))
+
+
+def test_a_tensor_that_transformers_would_not_load_is_caught(copy: Path) -> None:
+    expected = streamed_logits(Checkpoint.open(copy), TOKENS)
+    tensors = load_file(copy / "model.safetensors")
+    save_file({**tensors, "model.layers.3.mlp.down_proj.weight": torch.ones(32, 40)}, copy / "model.safetensors")
+    with pytest.raises(VerificationError, match="unexpected keys"):
+        verify(copy, expected)
+
+
+def test_a_config_with_too_many_blocks_is_caught(copy: Path) -> None:
+    """transformers would fill the missing block at random and say nothing."""
+    expected = streamed_logits(Checkpoint.open(copy), TOKENS)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    with pytest.raises(SpineError):
+        verify(copy, expected)
+
+
+def test_probe_is_a_corner_of_the_rows() -> None:
+    assert probe(random_tokens(5, 100)).shape == (2, 64)
+    assert probe(random_tokens(1, 10)).shape == (1, 10)

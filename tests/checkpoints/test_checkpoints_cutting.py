@@ -1,0 +1,231 @@
+"""A cut checkpoint computes what the dense model computes with the removed units silenced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import VARIANTS, Recipe, random_tokens, recipe
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.cutting import cut_config, cut_tensor, head_counts, kept_rows, plan_cut
+from spinecli.checkpoints.family import families
+from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.writer import write_checkpoint
+
+Opened = Callable[[Recipe], Checkpoint]
+TOKENS = random_tokens(2, 12)
+
+
+def load(directory: Path) -> PreTrainedModel:
+    model, problems = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    assert not any(problems[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+def cut(checkpoint: Checkpoint, masks: Masks, directory: Path) -> PreTrainedModel:
+    directory.mkdir(parents=True)
+    write_checkpoint(directory, cut_config(checkpoint, masks), plan_cut(checkpoint, masks), checkpoint.path)
+    return load(directory)
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, tokens: Tensor = TOKENS) -> Tensor:
+    return model(tokens, use_cache=False).logits
+
+
+def silenced(directory: Path, masks: Masks, head_dim: int) -> PreTrainedModel:
+    """The whole dense model by transformers, with columns zeroed and removed blocks handing on their inputs."""
+    model = load(directory)
+    blocks = model.get_decoder().layers if model.config.model_type == "opt" else model.model.layers
+
+    def pass_by(_: nn.Module, inputs: tuple[Any, ...], arguments: dict[str, Any], output: Any) -> Any:
+        hidden = inputs[0] if inputs else arguments["hidden_states"]
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+    for block, mask in zip(blocks, masks.blocks, strict=True):
+        if not mask.heads.any() and not mask.channels.any():
+            block.register_forward_hook(pass_by, with_kwargs=True)
+            continue
+        attention = block.self_attn.out_proj if hasattr(block.self_attn, "out_proj") else block.self_attn.o_proj
+        feed_forward = block.fc2 if hasattr(block, "fc2") else block.mlp.down_proj
+        with torch.no_grad():
+            for head in (~mask.heads).nonzero().flatten().tolist():
+                attention.weight[:, head * head_dim : (head + 1) * head_dim] = 0
+            feed_forward.weight[:, ~mask.channels] = 0
+    return model
+
+
+def random_masks(
+    checkpoint: Checkpoint, kv_heads: int, channels: int, removed: tuple[int, ...], seed: int = 0
+) -> Masks:
+    generator = torch.Generator().manual_seed(seed)
+    shape = checkpoint.shape
+
+    def some(count: int, of: int) -> Tensor:
+        kept = torch.zeros(of, dtype=torch.bool)
+        kept[torch.randperm(of, generator=generator)[:count]] = True
+        return kept
+
+    def block(index: int) -> BlockMask:
+        if index in removed:
+            return BlockMask(torch.zeros(shape.heads, dtype=torch.bool), torch.zeros(shape.channels, dtype=torch.bool))
+        heads = some(kv_heads, shape.kv_heads).repeat_interleave(shape.group_size)
+        return BlockMask(heads, some(channels, shape.channels))
+
+    return Masks(tuple(block(index) for index in range(checkpoint.blocks)))
+
+
+def fewer_heads(checkpoint: Checkpoint) -> int:
+    allowed = [count // checkpoint.shape.group_size for count in head_counts(checkpoint)]
+    return allowed[1] if len(allowed) > 1 else allowed[0]
+
+
+GRID = [
+    pytest.param(
+        recipe(family, grouped=grouped, tied=tied), id=f"{family} {'gqa' if grouped else 'mha'} {'tied' * tied}"
+    )
+    for family in families()
+    for grouped in ((False,) if family == "opt" else (False, True))
+    for tied in (False, True)
+]
+SPECIAL = [pytest.param(VARIANTS[name], id=name) for name in VARIANTS if len(VARIANTS[name].extra)]
+
+
+@pytest.mark.parametrize("removed", [(), (1,)], ids=["all blocks", "block 1 out"])
+@pytest.mark.parametrize("made", [*GRID, *SPECIAL])
+def test_cut_equals_masked(opened: Opened, tmp_path: Path, made: Recipe, removed: tuple[int, ...]) -> None:
+    checkpoint = opened(made)
+    masks = random_masks(checkpoint, fewer_heads(checkpoint), 24, removed)
+    expected = logits_of(silenced(checkpoint.path, masks, checkpoint.shape.head_dim))
+    found = logits_of(cut(checkpoint, masks, tmp_path / "cut"))
+    assert expected.std() > 0.1  # a model whose logits are all alike would prove nothing
+    assert (expected - logits_of(load(checkpoint.path))).abs().max() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_uniform_masks_cut_exactly(
+    opened: Opened, tmp_path_factory: pytest.TempPathFactory, family: str, data: st.DataObject
+) -> None:
+    checkpoint = opened(recipe(family, grouped=data.draw(st.booleans(), label="grouped")))
+    shape = checkpoint.shape
+    kv_heads = data.draw(st.integers(1, shape.kv_heads), label="kv heads")
+    channels = data.draw(st.integers(1, shape.channels), label="channels")
+    removed = data.draw(st.sets(st.integers(0, checkpoint.blocks - 1), max_size=checkpoint.blocks - 1), label="removed")
+    masks = random_masks(checkpoint, kv_heads, channels, tuple(removed), data.draw(st.integers(0, 99), label="seed"))
+    expected = logits_of(silenced(checkpoint.path, masks, shape.head_dim))
+    found = logits_of(cut(checkpoint, masks, tmp_path_factory.mktemp("cut") / "out"))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_query_heads_leave_a_group_evenly(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(recipe("qwen2", grouped=True))
+    one_of_two = BlockMask(torch.tensor([True, False, False, True]), torch.ones(40, dtype=torch.bool))
+    masks = Masks((one_of_two,) * checkpoint.blocks)
+    expected = logits_of(silenced(checkpoint.path, masks, checkpoint.shape.head_dim))
+    model = cut(checkpoint, masks, tmp_path / "cut")
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 2)
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
+
+
+def test_full_masks_copy_the_checkpoint(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(recipe("llama", grouped=True, dtype="bfloat16"))
+    model = cut(checkpoint, Masks.full(checkpoint.blocks, checkpoint.shape), tmp_path / "cut")
+    dense = load(checkpoint.path).state_dict()
+    assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stored_dtypes_survive_the_cut(opened: Opened, tmp_path: Path, dtype: str) -> None:
+    checkpoint = opened(recipe("mistral", grouped=True, dtype=dtype))
+    masks = random_masks(checkpoint, 1, 24, (0,))
+    model = cut(checkpoint, masks, tmp_path / "cut")
+    assert {stored.dtype for stored in Checkpoint.open(tmp_path / "cut").tensors.values()} == {getattr(torch, dtype)}
+    expected = logits_of(silenced(checkpoint.path, masks, checkpoint.shape.head_dim))
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
+
+
+def test_heads_that_do_not_divide_the_width_turn_llama_into_mistral(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(recipe("llama"))
+    masks = random_masks(checkpoint, 3, 40, ())
+    model = cut(checkpoint, masks, tmp_path / "cut")
+    assert model.config.model_type == "mistral"
+    assert model.config.architectures == ["MistralForCausalLM"]
+    assert model.config.sliding_window is None
+    assert model.config.num_attention_heads == 3
+    expected = logits_of(silenced(checkpoint.path, masks, checkpoint.shape.head_dim))
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
+
+
+def test_heads_that_divide_the_width_stay_llama(opened: Opened) -> None:
+    checkpoint = opened(recipe("llama"))
+    assert cut_config(checkpoint, random_masks(checkpoint, 2, 40, ()))["model_type"] == "llama"
+
+
+def test_a_llama_with_biases_keeps_only_head_counts_that_llama_can_express(opened: Opened) -> None:
+    assert head_counts(opened(VARIANTS["llama biases"])) == [4, 2, 1]
+    assert head_counts(opened(recipe("llama"))) == [4, 3, 2, 1]
+    assert head_counts(opened(recipe("llama", grouped=True))) == [4, 2]
+    assert head_counts(opened(recipe("qwen3", grouped=True))) == [4, 2]
+    assert head_counts(opened(recipe("opt"))) == [4]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_window_kinds_follow_their_blocks(opened: Opened, tmp_path: Path, family: str) -> None:
+    windows = (("use_sliding_window", True), ("sliding_window", 6), ("max_window_layers", 2))
+    checkpoint = opened(recipe(family, grouped=True, blocks=4, extra=windows))
+    assert checkpoint.config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
+    masks = random_masks(checkpoint, 2, 40, (1,))
+    model = cut(checkpoint, masks, tmp_path / "cut")
+    assert model.config.num_hidden_layers == 3
+    assert model.config.layer_types == ["full_attention"] + ["sliding_attention"] * 2
+    expected = logits_of(silenced(checkpoint.path, masks, checkpoint.shape.head_dim))
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_cut_checkpoint_generates(opened: Opened, tmp_path: Path, family: str) -> None:
+    checkpoint = opened(recipe(family))
+    model = cut(checkpoint, random_masks(checkpoint, fewer_heads(checkpoint), 24, (2,)), tmp_path / "cut")
+    prompt = TOKENS[:1, :4]
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with_cache = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    without = model.generate(prompt, attention_mask=torch.ones_like(prompt), use_cache=False, **options)
+    assert with_cache.shape == (1, 10)
+    assert torch.equal(with_cache, without)
+
+
+def test_config_without_kv_heads_gets_them(opened: Opened, tmp_path: Path) -> None:
+    """Old Llama configs leave num_key_value_heads and head_dim out; the cut one must say both."""
+    old = recipe("llama").write(tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    del config["num_key_value_heads"], config["head_dim"]
+    (old / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint.open(old)
+    masks = random_masks(checkpoint, 2, 16, ())
+    found = cut_config(checkpoint, masks)
+    assert (found["num_attention_heads"], found["num_key_value_heads"], found["head_dim"]) == (2, 2, 8)
+    expected = logits_of(silenced(old, masks, 8))
+    torch.testing.assert_close(logits_of(cut(checkpoint, masks, tmp_path / "cut")), expected, atol=1e-4, rtol=0)
+
+
+def test_tensors_outside_the_units_come_back_as_they_are(opened: Opened) -> None:
+    checkpoint = opened(VARIANTS["llama biases"])
+    rows = kept_rows(checkpoint.family, random_masks(checkpoint, 2, 16, ()).blocks[0], checkpoint.shape)
+    norm, output_bias, input_bias = torch.randn(32), torch.randn(32), torch.randn(40)
+    assert cut_tensor("input_layernorm.weight", norm, rows) is norm
+    assert cut_tensor("mlp.down_proj.bias", output_bias, rows) is output_bias
+    assert len(cut_tensor("mlp.up_proj.bias", input_bias, rows)) == 16

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_checkpoint import POSITIONS, random_words
+
+from spinecli.calibration.rows import load_tokenizer, token_rows
+from spinecli.calibration.stream import ComputeOptions
+from spinecli.calibration.text import Text, load_text
+from spinecli.errors import CalibrationTextError, MeasurementError, OptionError, TokenizerError
+from spinecli.evaluation import perplexity
+from spinecli.evaluation.models import load_model, open_subjects
+from spinecli.evaluation.perplexity import LoadedLogits, StreamedLogits, Windowing, score, text_windows, token_losses
+from spinecli.progress import silent
+
+
+@st.composite
+def windowings(draw: st.DrawFn) -> Windowing:
+    window = draw(st.integers(2, 40))
+    return Windowing(window, draw(st.integers(1, window)), draw(st.integers(1, 12)))
+
+
+@given(windowings())
+def test_no_token_is_scored_twice(windowing: Windowing) -> None:
+    windows = windowing.cut(torch.arange(windowing.tokens))
+    assert windows.shape == (windowing.rows, windowing.window)
+    scored = Counter(
+        token for index, window in enumerate(windows.tolist()) for token in window[windowing.first_scored(index) :]
+    )
+    assert set(scored.values()) == {1}
+    if windowing.stride < windowing.window:
+        assert sorted(scored) == list(range(1, windowing.tokens))
+    else:
+        assert sorted(scored) == [token for token in range(windowing.tokens) if token % windowing.window]
+
+
+@given(windowings(), st.integers(0, 100))
+def test_windows_end_with_the_text(windowing: Windowing, extra: int) -> None:
+    length = windowing.window + extra
+    windows = windowing.cut(torch.arange(length))
+    assert len(windows) == min(windowing.rows, 1 + extra // windowing.stride)
+    assert windows[-1, -1] < length
+
+
+@given(windowings(), st.integers(2, 50))
+def test_uniform_logits_have_the_vocabulary_as_perplexity(windowing: Windowing, vocabulary: int) -> None:
+    windows = windowing.cut(torch.arange(windowing.tokens) % vocabulary)
+    found = score([torch.zeros(*windows.shape, vocabulary)], windows, windowing)
+    assert found.perplexity == pytest.approx(vocabulary, rel=1e-5)
+
+
+@settings(max_examples=25)
+@given(windowings(), st.integers(1, 5), st.integers(0, 1000))
+def test_score_is_the_mean_over_scored_tokens(windowing: Windowing, chunk: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    windows = windowing.cut(torch.randint(7, (windowing.tokens,), generator=generator))
+    logits = torch.randn(*windows.shape, 7, generator=generator)
+    expected = [
+        -float(logits[row, position - 1].double().log_softmax(-1)[windows[row, position]])
+        for row in range(len(windows))
+        for position in range(windowing.first_scored(row), windowing.window)
+    ]
+    found = score(logits.split(chunk), windows, windowing)
+    assert found.tokens == len(expected)
+    assert found.nll == pytest.approx(sum(expected) / len(expected), rel=1e-6)
+
+
+def test_disjoint_windows_give_the_mean_of_the_rows_means() -> None:
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(7, (4, 10), generator=generator)
+    logits = torch.randn(4, 10, 7, generator=generator)
+    row_means = token_losses(logits, windows).mean(dim=1)
+    assert score([logits], windows, Windowing(10, 10, 4)).nll == pytest.approx(float(row_means.mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "rows", "named"),
+    [(1, 1, 1, "--window"), (8, 9, 1, "--stride"), (8, 0, 1, "--stride"), (8, 8, 0, "--rows")],
+)
+def test_impossible_windows_are_refused(window: int, stride: int, rows: int, named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        Windowing(window, stride, rows)
+
+
+def test_a_loss_without_perplexity_is_an_error() -> None:
+    windows = torch.zeros(1, 4, dtype=torch.int64)
+    with pytest.raises(MeasurementError, match="nan"):
+        score([torch.full((1, 4, 3), math.nan)], windows, Windowing(4, 4, 1))
+    with pytest.raises(MeasurementError, match="perplexity"):
+        score([torch.tensor([-1e5, 1e5, 0]).expand(1, 4, 3)], windows, Windowing(4, 4, 1))
+
+
+def test_disjoint_windows_are_the_calibration_rows(dense: Path, text_file: Path) -> None:
+    tokenizer, text = load_tokenizer(dense), load_text(str(text_file))
+    windows = text_windows(tokenizer, text, Windowing(31, 31, 9))
+    assert torch.equal(windows, token_rows(tokenizer, text, 9, 31).tokens)
+
+
+def test_a_text_of_one_window_is_enough_and_less_is_not(dense: Path) -> None:
+    tokenizer, windowing = load_tokenizer(dense), Windowing(20, 5, 10)
+    text = Text("short.txt", "short.txt", random_words(20))
+    assert len(text_windows(tokenizer, text, windowing)) == 1
+    with pytest.raises(CalibrationTextError, match=r"short.txt has 18 tokens, fewer than one window of 20"):
+        text_windows(tokenizer, Text("short.txt", "", random_words(18)), windowing)
+
+
+def test_a_tokenizer_of_another_model_is_refused(dense: Path, text_file: Path) -> None:
+    with pytest.raises(TokenizerError, match="another model"):
+        text_windows(load_tokenizer(dense), load_text(str(text_file)), Windowing(8, 8, 2), vocabulary=10)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(32, 32), (32, 8), (POSITIONS, 50)])
+def test_stream_and_loaded_model_agree(
+    dense: Path, text_file: Path, window: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (subject,) = open_subjects([(str(dense), None)])
+    windowing = Windowing(window, stride, 9)
+    windows = text_windows(load_tokenizer(dense), load_text(str(text_file)), windowing)
+    loaded = LoadedLogits(load_model(subject, device="cpu", dtype="float32"), "cpu")
+    streamed = StreamedLogits(subject.checkpoint, ComputeOptions())
+    whole = score(loaded(windows, silent), windows, windowing)
+    in_blocks = score(streamed(windows, silent), windows, windowing)
+    monkeypatch.setattr(perplexity, "_HIDDEN_BYTES", 4 * window * 32 * 4)
+    in_passes = score(streamed(windows, silent), windows, windowing)
+    assert whole.tokens == in_blocks.tokens == in_passes.tokens
+    assert in_blocks.nll == pytest.approx(whole.nll, abs=1e-6)
+    assert in_passes.nll == pytest.approx(whole.nll, abs=1e-6)
+
+
+def test_strided_score_equals_a_plain_loop(dense: Path, text_file: Path) -> None:
+    (subject,) = open_subjects([(str(dense), None)])
+    model = load_model(subject, device="cpu", dtype="float32")
+    windowing = Windowing(24, 7, 6)
+    windows = text_windows(load_tokenizer(dense), load_text(str(text_file)), windowing)
+    losses = []
+    for index, window in enumerate(windows):
+        labels = window.clone()
+        labels[: windowing.first_scored(index)] = -100  # as the transformers guide on fixed-length models does
+        with torch.no_grad():
+            output = model(input_ids=window[None], labels=labels[None])
+        losses += [float(output.loss)] * int((labels != -100).sum())
+    found = score(LoadedLogits(model, "cpu")(windows, silent), windows, windowing)
+    assert found.tokens == len(losses) == 23 + 5 * 7
+    assert found.nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("model", "text", "expected"),
+    [("english-7M", "english-evaluation.txt", 32.762), ("stories260K", "stories-evaluation.txt", 4.9447)],
+)
+def test_the_protocol_of_the_shared_checkpoints(shared: Path, model: str, text: str, expected: float) -> None:
+    (subject,) = open_subjects([(str(shared / "models" / model), None)])
+    windowing = Windowing(256, 256, 40)
+    windows = text_windows(load_tokenizer(subject.path), load_text(str(shared / "texts" / text)), windowing)
+    found = score(StreamedLogits(subject.checkpoint, ComputeOptions())(windows, silent), windows, windowing)
+    assert found.perplexity == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lm_eval.tasks
+import pytest
+from tiny_checkpoint import write_task
+
+from spinecli.calibration.rows import load_tokenizer
+from spinecli.errors import MissingPathError, OfflineError, OptionError
+from spinecli.evaluation.models import load_model, open_subjects
+from spinecli.evaluation.quiet import quiet_libraries
+from spinecli.evaluation.settings import TaskSettings
+from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks, task_figures
+
+
+class _LocalTasksOnly(lm_eval.tasks.TaskManager):
+    """Reading lm-eval's own tasks takes ten seconds, which the tests do without."""
+
+    def __init__(self, include_path: list[str], include_defaults: bool = False) -> None:
+        super().__init__(include_path=include_path, include_defaults=False)
+
+
+@pytest.fixture(autouse=True)
+def _local_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", _LocalTasksOnly)
+
+
+def _find(folder: Path, *names: str) -> TaskSet:
+    return find_tasks(TaskSettings(names=names, include_path=folder))
+
+
+def test_local_data_is_found_from_anywhere_and_results_repeat(
+    dense: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (subject,) = open_subjects([(str(dense), None)])
+    seen = []
+    with quiet_libraries():
+        model = load_model(subject, device="cpu", dtype="float32")
+        tasks = find_tasks(TaskSettings(names=("tiny_choice",), include_path=Path("../tasks"), limit=9))
+
+        def progress(phase: str, done: int, total: int) -> None:
+            seen.append((phase, done, total))
+
+        results = [run_tasks(tasks, model, load_tokenizer(dense), progress) for _ in range(2)]
+    assert results[0]["results"] == results[1]["results"]
+    assert results[0]["n-samples"] == {"tiny_choice": {"original": 12, "effective": 9}}
+    json.dumps(results[0], allow_nan=False)
+    (figure,) = task_figures(results[0])
+    assert (figure.task, figure.metric, figure.higher_is_better) == ("tiny_choice", "acc", True)
+    assert 0 <= figure.value <= 1
+    assert figure.deviation is not None
+    assert ("running loglikelihood requests", 27, 27) in seen
+    assert capfd.readouterr() == ("", "")
+
+
+def test_patterns_and_repeated_names(task_folder: Path, tmp_path: Path) -> None:
+    write_task(task_folder / "more", "tiny_other")
+    assert _find(task_folder, "tiny_other", "tiny_*o*e*").names == ("tiny_other", "tiny_choice", "tiny_cloze")
+    assert _find(task_folder, "tiny_choice", "tiny_choice").names == ("tiny_choice",)
+
+
+def test_groups_find_their_members_data(task_folder: Path) -> None:
+    (task_folder / "group.yaml").write_text("group: tiny_group\ntask:\n  - tiny_choice\n")
+    assert _find(task_folder, "tiny_group").names == ("tiny_group",)
+
+
+def test_an_unknown_task_names_its_neighbours(task_folder: Path) -> None:
+    with pytest.raises(OptionError, match=r"no task 'tiny_chioce'; did you mean tiny_choice"):
+        _find(task_folder, "tiny_chioce")
+    with pytest.raises(OptionError, match=r"no task 'zzz'; `lm-eval ls tasks`"):
+        _find(task_folder, "zzz")
+
+
+def test_a_task_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(MissingPathError, match="absent is not a directory"):
+        _find(tmp_path / "absent", "tiny_choice")
+
+
+def test_missing_data_names_the_file(task_folder: Path) -> None:
+    (task_folder / "data" / "tiny_choice.jsonl").unlink()
+    with pytest.raises(OptionError, match=r"data of task tiny_choice was not found: .*tiny_choice.jsonl"):
+        _find(task_folder, "tiny_choice")
+
+
+def test_a_task_that_cannot_be_built(task_folder: Path) -> None:
+    file = task_folder / "tiny_choice.yaml"
+    file.write_text(file.read_text().replace("multiple_choice", "guesswork"))
+    with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded .*guesswork"):
+        _find(task_folder, "tiny_choice")
+
+
+def test_tasks_that_run_code_are_refused(task_folder: Path) -> None:
+    file = task_folder / "tiny_choice.yaml"
+    file.write_text(file.read_text() + "unsafe_code: true\n")
+    with pytest.raises(OptionError, match="runs code that the model writes"):
+        _find(task_folder, "tiny_choice")
+
+
+def test_data_on_the_hub_without_a_connection(task_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'some/data' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(OfflineError, match="Couldn't reach 'some/data'"):
+        _find(task_folder, "tiny_choice")
+
+
+def test_the_tasks_of_the_demo_are_known() -> None:
+    assert find_tasks(TaskSettings(names=("tiny_cloze",))).names == ("tiny_cloze",)
+
+
+def test_figures_of_groups_filters_and_missing_errors() -> None:
+    results = {
+        "groups": {"all": {"alias": "all", "acc,none": 0.5, "acc_stderr,none": "N/A"}},
+        "results": {
+            "one": {
+                "alias": "one",
+                "sample_len": 4,
+                "acc,none": 0.25,
+                "acc_stderr,none": 0.1,
+                "em,strict": 1,
+                "n,none": "NaN",
+            }
+        },
+        "higher_is_better": {"one": {"acc": True, "em": None}},
+    }
+    figures = task_figures(results)
+    assert [(figure.task, figure.metric, figure.value, figure.deviation) for figure in figures] == [
+        ("all", "acc", 0.5, None),
+        ("one", "acc", 0.25, 0.1),
+        ("one", "em (strict)", 1.0, None),
+    ]
+    assert [figure.higher_is_better for figure in figures] == [None, True, None]

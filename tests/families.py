@@ -1,0 +1,124 @@
+"""Tiny random checkpoints of every family, built and saved by transformers itself."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY = 320
+HIDDEN = 32
+POSITIONS = 128
+WORDS = [a + b for a in ("ba", "di", "ko", "lu", "me", "na", "po", "ri") for b in ("t", "s", "n", "l", "r", "k")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One tiny checkpoint. Equal recipes give equal weights."""
+
+    family: str = "llama"
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 8
+    channels: int = 40
+    blocks: int = 3
+    tied: bool = False
+    dtype: str = "float32"
+    shard_size: str = "5GB"
+    seed: int = 0
+    extra: tuple[tuple[str, Any], ...] = field(default=())
+
+    def config(self) -> Any:
+        common = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": HIDDEN,
+            "num_hidden_layers": self.blocks,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": POSITIONS,
+            "tie_word_embeddings": self.tied,
+            "initializer_range": 0.2,
+            "init_std": 0.2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+        if self.family == "opt":
+            own = {"ffn_dim": self.channels, "word_embed_proj_dim": HIDDEN, "dropout": 0.0}
+        else:
+            own = {
+                "intermediate_size": self.channels,
+                "num_key_value_heads": self.kv_heads,
+                "head_dim": self.head_dim,
+            }
+            if self.family != "llama":
+                own["sliding_window"] = None
+        return AutoConfig.for_model(self.family, **{**common, **own, **dict(self.extra)})
+
+    def model(self) -> PreTrainedModel:
+        torch.manual_seed(self.seed)
+        model = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32)
+        with torch.no_grad():
+            # transformers starts biases at 0 and norms at 1, which would hide a bias or norm that goes astray
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        return model.to(getattr(torch, self.dtype)).eval()
+
+    def write(self, directory: Path) -> Path:
+        self.model().save_pretrained(directory, max_shard_size=self.shard_size)
+        tokenizer().save_pretrained(directory)
+        return directory
+
+
+def recipe(family: str, *, grouped: bool = False, **changes: Any) -> Recipe:
+    """A family's plain recipe, with grouped queries or one KV head per head."""
+    return Recipe(family, kv_heads=2 if grouped else 4, **changes)
+
+
+MIXED_WINDOWS = (("use_sliding_window", True), ("sliding_window", 6), ("max_window_layers", 1))
+
+# Everything that runs through a family's code on another path than the plain recipe does.
+VARIANTS = {
+    "llama": recipe("llama"),
+    "llama grouped tied": recipe("llama", grouped=True, tied=True),
+    "llama biases": recipe("llama", extra=(("attention_bias", True), ("mlp_bias", True))),
+    "llama wide heads": recipe("llama", grouped=True, extra=(("head_dim", 12),)),
+    "mistral": recipe("mistral", grouped=True),
+    "mistral window": recipe("mistral", grouped=True, extra=(("sliding_window", 6),)),
+    "qwen2": recipe("qwen2", grouped=True, tied=True),
+    "qwen2 mixed windows": recipe("qwen2", grouped=True, extra=MIXED_WINDOWS),
+    "qwen3": recipe("qwen3", grouped=True),
+    "qwen3 mixed windows": recipe("qwen3", tied=True, extra=MIXED_WINDOWS),
+    "opt": recipe("opt", tied=True),
+    "opt untied": recipe("opt"),
+    "opt post-norm": recipe("opt", tied=True, extra=(("do_layer_norm_before", False), ("word_embed_proj_dim", 16))),
+}
+
+
+@cache
+def sample_text() -> str:
+    chosen = random.Random(0)
+    return " ".join(chosen.choices(WORDS, k=2500))
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE over the made-up words."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        [sample_text()], vocab_size=VOCABULARY, show_progress=False, special_tokens=["<pad>", "<s>", "</s>"]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def random_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (rows, length), generator=generator)

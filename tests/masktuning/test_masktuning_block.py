@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from families import VARIANTS, Recipe, random_tokens, recipe
+from torch import Tensor
+
+from spinecli.calibration.stream import BlockStream
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.masktuning.block import Lesson, Pupil, TunedBlock, teach, tune_block
+from spinecli.masktuning.least_squares import LayerProblem, Solution, untuned
+from spinecli.masktuning.recovery import LayerRecovery
+
+Opened = Callable[[Recipe], Checkpoint]
+Answer = Callable[[LayerProblem], Solution]
+
+
+def tuned(
+    opened: Opened, made: Recipe, answer: Answer, dtype: torch.dtype = torch.float32, columns: Tensor | None = None
+) -> tuple[Lesson, Tensor, list[LayerProblem], TunedBlock, Tensor]:
+    """Lesson, student stream, the two problems posed, the tuned block, and what the block then computes itself."""
+    stream = BlockStream(opened(made), 8)
+    hidden = stream.embed(random_tokens(3, 8))
+    drifted = hidden + 0.1 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    posed: list[LayerProblem] = []
+
+    def solve(problem: LayerProblem) -> LayerRecovery:
+        posed.append(problem)
+        return LayerRecovery(answer(problem), "", 0.0, 0.0)
+
+    with stream.block(1) as block:
+        lesson = teach(stream, block, hidden)
+        found = tune_block(stream, Pupil(block, drifted, columns, columns), lesson, solve, dtype)
+        after = stream.run(block, drifted)
+    return lesson, drifted, posed, found, after
+
+
+def doubled(problem: LayerProblem) -> Solution:
+    return Solution(problem.weight * 2, problem.bias)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "qwen3"])
+@pytest.mark.parametrize("answer", [untuned, doubled])
+def test_targets_make_up_for_what_earlier_blocks_got_wrong(opened: Opened, name: str, answer: Answer) -> None:
+    lesson, drifted, [attention, feed_forward], found, after = tuned(opened, VARIANTS[name], answer)
+    wanted = lesson.before + lesson.attention_added - drifted
+    torch.testing.assert_close(attention.targets, wanted.flatten(0, 1))
+    between = drifted + attention.output(found.attention.solution).view_as(drifted)
+    torch.testing.assert_close(feed_forward.targets, (lesson.after - between).flatten(0, 1))
+    torch.testing.assert_close(found.hidden, after)
+
+
+def test_post_norm_targets_are_what_the_teacher_adds(opened: Opened) -> None:
+    lesson, _, [attention, feed_forward], found, after = tuned(opened, VARIANTS["opt post-norm"], doubled)
+    torch.testing.assert_close(attention.targets, lesson.attention_added.flatten(0, 1))
+    torch.testing.assert_close(feed_forward.targets, lesson.feed_forward_added.flatten(0, 1))
+    torch.testing.assert_close(found.hidden, after)
+
+
+def test_answers_are_rounded_before_they_are_used(opened: Opened) -> None:
+    third = lambda problem: Solution(problem.weight / 3, problem.bias)  # noqa: E731
+    _, _, _, found, after = tuned(opened, recipe("llama"), third, torch.bfloat16)
+    for layer in (found.attention, found.feed_forward):
+        assert torch.equal(layer.solution.weight, layer.solution.weight.bfloat16().float())
+    torch.testing.assert_close(found.hidden, after)
+
+
+def test_a_masked_block_is_tuned_on_its_kept_columns(opened: Opened) -> None:
+    columns = torch.tensor([0, 3, 5, 20])
+    _, _, [attention, feed_forward], found, after = tuned(opened, recipe("llama"), doubled, columns=columns)
+    assert attention.inputs.shape == feed_forward.inputs.shape == (24, 4)
+    assert found.feed_forward.solution.weight.shape == (32, 4)
+    torch.testing.assert_close(found.hidden, after)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import Recipe, recipe
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from spinecli.artifacts.directory import OutputOptions
+from spinecli.artifacts.manifest import damaged_files, read_manifest
+from spinecli.calibration.rows import CalibrationOptions
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.masks import Masks
+from spinecli.errors import OptionError, OutputExistsError
+from spinecli.pruning.methods import METHODS
+from spinecli.pruning.plan import engines
+from spinecli.pruning.request import PruneOptions, open_request
+from spinecli.pruning.run import decide, prune
+
+Written = Callable[[Recipe], Path]
+LLAMA = recipe("llama", grouped=True, blocks=4)
+
+
+@pytest.fixture
+def options(written: Written, sample_file: Path) -> Callable[..., PruneOptions]:
+    def make(made: Recipe = LLAMA, **changes: Any) -> PruneOptions:
+        plain = PruneOptions(
+            model=str(written(made)),
+            sparsity=0.3,
+            calibration=CalibrationOptions(str(sample_file), rows=8, length=16),
+        )
+        return replace(plain, **changes)
+
+    return make
+
+
+def sums(directory: Path) -> dict[str, str]:
+    return {name: record.sha256 for name, record in read_manifest(directory).outputs.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_every_method_writes_what_it_says(
+    options: Callable[..., PruneOptions], tmp_path: Path, family: str, method: str
+) -> None:
+    request = open_request(options(recipe(family, blocks=4), method=method, sparsity=0.25))
+    manifest = prune(request, OutputOptions(tmp_path / "out"))
+    cut, masks = Checkpoint.open(tmp_path / "out"), Masks.load(tmp_path / "out")
+    report: dict[str, Any] = manifest.report
+    assert damaged_files(tmp_path / "out", read_manifest(tmp_path / "out")) == {}
+    assert cut.blocks == len(masks.kept_blocks) == 4 - len(report["removed_blocks"])
+    assert cut.shape == masks.uniform_shape(request.checkpoint.shape)
+    parameters = sum(torch.Size(stored.shape).numel() for name, stored in cut.tensors.items() if ".layers." in name)
+    assert report["achieved_sparsity"] == pytest.approx(1 - parameters / report["dense"]["block_parameters"])
+    assert abs(report["achieved_sparsity"] - 0.25) < 0.12
+    assert report["achieved_sparsity"] > 0
+    if method != "comp" and method != "shortgpt":
+        assert report["removed_blocks"] == []
+    if method == "shortgpt":
+        assert cut.shape == request.checkpoint.shape
+    assert set(load_file(tmp_path / "out" / "scores.safetensors")) == {"influence", "kv_groups", "channels"}
+    assert [step.kind for step in manifest.lineage] == ["dense-checkpoint"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.num_parameters() == report["cut"]["total_parameters"]
+
+
+def test_a_search_compares_allocations_and_takes_the_best(options: Callable[..., PruneOptions]) -> None:
+    decision = decide(open_request(options(recipe("llama", blocks=6), sparsity=0.4)))
+    losses = [judgement.loss for judgement in decision.judgements]
+    assert len(losses) > 2
+    best = decision.judgements[losses.index(min(losses))].allocation
+    assert best.shape == decision.plan.shape
+    assert best.removed_blocks == len(decision.plan.masks.removed_blocks)
+
+
+def test_a_named_share_is_not_searched(options: Callable[..., PruneOptions]) -> None:
+    decision = decide(open_request(options(block_share=0.0)))
+    assert decision.plan.masks.removed_blocks == []
+
+
+def test_protected_blocks_stay(options: Callable[..., PruneOptions]) -> None:
+    chosen = options(method="shortgpt", sparsity=0.5, protect=(0, 1))
+    assert decide(open_request(chosen)).plan.masks.removed_blocks == [2, 3]
+    chosen = options(method="shortgpt", sparsity=0.5, protect=(-1, -2))
+    assert decide(open_request(chosen)).plan.masks.removed_blocks == [0, 1]
+
+
+def test_the_same_command_gives_the_same_bytes_and_digest(options: Callable[..., PruneOptions], tmp_path: Path) -> None:
+    manifests = [prune(open_request(options()), OutputOptions(tmp_path / name)) for name in ("one", "two")]
+    assert manifests[0].digest == manifests[1].digest
+    assert sums(tmp_path / "one") == sums(tmp_path / "two")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
+    options: Callable[..., PruneOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spinecli.pruning.run._journal", _journal_of_every_block)
+    prune(open_request(options()), OutputOptions(tmp_path / "whole"))
+    seen: list[tuple[str, int]] = []
+
+    def kill_at_new(phase: str, done: int, total: int) -> None:
+        if (phase, done) not in seen:
+            seen.append((phase, done))
+            raise Killed
+
+    for _ in range(40):
+        try:
+            prune(open_request(options()), OutputOptions(tmp_path / "out", resume=True), progress=kill_at_new)
+            break
+        except Killed:
+            assert not (tmp_path / "out").exists()
+    assert len({phase for phase, _ in seen}) >= 3
+    assert sums(tmp_path / "out") == sums(tmp_path / "whole")
+    assert read_manifest(tmp_path / "out").digest == read_manifest(tmp_path / "whole").digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def _journal_of_every_block(state: Path | None, name: str) -> object:
+    from spinecli.artifacts.journal import PassJournal
+
+    return PassJournal(state, name, share=float("inf")) if state else None
+
+
+def test_a_finished_run_is_not_repeated(options: Callable[..., PruneOptions], tmp_path: Path) -> None:
+    first = prune(open_request(options(block_share=0.0)), OutputOptions(tmp_path / "out"))
+    again = prune(open_request(options(block_share=0.0)), OutputOptions(tmp_path / "out", resume=True))
+    assert again.measured.started == first.measured.started
+    with pytest.raises(OutputExistsError):
+        prune(open_request(options(block_share=0.5)), OutputOptions(tmp_path / "out", resume=True))
+
+
+def test_pruning_a_pruned_checkpoint_lengthens_the_lineage(
+    options: Callable[..., PruneOptions], tmp_path: Path
+) -> None:
+    prune(open_request(options(block_share=0.0)), OutputOptions(tmp_path / "one"))
+    again = options(block_share=0.0, model=str(tmp_path / "one"))
+    manifest = prune(open_request(again), OutputOptions(tmp_path / "two"))
+    assert [step.kind for step in manifest.lineage] == ["dense-checkpoint", "pruned-checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sparsity": 0.0}, "--sparsity"),
+        ({"sparsity": 1.0}, "--sparsity"),
+        ({"sparsity": float("nan")}, "--sparsity"),
+        ({"method": "sorcery"}, "choose one of comp"),
+        ({"metric": "m9"}, "choose one of m0"),
+        ({"block_share": 1.5}, "--block-share"),
+        ({"round_to": 0}, "--round-to"),
+        ({"protect": (9,)}, "--protect names block 9"),
+        ({"calibration": CalibrationOptions(rows=2, length=16)}, "at least 4 calibration rows"),
+        ({"calibration": CalibrationOptions(rows=2, length=999)}, "--calibration-length 999"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_told_before_any_work(
+    options: Callable[..., PruneOptions], change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        open_request(options(**change))
+
+
+def test_the_plan_says_which_engines_take_it() -> None:
+    from spinecli.checkpoints.shape import BlockShape
+
+    found = engines(BlockShape(4, 4, 8, 256))
+    assert found["llama.cpp Q8_0, Q4_0"] == "yes"
+    assert found["llama.cpp K-quants"] == "no: 32 is not a multiple of 256"
+    assert engines(BlockShape(32, 8, 8, 40))["llama.cpp Q8_0, Q4_0"] == "no: 40 is not a multiple of 32"
+
+
+def test_the_report_is_plain_json(options: Callable[..., PruneOptions]) -> None:
+    report = decide(open_request(options(block_share=0.0))).report()
+    assert json.loads(json.dumps(report)) == report
