@@ -3,8 +3,8 @@
     python benchmarks/quality.py [--models english-7M stories260K tiny] [--work DIR]
 
 Calibration: the first 128 x 128 tokens of the calibration text. Evaluation: the first 40 x 256 tokens of the evaluation
-text (40 x 128 for the built-in model), disjoint rows, mean negative log-likelihood inside each row. Checkpoints other than
-the built-in one are read from ../shared and skipped where they are absent.
+text (40 x 128 for the built-in model), disjoint rows, mean negative log-likelihood inside each row. Checkpoints other
+than the built-in one are read from ../shared and skipped where they are absent.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def perplexity(directory: Path, setting: Setting) -> float:
 
 def row(setting: Setting, sparsity: float, method: str, metric: str, tunings: list[str], work: Path) -> str:
     """One line of the table."""
-    options = PruneOptions(
-        setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration)
-    )
+    options = PruneOptions(setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration))
     out = work / f"{setting.name}-{sparsity}-{method}-{metric}"
     report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
     cells = [f"{perplexity(out, setting):.2f}"]
