@@ -69,7 +69,7 @@ def perplexity(directory: Path, setting: Setting) -> float:
     return exp(float(stream.losses(hidden, tokens).mean()))
 
 
-def row(setting: Setting, sparsity: float, method: str, metric: str, tunings: list[str], work: Path) -> str:
+def row(setting: Setting, sparsity: float, method: str, metric: str | None, tunings: list[str], work: Path) -> str:
     """One line of the table."""
     options = PruneOptions(setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration))
     out = work / f"{setting.name}-{sparsity}-{method}-{metric}"
@@ -82,7 +82,7 @@ def row(setting: Setting, sparsity: float, method: str, metric: str, tunings: li
     shape, removed = report["shape_after"], report["removed_blocks"]
     cut = f"{shape['heads']} heads, {shape['channels']} channels" + (f", without {removed}" if removed else "")
     share, total = report["achieved_sparsity"], report["cut"]["total_parameters"]
-    label = f"{method} {metric}" if method == "comp" else method
+    label = f"{method} {metric}" if metric else method
     return f"| {setting.name} | {sparsity:.0%} | {label} | {share:.1%} | {total:,} | {cut} | {' | '.join(cells)} |"
 
 
@@ -105,9 +105,8 @@ def main() -> None:
         print(f"| {setting.name} | | dense | 0 % | | | {dense:.2f} |", "  |" * len(tunings), flush=True)
         for sparsity in arguments.sparsities:
             for method in arguments.methods:
-                for metric in arguments.metrics if method == "comp" else ["-"]:
-                    name = "m4" if metric == "-" else metric
-                    print(row(setting, sparsity, method, name, tunings, work), flush=True)
+                for metric in arguments.metrics if method == "comp" else [None]:
+                    print(row(setting, sparsity, method, metric, tunings, work), flush=True)
 
 
 if __name__ == "__main__":

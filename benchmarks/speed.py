@@ -47,11 +47,10 @@ class Cut:
     """One way to spend the budget."""
 
     name: str
-    method: str
     block_share: float
 
 
-CUTS = (Cut("depth", "shortgpt", 1.0), Cut("width", "comp", 0.0), Cut("both", "comp", 0.5))
+CUTS = (Cut("depth", 1.0), Cut("width", 0.0), Cut("both", 0.5))
 
 
 def random_tensor(shape: tuple[int, ...]) -> torch.Tensor:
@@ -77,7 +76,7 @@ def make_checkpoint(directory: Path) -> Path:
 def row(name: str, model: str, cut: Cut, settings: GenerationSettings, work: Path) -> str:
     """Cut, time, and one line of the table."""
     rows = CalibrationOptions("builtin:tiny-calibration", rows=8)
-    options = PruneOptions(model, SPARSITY, cut.method, "m1", block_share=cut.block_share, calibration=rows)
+    options = PruneOptions(model, SPARSITY, metric="m1", block_share=cut.block_share, calibration=rows)
     out = work / f"{name}-{cut.name}"
     report = prune(open_request(options), OutputOptions(out)).model_dump()["report"]
     promised = report["dense"]["block_flops_per_token"] / report["cut"]["block_flops_per_token"]

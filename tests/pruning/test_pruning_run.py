@@ -16,7 +16,9 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import family_of
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import OptionError, OutputExistsError
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.plan import engines
@@ -172,12 +174,26 @@ def test_wrong_options_are_told_before_any_work(
 
 
 def test_the_plan_says_which_engines_take_it() -> None:
-    from spinecli.checkpoints.shape import BlockShape
-
-    found = engines(BlockShape(4, 4, 8, 256))
+    llama = family_of("llama")
+    found = engines(llama, 32, BlockShape(4, 4, 8, 256))
     assert found["llama.cpp Q8_0, Q4_0"] == "yes"
     assert found["llama.cpp K-quants"] == "no: 32 is not a multiple of 256"
-    assert engines(BlockShape(32, 8, 8, 40))["llama.cpp Q8_0, Q4_0"] == "no: 40 is not a multiple of 32"
+    assert engines(llama, 256, BlockShape(32, 8, 8, 40))["llama.cpp Q8_0, Q4_0"] == "no: 40 is not a multiple of 32"
+    assert engines(llama, 48, BlockShape(4, 4, 8, 256))["llama.cpp Q8_0, Q4_0"] == "no: 48 is not a multiple of 32"
+    assert engines(family_of("opt"), 32, BlockShape(4, 4, 8, 256))["llama.cpp"].startswith("no")
+
+
+@pytest.mark.parametrize("option", [{"metric": "m1"}, {"block_share": 0.5}], ids=str)
+def test_a_baseline_refuses_what_only_comp_can_choose(
+    options: Callable[..., PruneOptions], option: dict[str, Any]
+) -> None:
+    with pytest.raises(OptionError, match="belong to --method comp"):
+        open_request(options(method="flap", **option))
+
+
+def test_a_cut_that_removes_nothing_is_refused(options: Callable[..., PruneOptions]) -> None:
+    with pytest.raises(OptionError, match="smallest piece"):
+        decide(open_request(options(sparsity=0.001, block_share=0.0)))
 
 
 def test_the_report_is_plain_json(options: Callable[..., PruneOptions]) -> None:

@@ -65,7 +65,7 @@ def _builtin(reference: str) -> Text:
         if name == f"tiny-{split}":
             from spinecli.demo.texts import demo_text
 
-            return Text(reference, f"generated stories, {split} part", demo_text(split))
+            return Text(reference, f"stories, {split}", demo_text(split))
     raise CalibrationTextError(
         f"There is no text {reference}; the built-in texts are {_BUILTIN}python-docs, {_BUILTIN}tiny-calibration and "
         f"{_BUILTIN}tiny-evaluation."

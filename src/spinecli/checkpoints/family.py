@@ -82,6 +82,8 @@ class Family(_Data):
     output_bias_switches: dict[str, str]
     """Config keys that give the output projections a bias: "attention", "feed_forward" -> key."""
     indivisible_heads: Stand | None
+    gguf_architecture: str | None
+    """What llama.cpp calls the family; None if it has no such architecture."""
 
     def block_prefix(self, index: int) -> str:
         """The prefix of block `index`'s tensors, ending in a dot."""

@@ -21,8 +21,11 @@ def prune(
         str, typer.Option("--method", help="comp, magnitude, random, wanda-sp, flap or shortgpt.")
     ] = "comp",
     metric: Annotated[
-        str, typer.Option("--metric", help="Reading of COMP's neuron metric: m0, m1, m2, m3 or m4.")
-    ] = "m4",
+        str | None,
+        typer.Option(
+            "--metric", help="Reading of COMP's neuron metric: m0, m1, m2, m3 or m4. Default: m4.", show_default=False
+        ),
+    ] = None,
     block_share: Annotated[
         str,
         typer.Option(

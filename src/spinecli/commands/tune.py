@@ -87,6 +87,7 @@ def _rendered(report: dict[str, Any], out: Path) -> list[Any]:
     rows = [
         (
             str(layer["block"]),
+            str(layer["dense_block"]),
             layer["layer"],
             layer["choice"],
             f"{layer['error_before']:.4f}",
@@ -95,13 +96,13 @@ def _rendered(report: dict[str, Any], out: Path) -> list[Any]:
         )
         for layer in report["layers"]
     ]
-    columns = ("block", "layer", "answer", "error before", "after", "recovered")
+    columns = ("block", "dense block", "layer", "answer", "error before", "after", "recovered")
     before, after = report["held_out_loss_before"], report["held_out_loss_after"]
     verdict = f"held-out perplexity {exp(before):.3f} before, {exp(after):.3f} after tuning"
     if report["kept"] == "untuned":
         verdict += "; the weights were left as they were"
     return [
-        table("Relative error of each tuned layer on held-out rows", columns, rows),
+        table("Relative error of each tuned layer on held-out rows", columns, rows, words=(0, 1, 2, 3)),
         "",
         verdict,
         str(out),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest
 from spinecli.calibration.rows import CalibrationOptions
@@ -44,6 +46,7 @@ def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progre
         announce: called before each step with the command line that does the same.
     """
     out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # the built-in model's matrices are too small to share
     pruned, tuned, results = out / "pruned", out / "tuned", out / "results"
     announce(f"spine prune {MODEL} --sparsity {sparsity:g} --calibration-rows {ROWS} --out {pruned}")
     options = PruneOptions(MODEL, sparsity, calibration=CalibrationOptions(rows=ROWS))

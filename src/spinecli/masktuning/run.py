@@ -77,7 +77,7 @@ def tune_pass(
             streams["as it was"] = student.run(block, streams["as it was"])
             pupil = Pupil(block, streams["student"])
             found = tune_block(student, pupil, lesson, answer, request.student.storage_dtype)
-        tuned.save(index, found, request.student)
+        tuned.save(index, dense, found, request.student)
         streams["student"] = found.hidden
 
     with stopwatch("computing"):

@@ -28,8 +28,8 @@ class TunedWeights:
 
     directory: Path
 
-    def save(self, index: int, tuned: TunedBlock, student: Checkpoint) -> None:
-        """Keep what was found for block `index`."""
+    def save(self, index: int, dense_index: int, tuned: TunedBlock, student: Checkpoint) -> None:
+        """Keep what was found for block `index` of the student, which was block `dense_index` of the teacher."""
         tensors: dict[str, Tensor] = {}
         layers: list[JsonValue] = []
         for name, layer in zip(projections(student.family), (tuned.attention, tuned.feed_forward), strict=True):
@@ -39,7 +39,7 @@ class TunedWeights:
                 tensors[f"{name}.bias"] = bias.to("cpu", student.storage_dtype)
             if layer.solution.scales is not None:
                 tensors[f"{name}.scales"] = layer.solution.scales.cpu()
-            layers.append(_layer_report(index, name, layer))
+            layers.append(_layer_report(index, dense_index, name, layer))
         temporary = self._path(index).with_suffix(".new")
         save_file(tensors, temporary, metadata={"layers": json.dumps(layers)})
         temporary.rename(self._path(index))
@@ -113,9 +113,10 @@ def _group(name: str, student: Checkpoint) -> str:
     return name.removeprefix(blocks).partition(".")[0] if name.startswith(blocks) else ""
 
 
-def _layer_report(index: int, name: str, layer: LayerRecovery) -> JsonValue:
+def _layer_report(index: int, dense_index: int, name: str, layer: LayerRecovery) -> JsonValue:
     return {
         "block": index,
+        "dense_block": dense_index,
         "layer": name,
         "choice": layer.choice,
         "error_before": layer.error_before,

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import torch
 from pydantic import JsonValue
 
-from spinecli.calibration.stream import CHUNK_TOKENS
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.counting import ModelSize, block_costs, model_size
+from spinecli.checkpoints.counting import ModelSize, model_size
 from spinecli.checkpoints.cutting import cut_config
+from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
-
-# Resident memory of Python with torch and transformers imported, before any weight is read.
-_IMPORTS_BYTES = 450_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +58,12 @@ class PrunePlan:
         }
 
 
-def plan_prune(checkpoint: Checkpoint, masks: Masks, rows: int, length: int, *, gram: bool) -> PrunePlan:
+def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: int) -> PrunePlan:
     """Derive the plan of a uniform cut.
 
     Args:
-        rows, length: of the calibration tokens, for the memory estimate and the attention FLOPs.
-        gram: whether the method accumulates Gram matrices.
+        length: tokens per calibration row, at which the FLOPs of attention scores are counted.
+        memory_bytes: estimated peak of the run, from `run_memory`.
     """
     shape = masks.uniform_shape(checkpoint.shape)
     return PrunePlan(
@@ -77,29 +73,19 @@ def plan_prune(checkpoint: Checkpoint, masks: Masks, rows: int, length: int, *, 
         dense_shape=checkpoint.shape,
         shape=shape,
         model_type=str(cut_config(checkpoint, masks)["model_type"]),
-        engines=engines(shape),
-        memory_bytes=run_memory(checkpoint, rows, length, gram=gram),
+        engines=engines(checkpoint.family, checkpoint.d_model, shape),
+        memory_bytes=memory_bytes,
     )
 
 
-def engines(shape: BlockShape) -> dict[str, str]:
+def engines(family: Family, d_model: int, shape: BlockShape) -> dict[str, str]:
     """Which inference engines take equal-width blocks of this shape; facts in docs/commands/prune.md."""
-    widths = (shape.heads * shape.head_dim, shape.channels)
-    found = {"transformers": "yes", "llama.cpp f16": "yes"}
+    found = {"transformers": "yes"}
+    if family.gguf_architecture is None:
+        return found | {"llama.cpp": f"no: it has no {family.model_type} architecture"}
+    found["llama.cpp f16"] = "yes"
+    widths = (d_model, shape.heads * shape.head_dim, shape.channels)
     for name, multiple in (("llama.cpp Q8_0, Q4_0", 32), ("llama.cpp K-quants", 256)):
         ragged = [width for width in widths if width % multiple]
         found[name] = f"no: {ragged[0]} is not a multiple of {multiple}" if ragged else "yes"
     return found
-
-
-def run_memory(checkpoint: Checkpoint, rows: int, length: int, *, gram: bool) -> int:
-    """Estimated peak resident bytes of a scoring pass in float32: the larger of the embedding and one block at work."""
-    size = torch.float32.itemsize
-    shape, d_model = checkpoint.shape, checkpoint.d_model
-    streams = 2 * rows * length * d_model * size
-    outer = sum(torch.Size(checkpoint.tensors[name].shape).numel() for name in checkpoint.outer_names()) * size
-    chunk = max(CHUNK_TOKENS, length)
-    activations = chunk * (4 * d_model + 3 * shape.channels) * size + 2 * chunk * shape.channels * 8
-    matrices = 3 * max(shape.channels, shape.heads * shape.head_dim) ** 2 * size if gram else 0
-    block = block_costs(checkpoint).block * size
-    return _IMPORTS_BYTES + streams + max(outer, block + activations + matrices)

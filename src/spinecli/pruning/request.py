@@ -18,7 +18,7 @@ from spinecli.errors import OptionError
 from spinecli.pruning.allocation import Budget
 from spinecli.pruning.method import Method
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.methods.comp import METRICS
+from spinecli.pruning.methods.comp import DEFAULT_METRIC, METRICS
 from spinecli.pruning.selection import protected_blocks
 
 
@@ -29,9 +29,10 @@ class PruneOptions:
     model: str
     sparsity: float
     method: str = "comp"
-    metric: str = METRICS[-1]
+    metric: str | None = None
+    """Reading of COMP's neuron metric; None takes its default."""
     block_share: float | None = None
-    """Share of the budget spent on whole blocks; None chooses it by calibration loss."""
+    """Share of the budget spent on whole blocks; None lets COMP choose it by calibration loss."""
     protect: tuple[int, ...] | None = None
     """Blocks that stay, negative ones counted from the end; None takes the default rule."""
     round_to: int = 8
@@ -44,8 +45,8 @@ class PruneOptions:
         return {
             "sparsity": self.sparsity,
             "method": self.method,
-            "metric": self.metric if self.method == "comp" else None,
-            "block_share": "auto" if self.block_share is None else self.block_share,
+            "metric": (self.metric or DEFAULT_METRIC) if self.method == "comp" else None,
+            "block_share": self.block_share if self.block_share is not None or self.method != "comp" else "auto",
             "protect": None if self.protect is None else list(self.protect),
             "round_to": self.round_to,
             "calibration_rows": self.calibration.rows,
@@ -123,13 +124,15 @@ def _method(options: PruneOptions) -> Method:
         raise OptionError(f"--sparsity must lie between 0 and 1, not {options.sparsity:g}.")
     if options.method not in METHODS:
         raise OptionError(f"There is no method {options.method!r}; choose one of {', '.join(METHODS)}.")
-    if options.metric not in METRICS:
+    if options.metric not in (None, *METRICS):
         raise OptionError(f"There is no metric {options.metric!r}; choose one of {', '.join(METRICS)}.")
+    if options.method != "comp" and (options.metric is not None or options.block_share is not None):
+        raise OptionError(f"--metric and --block-share belong to --method comp; {options.method} has no such choice.")
     if options.block_share is not None and not 0 <= options.block_share <= 1:
         raise OptionError(f"--block-share must be auto or lie between 0 and 1, not {options.block_share:g}.")
     if options.round_to < 1:
         raise OptionError(f"--round-to must be at least 1, not {options.round_to}.")
-    return METHODS[options.method](options.metric, options.seed)
+    return METHODS[options.method](options.metric or DEFAULT_METRIC, options.seed)
 
 
 def _protected(options: PruneOptions, blocks: int) -> frozenset[int]:

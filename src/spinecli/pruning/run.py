@@ -33,6 +33,7 @@ from spinecli.pruning.allocation import (
     block_candidates,
     head_candidates,
 )
+from spinecli.pruning.memory import run_memory
 from spinecli.pruning.plan import PrunePlan, plan_prune
 from spinecli.pruning.request import PruneRequest
 from spinecli.pruning.scoring import score_checkpoint
@@ -105,7 +106,7 @@ def decide(
             "raise --sparsity or lower --round-to."
         )
     masks = select(scores, allocation, checkpoint.shape, request.protected)
-    plan = plan_prune(checkpoint, masks, calibration.rows, calibration.length, gram=request.method.needs_gram)
+    plan = plan_prune(checkpoint, masks, calibration.length, run_memory(request))
     return Decision(scores, plan, tuple(judgements))
 
 

@@ -10,6 +10,7 @@ from spinecli.pruning.method import BlockView, UnitScores, by_kv_group
 
 COMPENSATED = "m4"
 METRICS = (*NEURON_METRICS, COMPENSATED)
+DEFAULT_METRIC = COMPENSATED
 
 # Channels that leave between two evaluations of M4: fewer at a time costs more and hardly changes the order.
 _CHANNEL_STEP = 8

@@ -1,0 +1,37 @@
+"""How much memory a prune run will need, estimated from shapes before it starts."""
+
+from __future__ import annotations
+
+import torch
+
+from spinecli.calibration.stream import CHUNK_TOKENS
+from spinecli.checkpoints.counting import block_costs
+from spinecli.pruning.request import PruneRequest
+
+# Resident memory of Python with torch and transformers imported, before any weight is read.
+_IMPORTS_BYTES = 450_000_000
+# Allocations compared at once; see `allocation.BLOCK_SHARES`.
+_CANDIDATES = 5
+_FLOAT = torch.float32.itemsize
+
+
+def run_memory(request: PruneRequest) -> int:
+    """Estimated peak resident bytes of the run: the largest of its moments, none of which holds more than one block."""
+    checkpoint, calibration = request.checkpoint, request.calibration
+    weights = request.options.compute.dtype.itemsize
+    d_model, shape = checkpoint.d_model, checkpoint.shape
+    width = max(shape.channels, shape.heads * shape.head_dim)
+    outer = max(torch.Size(checkpoint.tensors[name].shape).numel() for name in checkpoint.outer_names()) * weights
+    block = block_costs(checkpoint).block * weights
+    chunk = max(CHUNK_TOKENS, calibration.length)
+    streams = 2 * calibration.rows * calibration.length * d_model * _FLOAT
+    scoring = block + chunk * (4 * d_model + 5 * width) * _FLOAT
+    if request.method.needs_gram:
+        scoring += int(1.2 * width * width + width * d_model) * _FLOAT
+    moments = [outer, scoring]
+    if request.searches:
+        tokens = request.search_rows * calibration.length
+        lessons = tokens * (5 + _CANDIDATES) * d_model
+        refit = tokens * (3 * d_model + 3 * width) + 2 * min(tokens, width) ** 2
+        moments.append(block + (lessons + refit) * _FLOAT)
+    return _IMPORTS_BYTES + streams + max(moments)
