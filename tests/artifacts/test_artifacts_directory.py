@@ -20,7 +20,7 @@ from spinecli.artifacts.directory import (
     require_space,
     work_directory,
 )
-from spinecli.artifacts.manifest import MANIFEST_NAME, read_manifest
+from spinecli.artifacts.manifest import MANIFEST_NAME, read_manifest, record_files
 from spinecli.errors import MissingPathError, NoSpaceError, OptionError, OutputExistsError, UnfinishedRunError
 
 FINGERPRINT = {"command": "prune"}
@@ -38,7 +38,7 @@ def work_of(out: Path) -> Path:
 def publish(options: OutputOptions, content: str = "content") -> None:
     with work_directory(options, FINGERPRINT) as work:
         (work.files / "file").write_text(content)
-        work.publish(manifest())
+        work.publish(manifest(outputs=record_files(work.files)))
 
 
 def interrupt(options: OutputOptions, error: BaseException, fingerprint: dict[str, str] | None = None) -> None:
@@ -52,10 +52,17 @@ def test_output_appears_whole_and_nothing_is_left_beside_it(out: Path) -> None:
         (work.files / "file").write_text("content")
         (work.state / "scratch").write_text("")
         assert not out.exists()
-        work.publish(manifest())
+        work.publish(manifest(outputs=record_files(work.files)))
     assert {path.name for path in out.iterdir()} == {"file", MANIFEST_NAME}
-    assert read_manifest(out).digest == manifest().computed_digest()
+    assert read_manifest(out).digest == manifest(outputs=record_files(out)).computed_digest()
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_overwrite_spares_files_that_someone_put_into_an_output(out: Path) -> None:
+    publish(OutputOptions(out))
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="did not write"):
+        check_output(OutputOptions(out, overwrite=True))
 
 
 def test_a_user_error_removes_the_work_it_began(out: Path) -> None:

@@ -129,8 +129,8 @@ def work_directory(options: OutputOptions, fingerprint: JsonValue) -> Iterator[W
     with _locked(work):
         try:
             yield work
-        except UserError:
-            if not resumed:
+        except UserError as error:
+            if not resumed and not isinstance(error, NoSpaceError):
                 shutil.rmtree(work.root, ignore_errors=True)
             raise
         except (OSError, SafetensorError) as error:
@@ -157,10 +157,18 @@ def check_output(options: OutputOptions, inputs: Sequence[Path] = ()) -> None:
     if not out.is_dir():
         raise OutputExistsError(f"{out} is a file; choose another --out.")
     ours = (out / MANIFEST_NAME).is_file()
-    if any(out.iterdir()) and not ours:
+    if _foreign_files(out):
         raise OutputExistsError(f"{out} holds files that spine did not write; choose another --out.")
     if ours and not options.overwrite:
         raise OutputExistsError(f"{out} exists; add --overwrite to replace it or choose another --out.")
+
+
+def _foreign_files(out: Path) -> bool:
+    """Whether a directory holds anything that its manifest does not list, so that replacing it would lose it."""
+    if not (out / MANIFEST_NAME).is_file():
+        return any(out.iterdir())
+    listed = {MANIFEST_NAME, *read_manifest(out).outputs}
+    return any(path.is_file() and path.relative_to(out).as_posix() not in listed for path in out.rglob("*"))
 
 
 def require_space(directory: Path, wanted: int) -> None:

@@ -144,7 +144,7 @@ def _rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> lis
     ]
     lines = [
         f"{report['achieved_sparsity']:.2%} of the block parameters removed"
-        + (f"; blocks {', '.join(map(str, removed))} removed (counted from 0)" if removed else ""),
+        + (f"; without blocks {', '.join(map(str, removed))}, counted from 0" if removed else ""),
         f"written as {report['model_type']}; "
         + "; ".join(f"{engine}: {verdict}" for engine, verdict in report["engines"].items()),
     ]

@@ -49,6 +49,13 @@ class Outcome:
         """Whether the tuned model is the better one."""
         return self.loss_after < self.loss_before
 
+    @property
+    def summary(self) -> str:
+        """For a person, in a few words."""
+        if self.helps:
+            return f"held-out loss {self.loss_before:.4f} to {self.loss_after:.4f}"
+        return f"held-out loss {self.loss_before:.4f}, left untuned"
+
 
 def tune_pass(
     request: TuneRequest,
@@ -132,8 +139,7 @@ def tune(
             inputs=request.inputs,
             outputs=record_files(work.files),
             lineage=request.lineage,
-            summary=f"{request.options.method.value}, held-out loss {outcome.loss_before:.4f} "
-            f"to {outcome.loss_after:.4f}",
+            summary=f"{request.options.method.value}, {outcome.summary}",
             report={
                 "kept": "tuned" if outcome.helps else "untuned",
                 "held_out_loss_before": outcome.loss_before,

@@ -38,8 +38,11 @@ class InputStatistics:
         self.sum += precise.sum(dim=0)
         self.output_square_sum += float(outputs.detach().double().square().sum())
         if self.gram is not None:
-            single = inputs.detach().float()  # a sum of squares in half precision overflows
-            self.gram += (single.T @ single).cpu()
+            single = inputs.detach().to("cpu", torch.float32)  # a sum of squares in half precision overflows
+            if self.gram.dtype is torch.float32:
+                self.gram.addmm_(single.T, single)  # a wide product is not held twice
+            else:
+                self.gram += single.T @ single
 
     @property
     def required_gram(self) -> Tensor:
