@@ -1,10 +1,11 @@
 """Memory and time at real size: a random-weight checkpoint with LLaMA-2-7B's shape, pruned and tuned.
 
-    python benchmarks/large.py [--work DIR] [--dtype bfloat16] [--block-share 0.5] [--method auto]
+    python benchmarks/large.py [--work DIR] [--dtype bfloat16] [--blocks 4] [--metric m1] [--method lsq]
 
-Makes the checkpoint once (13.5 GB in bfloat16, sharded) and runs `spine prune --sparsity 0.2` and `spine tune` on it as
-processes of their own, with 16 x 128 calibration tokens. Prints each one's peak resident memory, as the system counted
-it for the process, and where its seconds went. Skips when the disk has no room.
+Makes the checkpoint once (13.5 GB in bfloat16, sharded; fewer `--blocks` make it smaller) and runs
+`spine prune --sparsity 0.2` and `spine tune` on it as processes of their own, with 16 x 128 calibration tokens. Prints
+each one's peak resident memory, as the system counted it for the process, and where its seconds went. Skips when the
+disk has no room.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.writer import PlannedTensor, write_checkpoint
 
-NEEDED_BYTES = 42_000_000_000
+BYTES_PER_BLOCK = 1_250_000_000
 SHAPE = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -54,9 +55,9 @@ def hash_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
 
 
-def make_checkpoint(directory: Path) -> None:
+def make_checkpoint(directory: Path, blocks: int) -> None:
     """Write the random checkpoint with the built-in model's tokenizer."""
-    config = LlamaConfig(**SHAPE)
+    config = LlamaConfig(**{**SHAPE, "num_hidden_layers": blocks})
     raw = {**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     groups = [
         [PlannedTensor(name, shape, torch.bfloat16, partial(random_tensor, name, shape))]
@@ -90,17 +91,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--block-share", default="auto")
     parser.add_argument("--metric", default="m4")
     parser.add_argument("--method", default="auto")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="spine-large-"))
-    if shutil.disk_usage(work).free < NEEDED_BYTES:
-        print(f"skipped: {work} has less than {NEEDED_BYTES / 1e9:.0f} GB free")
+    needed = (options.blocks + 2) * BYTES_PER_BLOCK
+    if shutil.disk_usage(work).free < needed:
+        print(f"skipped: {work} has less than {needed / 1e9:.0f} GB free")
         return
-    dense, pruned, tuned = work / "dense", work / "pruned", work / "tuned"
+    dense, pruned, tuned = (work / f"{name}-{options.blocks}" for name in ("dense", "pruned", "tuned"))
     if not dense.is_dir():
-        make_checkpoint(dense)
+        make_checkpoint(dense, options.blocks)
     print("| step | peak memory | seconds | reading | computing | writing | verifying |\n|---|---|---|---|---|---|---|")
     common = ["--overwrite", "--dtype", options.dtype]
     rows = ["--calibration", "builtin:tiny-calibration", "--calibration-rows", "16", "--calibration-length", "128"]
