@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +78,16 @@ class Method(Protocol):
 
     def score(self, view: BlockView) -> UnitScores:
         """Importance of every unit of one block."""
+
+
+def score_by_neurons(view: BlockView, metric: Callable[[Tensor, InputStatistics], Tensor]) -> UnitScores:
+    """Rank units by their neurons, the inputs of the two output projections; a head counts the sum of its neurons.
+
+    Args:
+        metric: weight (d_out, d_in) and statistics of the inputs -> (d_in,) importance.
+    """
+    groups = by_kv_group(metric(view.attention_output, view.attention_inputs), view.shape)
+    return UnitScores(groups, metric(view.feed_forward_output, view.feed_forward_inputs))
 
 
 def by_kv_group(neuron_scores: Tensor, shape: BlockShape) -> Tensor:

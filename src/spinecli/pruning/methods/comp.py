@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from spinecli.pruning.elimination import elimination_order
 from spinecli.pruning.importance import NEURON_METRICS
-from spinecli.pruning.method import BlockView, UnitScores, by_kv_group
+from spinecli.pruning.method import BlockView, UnitScores, score_by_neurons
 
 COMPENSATED = "m4"
 METRICS = (*NEURON_METRICS, COMPENSATED)
@@ -44,6 +44,4 @@ class Comp:
                 elimination_order(view.attention_output, view.attention_inputs.required_gram, group_width),
                 elimination_order(view.feed_forward_output, view.feed_forward_inputs.required_gram, 1, step),
             )
-        metric = NEURON_METRICS[self.metric]
-        groups = by_kv_group(metric(view.attention_output, view.attention_inputs), view.shape)
-        return UnitScores(groups, metric(view.feed_forward_output, view.feed_forward_inputs))
+        return score_by_neurons(view, NEURON_METRICS[self.metric])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spinecli.pruning.method import BlockView, UnitScores, by_kv_group
+from spinecli.pruning.method import BlockView, UnitScores, score_by_neurons
 from spinecli.pruning.statistics import InputStatistics
 
 
@@ -21,8 +21,7 @@ class WandaSp:
 
     def score(self, view: BlockView) -> UnitScores:
         """Importance of every KV group and channel."""
-        groups = by_kv_group(_scores(view.attention_output, view.attention_inputs), view.shape)
-        return UnitScores(groups, _scores(view.feed_forward_output, view.feed_forward_inputs))
+        return score_by_neurons(view, _scores)
 
 
 def _scores(weight: Tensor, inputs: InputStatistics) -> Tensor:
