@@ -129,9 +129,6 @@ def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], ob
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-# --- MODEL is no checkpoint ------------------------------------------------------------------------------------------
-
-
 @case("a path that does not exist", "nowhere")
 def _(shop: Workshop) -> Arguments:
     return shop.prune(shop.folder / "nowhere")
@@ -161,9 +158,6 @@ def _(shop: Workshop) -> Arguments:
 @case("a built-in name that climbs out", "builtin:../tiny")
 def _(shop: Workshop) -> Arguments:
     return shop.prune("builtin:../tiny")
-
-
-# --- config.json -----------------------------------------------------------------------------------------------------
 
 
 def _config_text(title: str, content: str | bytes, *names: str, in_process: bool = True) -> None:
@@ -213,9 +207,6 @@ _config_value("a billion blocks", "config.json", "num_hidden_layers", num_hidden
 _config_value("a million blocks", "config.json", "num_hidden_layers", num_hidden_layers=10**6, in_process=False)
 _config_value("heads of 10^13 numbers", "config.json", "head_dim", head_dim=10**13)
 _config_value("a hidden size of 10^18", "config.json", "hidden_size", hidden_size=10**18)
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 @case("no weights", "dense", "model.safetensors")
@@ -316,9 +307,6 @@ _tensors("float8", lambda tensors: tensors.update({_DOWN: tensors[_DOWN].to(torc
 _tensors("no tensor at all", lambda tensors: tensors.clear(), "dense")
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
-
-
 def _index(title: str, change: Callable[[Path, dict[str, Any]], object], *names: str) -> None:
     @case(title, *names)
     def _(shop: Workshop) -> Arguments:
@@ -365,9 +353,6 @@ def _(shop: Workshop) -> Arguments:
     return shop.prune(model)
 
 
-# --- tokenizer -------------------------------------------------------------------------------------------------------
-
-
 def _tokenizer(title: str, change: Callable[[Path], object], *names: str) -> None:
     @case(title, *names)
     def _(shop: Workshop) -> Arguments:
@@ -405,9 +390,6 @@ _tokenizer(
 )
 
 
-# --- calibration text ------------------------------------------------------------------------------------------------
-
-
 def _calibration(title: str, name: str, content: str | bytes, *names: str) -> None:
     @case(title, *(names or (name,)))
     def _(shop: Workshop) -> Arguments:
@@ -442,9 +424,6 @@ def _(shop: Workshop) -> Arguments:
     return shop.prune(shop.dense(), "--calibration", "builtin:novel")
 
 
-# --- options ---------------------------------------------------------------------------------------------------------
-
-
 def _option(title: str, names: tuple[str, ...], *options: object) -> None:
     @case(title, *names)
     def _(shop: Workshop) -> Arguments:
@@ -454,7 +433,10 @@ def _option(title: str, names: tuple[str, ...], *options: object) -> None:
 for _value in ("0", "1", "-1", "2", "nan", "inf"):
     _option(f"--sparsity {_value}", ("parsity",), "--sparsity", _value)
 _option("a sparsity that leaves nothing", ("parsity 0.999",), "--sparsity", "0.999", "--block-share", "auto")
-_option("all blocks protected", ("parsity",), "--method", "shortgpt", "--protect", "0,1,2,3,4,5")
+_option(
+    "all blocks protected", ("parsity",), "--method", "shortgpt", "--block-share", "auto", "--protect", "0,1,2,3,4,5"
+)
+_option("a metric for a baseline", ("--metric", "flap"), "--method", "flap", "--metric", "m1")
 _option("--block-share 2", ("--block-share",), "--block-share", "2")
 _option("--block-share nan", ("--block-share",), "--block-share", "nan")
 _option("--block-share half", ("--block-share", "'half'"), "--block-share", "half")
@@ -469,9 +451,6 @@ _option("too few rows to compare on", ("--block-share",), "--block-share", "auto
 _option("--device cuda:99", ("--device",), "--device", "cuda:99")
 _option("--device toaster", ("--device",), "--device", "toaster")
 _option("--device meta", ("--device",), "--device", "meta")
-
-
-# --- output ----------------------------------------------------------------------------------------------------------
 
 
 @case("no output", "--out")
@@ -537,9 +516,6 @@ def _(shop: Workshop) -> Arguments:
 @case("an output where nobody may write", "/proc")
 def _(shop: Workshop) -> Arguments:
     return shop.prune(shop.dense(), "--out", "/proc/out")
-
-
-# --- what tune reads -------------------------------------------------------------------------------------------------
 
 
 @case("tune of a dense checkpoint", "dense", "spine.json")
@@ -654,9 +630,6 @@ def _(shop: Workshop) -> Arguments:
     model = shop.dense()
     edit_weights(model, _put(_DOWN, (0, 0), 1.0))
     return shop.tune(shop.pruned(), "--dense", model)
-
-
-# --- what inspect reads ----------------------------------------------------------------------------------------------
 
 
 @case("inspect of nothing", "nowhere")
