@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
+from spinecli.calibration.stream import compute_options
 from spinecli.errors import (
     DamagedArtifactError,
     ForeignArtifactError,
@@ -18,7 +19,6 @@ from spinecli.errors import (
     UnsafeFileError,
 )
 from spinecli.evaluation.models import (
-    check_device,
     default_text,
     dense_reference,
     load_model,
@@ -113,10 +113,10 @@ def test_adapters_with_virtual_tokens_are_refused(dense: Path, tmp_path: Path) -
 
 
 def test_devices_that_are_not_here() -> None:
-    check_device("cpu")
+    assert compute_options("cpu", "float32").device == "cpu"
     for device in ("gpu", "cuda:99"):
         with pytest.raises(OptionError, match=f"--device {device} cannot be used here"):
-            check_device(device)
+            compute_options(device, "float32")
 
 
 def test_a_checkpoint_of_somebody_else_has_no_origin(dense: Path, tmp_path: Path) -> None:

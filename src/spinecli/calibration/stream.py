@@ -36,11 +36,13 @@ class ComputeOptions:
 
 
 def compute_options(device: str, dtype: str) -> ComputeOptions:
-    """Check a device by putting a number on it and reading it back; OptionError if it is not there."""
+    """Check a device by putting a number on it and reading it back; OptionError if torch cannot compute there."""
     try:
         torch.zeros(1, device=device).item()
+    # RuntimeError for unknown names and for meta, AssertionError for a build without CUDA
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {device} is not available here; use cpu.") from error
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise OptionError(f"--device {device} cannot be used here ({reason}); use cpu.") from error
     return ComputeOptions(device, getattr(torch, dtype))
 
 

@@ -14,7 +14,7 @@ from spinecli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import model_size
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.errors import NonFiniteWeightsError, OptionError, UserError
+from spinecli.errors import NonFiniteWeightsError, UserError
 from spinecli.evaluation.adapters import adapter_shapes, attach_adapter
 from spinecli.evaluation.results import Weights
 
@@ -105,16 +105,6 @@ def load_model(subject: Subject, *, device: str, dtype: str) -> PreTrainedModel:
             )
     model = model.to(device).eval().requires_grad_(False)
     return model if subject.adapter is None else attach_adapter(model, subject.adapter, subject.reference)
-
-
-def check_device(device: str) -> None:
-    """OptionError unless torch can compute on `device` here."""
-    try:
-        torch.zeros(1, device=device)
-    # torch raises RuntimeError for unknown names, AssertionError for a build without CUDA, NotImplementedError for meta
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise OptionError(f"--device {device} cannot be used here ({reason}); use cpu.") from error
 
 
 def dense_reference(subject: Subject) -> str | None:

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.rows import load_tokenizer
-from spinecli.calibration.stream import ComputeOptions
+from spinecli.calibration.stream import compute_options
 from spinecli.errors import MeasurementError
 from spinecli.evaluation.comparison import compare
 from spinecli.evaluation.latency import fit_generation, measure_latency, random_prompt
 from spinecli.evaluation.memory import measure_memory
-from spinecli.evaluation.models import Subject, check_device, load_model, weights_of
+from spinecli.evaluation.models import Subject, load_model, weights_of
 from spinecli.evaluation.passages import Passage, read_passages
 from spinecli.evaluation.perplexity import LoadedLogits, LogitSource, StreamedLogits, score
 from spinecli.evaluation.quiet import quiet_libraries
@@ -80,7 +80,7 @@ class Session:
         return bool(self.settings.latency or self.tasks or (self.passages and adapted))
 
     def _measure_streamed(self) -> list[ModelResult]:
-        compute = ComputeOptions(self.settings.device, getattr(torch, self.settings.dtype))
+        compute = compute_options(self.settings.device, self.settings.dtype)
         return [
             _result(subject, perplexity=self._perplexities(index, StreamedLogits(subject.checkpoint, compute)))
             for index, subject in enumerate(self.subjects)
@@ -172,7 +172,7 @@ def open_session(
     Raises: OptionError, and every UserError that a device, text, tokenizer or task can cause.
     """
     listeners, stopwatch = listeners or Listeners(), stopwatch or Stopwatch()
-    check_device(settings.device)
+    compute_options(settings.device, settings.dtype)
     if settings.latency or settings.memory:
         positions = {subject.label: subject.positions for subject in subjects}
         generation = fit_generation(settings.generation, positions, listeners.note)
