@@ -54,7 +54,8 @@ class Terminal:
             sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n")
             return
         for renderable in renderables:
-            self.out.print(renderable)
+            is_text = isinstance(renderable, str)
+            self.out.print(renderable, markup=not is_text, soft_wrap=is_text)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -144,18 +145,18 @@ def table(
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError
+    """Bytes as a person reads them: 8.16 MB."""
+    return _with_unit(count, (" B", " kB", " MB", " GB"))
 
 
 def number(count: float) -> str:
     """Large counts with a suffix: 7.15M."""
-    for unit in ("", "k", "M", "G"):
-        if count < 1000 or unit == "G":
-            return f"{count:.0f}" if unit == "" else f"{count:.2f}{unit}"
-        count /= 1000
-    raise AssertionError
+    return _with_unit(count, ("", "k", "M", "G"))
+
+
+def _with_unit(count: float, units: Sequence[str]) -> str:
+    """The count in the largest unit of which it has at least one; whole in the first unit, two digits in the others."""
+    power = 0
+    while count >= 1000 and power + 1 < len(units):
+        count, power = count / 1000, power + 1
+    return f"{count:.{2 if power else 0}f}{units[power]}"

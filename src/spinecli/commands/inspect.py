@@ -71,6 +71,6 @@ def _rendered(found: dict[str, Any]) -> list[Any]:
         drawn.append(f"removed blocks of the dense model, from 0: {', '.join(map(str, removed))}")
     if "damaged" in found:
         damaged = found["damaged"]
-        drawn += [f"[red]{name}: {problem}[/red]" for name, problem in damaged.items()]
+        drawn += [f"{name}: {problem}" for name, problem in damaged.items()]
         drawn.append("all sums agree" if not damaged else f"{len(damaged)} files differ from their sums")
     return drawn

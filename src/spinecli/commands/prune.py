@@ -131,7 +131,7 @@ def _rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> lis
     before, after = report["dense"], report["cut"]
     old, new = report["shape_before"], report["shape_after"]
     removed = report["removed_blocks"]
-    blocks = before["block_parameters"] and len(report["block_influence"])
+    blocks = len(report["block_influence"])
     figures = [
         ("blocks", str(blocks), str(blocks - len(removed))),
         ("heads a block", str(old["heads"]), str(new["heads"])),
