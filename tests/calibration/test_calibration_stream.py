@@ -204,6 +204,6 @@ def test_projection_inputs_stop_before_the_projection(opened: Opened) -> None:
 
 
 def test_an_absent_device_is_an_option_error() -> None:
-    with pytest.raises(OptionError, match="--device meta9 is not available"):
+    with pytest.raises(OptionError, match="--device meta9 cannot be used here"):
         compute_options("meta9", "float32")
     assert compute_options("cpu", "bfloat16") == ComputeOptions("cpu", torch.bfloat16)
