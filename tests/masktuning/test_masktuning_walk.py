@@ -68,9 +68,10 @@ class Walked:
             for number in members:
                 self.streams[f"student {number}"] = self.streams[f"student {number}"] + index + 1
 
+        teacher = BlockStream(checkpoint, 8)
         walk(
-            BlockStream(checkpoint, 8),
-            TOKENS,
+            teacher,
+            teacher.embed(TOKENS),
             [masks_of(each) for each in kept],
             self.streams,
             follow,

@@ -11,6 +11,7 @@ that already exists (:class:`Reader`).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from random import Random
 
@@ -31,7 +32,7 @@ class NotInLanguageError(ValueError):
     """A text has a word that the language cannot have at that place."""
 
 
-class Pen:
+class Pen(ABC):
     """Puts words on a page with their surprisal; a subclass says which word comes next."""
 
     def __init__(self) -> None:
@@ -39,9 +40,9 @@ class Pen:
         self.surprisals: list[float] = []
         """In nats, one for each word."""
 
+    @abstractmethod
     def next_word(self, weights: dict[str, float], total: float) -> str:
         """Pick one of the words; ``total`` is the sum of their weights."""
-        raise NotImplementedError
 
     def write(self, *words: str) -> None:
         """Put down words that could not have been different."""

@@ -90,7 +90,8 @@ def tune_pass(
     with stopwatch("computing"):
         streams["student"] = student.embed(tokens)
         streams["as it was"] = streams["student"][-held_out:]
-        walk(teacher, tokens, [request.masks], streams, follow, phase="tuning", journal=journal, progress=progress)
+        start = teacher.embed(tokens)
+        walk(teacher, start, [request.masks], streams, follow, phase="tuning", journal=journal, progress=progress)
         before, after = (
             float(student.losses(hidden[-held_out:], tokens[-held_out:]).mean())
             for hidden in (streams["as it was"], streams["student"])

@@ -28,7 +28,7 @@ _TEACHER = "teacher"
 
 def walk(
     teacher: BlockStream,
-    tokens: Tensor,
+    hidden: Tensor,
     students: Sequence[Masks],
     streams: dict[str, Tensor],
     follow: Follow,
@@ -40,13 +40,12 @@ def walk(
     """Run the teacher over all blocks and call `follow` whenever students can be tuned.
 
     Args:
-        tokens: (rows, length).
+        hidden: the teacher's hidden states before block 0, (rows, length, d_model).
         students: what each student keeps of the teacher.
         streams: the students' hidden states by name, (rows, length, d_model) each; `follow` replaces them, and they are
             saved and restored with the teacher's.
         phase: for the progress.
     """
-    hidden = teacher.embed(tokens)
     lessons: dict[int, Lesson] = {}
     first = 0
     if journal and (saved := journal.load()):

@@ -70,7 +70,7 @@ def judge(
                     streams[name] = _recovered(stream, block, lesson, masks, streams[name], held_out_rows)
 
         students = [candidate.masks for candidate in candidates]
-        walk(stream, tokens, students, streams, follow, phase=phase, journal=journal, progress=progress)
+        walk(stream, start, students, streams, follow, phase=phase, journal=journal, progress=progress)
         judged = tokens[-held_out_rows:]
         losses = [float(stream.losses(hidden[-held_out_rows:], judged).mean()) for hidden in streams.values()]
     return [Judgement(candidate.allocation, loss) for candidate, loss in zip(candidates, losses, strict=True)]
