@@ -10,11 +10,19 @@ from typing import Any
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from spinecli.calibration.answers import answer
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.skeleton import auto_class
 
 VOCABULARY = 320
 HIDDEN = 32
 POSITIONS = 128
+LABELS = 3
+ENCODERS = ("bert", "roberta", "narrow_bert", "narrow_roberta")
 WORDS = [a + b for a in ("ba", "di", "ko", "lu", "me", "na", "po", "ri") for b in ("t", "s", "n", "l", "r", "k")]
 
 
@@ -32,6 +40,7 @@ class Recipe:
     dtype: str = "float32"
     shard_size: str = "5GB"
     seed: int = 0
+    task: str = "causal-lm"
     extra: tuple[tuple[str, Any], ...] = field(default=())
 
     def config(self) -> Any:
@@ -48,7 +57,13 @@ class Recipe:
             "eos_token_id": 2,
             "pad_token_id": 0,
         }
-        if self.family == "opt":
+        if self.task == "classification":
+            common["num_labels"] = LABELS
+        if self.family in ENCODERS:
+            own = {"intermediate_size": self.channels}
+            if self.family.startswith("narrow"):
+                own["attention_head_size"] = self.head_dim
+        elif self.family == "opt":
             own = {"ffn_dim": self.channels, "word_embed_proj_dim": HIDDEN, "dropout": 0.0}
         else:
             own = {
@@ -62,7 +77,7 @@ class Recipe:
 
     def model(self) -> PreTrainedModel:
         torch.manual_seed(self.seed)
-        model = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32)
+        model = auto_class(Task(self.task)).from_config(self.config(), dtype=torch.float32)
         with torch.no_grad():
             # transformers starts biases at 0 and norms at 1, which would hide a bias or norm that goes astray
             for parameter in model.parameters():
@@ -78,7 +93,14 @@ class Recipe:
 
 def recipe(family: str, *, grouped: bool = False, **changes: Any) -> Recipe:
     """A family's plain recipe, with grouped queries or one KV head per head."""
+    if family in ENCODERS:
+        changes = {"task": "masked-lm", **changes}
     return Recipe(family, kv_heads=2 if grouped else 4, **changes)
+
+
+def classifier(family: str, **changes: Any) -> Recipe:
+    """A family's recipe with a classifier's head."""
+    return recipe(family, task="classification", **changes)
 
 
 MIXED_WINDOWS = (("use_sliding_window", True), ("sliding_window", 6), ("max_window_layers", 1))
@@ -97,6 +119,18 @@ VARIANTS = {
     "qwen3 mixed windows": recipe("qwen3", tied=True, extra=MIXED_WINDOWS),
     "opt": recipe("opt", tied=True),
     "opt untied": recipe("opt"),
+    "llama classifier": classifier("llama", grouped=True),
+    "opt classifier": classifier("opt"),
+    "qwen2 classifier": classifier("qwen2", grouped=True, tied=True),
+    "bert": classifier("bert"),
+    "bert masked": recipe("bert", tied=True),
+    "bert masked untied": recipe("bert"),
+    "bert bare": recipe("bert", task="encoding"),
+    "roberta": classifier("roberta"),
+    "roberta masked": recipe("roberta", tied=True),
+    "roberta bare": recipe("roberta", task="encoding"),
+    "narrow bert": classifier("narrow_bert", heads=3),
+    "narrow roberta bare": recipe("narrow_roberta", heads=3, task="encoding"),
     "opt post-norm": recipe("opt", tied=True, extra=(("do_layer_norm_before", False), ("word_embed_proj_dim", 16))),
 }
 
@@ -122,3 +156,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def random_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+
+
+def load(directory: Path) -> PreTrainedModel:
+    """The whole model by transformers itself, which must find nothing missing or left over."""
+    model, problems = auto_class(Checkpoint.open(directory).task).from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    assert not any(problems[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Logits of a whole model, or the last hidden states of one without a head."""
+    return answer(model(tokens, use_cache=False))

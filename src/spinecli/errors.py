@@ -19,6 +19,14 @@ class MeasurementError(SpineError):
     """An evaluation started and could not be finished."""
 
 
+class FederationError(SpineError):
+    """A federated run cannot go on."""
+
+
+class MessageError(SpineError):
+    """A message between server and device is malformed or is not what was asked for."""
+
+
 class UserError(SpineError):
     """Wrong usage or bad input; the command ends with exit code 2."""
 
@@ -59,6 +67,14 @@ class TokenizerError(UserError):
 
 class CalibrationTextError(UserError):
     """A text is unreadable, empty, or too short for what was asked of it."""
+
+
+class FleetError(UserError):
+    """A fleet file is unreadable, or one of its values is out of range."""
+
+
+class DataError(UserError):
+    """A data set to train or evaluate on cannot be read, or lacks what its task needs."""
 
 
 class OutputExistsError(UserError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import Recipe, random_tokens, recipe
+from families import Recipe, classifier, random_tokens, recipe
 from safetensors.torch import load_file, save_file
 
 from spinecli.artifacts.stopwatch import Stopwatch
@@ -64,6 +64,9 @@ def test_a_config_with_too_many_blocks_is_caught(copy: Path) -> None:
         verify(copy, expected)
 
 
-def test_probe_is_a_corner_of_the_rows() -> None:
-    assert probe(random_tokens(5, 100)).shape == (2, 64)
-    assert probe(random_tokens(1, 10)).shape == (1, 10)
+def test_probe_is_a_corner_of_the_rows(opened: Callable[[Recipe], Checkpoint]) -> None:
+    causal = opened(recipe("llama"))
+    assert probe(causal, random_tokens(5, 100)).shape == (2, 64)
+    assert probe(causal, random_tokens(1, 10)).shape == (1, 10)
+    for whole in (recipe("bert"), classifier("bert"), classifier("llama")):  # what comes later bears on the answer
+        assert probe(opened(whole), random_tokens(5, 100)).shape == (2, 100)

@@ -116,6 +116,25 @@ def test_no_special_tokens() -> None:
     assert token_rows(tokenizer(), text(sample_text()), 4, 16).tokens.min() > 2
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_an_encoders_rows_are_framed_by_its_special_tokens(
+    written: Callable[[Recipe], Path], tmp_path: Path, sample_file: Path, family: str
+) -> None:
+    directory = shutil.copytree(written(recipe(family)), tmp_path / "copy")
+    options = CalibrationOptions(str(sample_file), rows=3, length=16)
+    plain = calibration_rows(Checkpoint.open(directory), "x", options).tokens
+    assert plain.tolist() == token_rows(tokenizer(), text(sample_text()), 3, 16).tokens.tolist()
+    with_frame = load_tokenizer(directory)
+    with_frame.cls_token, with_frame.sep_token = "<s>", "</s>"
+    with_frame.save_pretrained(directory)
+    found = calibration_rows(Checkpoint.open(directory), "x", options).tokens
+    assert found.shape == (3, 16)
+    assert (found[:, 0].tolist(), found[:, -1].tolist()) == ([1] * 3, [2] * 3)
+    assert found[:, 1:-1].flatten().tolist() == plain.flatten().tolist()[: 3 * 14]
+    with pytest.raises(OptionError, match="no room"):
+        calibration_rows(Checkpoint.open(directory), "x", CalibrationOptions(str(sample_file), rows=3, length=2))
+
+
 def test_a_tokenizer_of_another_model_is_refused() -> None:
     with pytest.raises(TokenizerError, match="another model"):
         token_rows(tokenizer(), text(sample_text()), 4, 16, vocabulary=20)

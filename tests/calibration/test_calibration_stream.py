@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import VARIANTS, Recipe, random_tokens, recipe
+from families import VARIANTS, Recipe, answers, load, random_tokens, recipe
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -20,10 +20,8 @@ from spinecli.errors import OptionError
 Opened = Callable[[Recipe], Checkpoint]
 
 
-@torch.no_grad()
 def transformers_logits(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
-    return model.eval()(tokens, use_cache=False).logits
+    return answers(load(checkpoint.path), tokens)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -48,7 +46,9 @@ def test_windows_matter_in_the_rows_that_are_compared(opened: Opened, name: str)
         assert with_window[-1] == 0
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral window", "qwen2 mixed windows", "opt post-norm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral window", "qwen2 mixed windows", "opt post-norm", "bert", "roberta masked"]
+)
 def test_chunks_do_not_change_the_result(opened: Opened, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     checkpoint = opened(VARIANTS[name])
     tokens = random_tokens(5, 16)
@@ -56,6 +56,37 @@ def test_chunks_do_not_change_the_result(opened: Opened, monkeypatch: pytest.Mon
     assert BlockStream(checkpoint, 16).chunk_rows == 2
     found = streamed_logits(checkpoint, tokens)
     torch.testing.assert_close(found, transformers_logits(checkpoint, tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama classifier", "opt classifier"])
+def test_a_causal_classifier_answers_from_the_last_token_even_if_it_looks_like_padding(
+    opened: Opened, name: str
+) -> None:
+    checkpoint = opened(VARIANTS[name])
+    tokens = random_tokens(3, 20)
+    tokens[1, -1] = tokens[2, 4] = checkpoint.config.pad_token_id
+    found = streamed_logits(checkpoint, tokens)
+    model = load(checkpoint.path)
+    model.config.pad_token_id = None
+    expected = torch.cat([answers(model, row[None]) for row in tokens])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (expected - answers(load(checkpoint.path), tokens))[1].abs().max() > 1e-3
+    assert checkpoint.config.pad_token_id == 0
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta masked"])
+def test_every_token_of_an_encoder_sees_every_other(opened: Opened, name: str) -> None:
+    checkpoint = opened(VARIANTS[name])
+    stream = BlockStream(checkpoint, 20)
+    tokens = random_tokens(1, 20)
+    changed = tokens.clone()
+    changed[0, -1] = 3 if tokens[0, -1] != 3 else 4
+    states = []
+    for row in (tokens, changed):
+        hidden = stream.embed(row)
+        with stream.block(0) as block:
+            states.append(stream.run(block, hidden))
+    assert (states[0] - states[1]).abs().amax(dim=-1).min() > 1e-5
 
 
 def test_a_row_longer_than_a_chunk_passes_alone(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +113,9 @@ def test_sharded_and_single_files_give_the_same(opened: Opened) -> None:
     assert torch.equal(one, many)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama grouped tied", "opt post-norm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama grouped tied", "opt post-norm", "bert", "bert bare", "roberta masked"]
+)
 def test_only_what_runs_is_in_memory(opened: Opened, name: str) -> None:
     stream = BlockStream(opened(VARIANTS[name]), 8)
 
@@ -94,7 +127,7 @@ def test_only_what_runs_is_in_memory(opened: Opened, name: str) -> None:
     hidden = stream.embed(random_tokens(2, 8))
     assert loaded() == set()
     with stream.block(1) as block:
-        prefix = stream.checkpoint.family.block_prefix(1)
+        prefix = stream.checkpoint.block_prefix(1)
         assert loaded() == {name for name in stream.checkpoint.tensors if name.startswith(prefix)}
         stream.run(block, hidden)
     assert loaded() == set()

@@ -9,28 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from families import VARIANTS, Recipe, random_tokens, recipe
+from families import ENCODERS, VARIANTS, Recipe, answers, load, random_tokens, recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.cutting import cut_config, cut_tensor, head_counts, kept_rows, plan_cut
+from spinecli.checkpoints.cutting import Heads, cut_config, cut_tensor, head_counts, kept_rows, plan_cut
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.errors import OptionError
 
 Opened = Callable[[Recipe], Checkpoint]
 TOKENS = random_tokens(2, 12)
-
-
-def load(directory: Path) -> PreTrainedModel:
-    model, problems = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
-    )
-    assert not any(problems[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval()
 
 
 def cut(checkpoint: Checkpoint, masks: Masks, directory: Path) -> PreTrainedModel:
@@ -39,26 +32,44 @@ def cut(checkpoint: Checkpoint, masks: Masks, directory: Path) -> PreTrainedMode
     return load(directory)
 
 
-@torch.no_grad()
 def logits_of(model: PreTrainedModel, tokens: Tensor = TOKENS) -> Tensor:
-    return model(tokens, use_cache=False).logits
+    return answers(model, tokens)
+
+
+OUTPUTS = {
+    "opt": ("self_attn.out_proj", "fc2"),
+    "bert": ("attention.output.dense", "output.dense"),
+    "roberta": ("attention.output.dense", "output.dense"),
+}
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    base = model.base_model
+    return next(part for name in ("encoder.layer", "decoder.layers", "layers") if (part := _part(base, name)))
+
+
+def _part(model: nn.Module, name: str) -> nn.ModuleList | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def silenced(directory: Path, masks: Masks, head_dim: int) -> PreTrainedModel:
     """The whole dense model by transformers, with columns zeroed and removed blocks handing on their inputs."""
     model = load(directory)
-    blocks = model.get_decoder().layers if model.config.model_type == "opt" else model.model.layers
+    family = model.config.model_type.removeprefix("narrow_")
+    outputs = OUTPUTS.get(family, ("self_attn.o_proj", "mlp.down_proj"))
 
     def pass_by(_: nn.Module, inputs: tuple[Any, ...], arguments: dict[str, Any], output: Any) -> Any:
         hidden = inputs[0] if inputs else arguments["hidden_states"]
         return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
-    for block, mask in zip(blocks, masks.blocks, strict=True):
+    for block, mask in zip(blocks_of(model), masks.blocks, strict=True):
         if not mask.heads.any() and not mask.channels.any():
             block.register_forward_hook(pass_by, with_kwargs=True)
             continue
-        attention = block.self_attn.out_proj if hasattr(block.self_attn, "out_proj") else block.self_attn.o_proj
-        feed_forward = block.fc2 if hasattr(block, "fc2") else block.mlp.down_proj
+        attention, feed_forward = (block.get_submodule(name) for name in outputs)
         with torch.no_grad():
             for head in (~mask.heads).nonzero().flatten().tolist():
                 attention.weight[:, head * head_dim : (head + 1) * head_dim] = 0
@@ -96,10 +107,10 @@ GRID = [
         recipe(family, grouped=grouped, tied=tied), id=f"{family} {'gqa' if grouped else 'mha'} {'tied' * tied}"
     )
     for family in families()
-    for grouped in ((False,) if family == "opt" else (False, True))
+    for grouped in ((False,) if family in ("opt", *ENCODERS) else (False, True))
     for tied in (False, True)
 ]
-SPECIAL = [pytest.param(VARIANTS[name], id=name) for name in VARIANTS if len(VARIANTS[name].extra)]
+SPECIAL = [pytest.param(made, id=name) for name, made in VARIANTS.items() if made.extra or made.task != "causal-lm"]
 
 
 @pytest.mark.parametrize("removed", [(), (1,)], ids=["all blocks", "block 1 out"])
@@ -114,7 +125,7 @@ def test_cut_equals_masked(opened: Opened, tmp_path: Path, made: Recipe, removed
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "bert", "roberta", "narrow_bert"])
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_uniform_masks_cut_exactly(
@@ -183,6 +194,21 @@ def test_a_llama_with_biases_keeps_only_head_counts_that_llama_can_express(opene
     assert head_counts(opened(recipe("opt"))) == [4]
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_heads_leave_an_encoder_only_if_asked(opened: Opened, family: str) -> None:
+    assert head_counts(opened(recipe(family))) == head_counts(opened(recipe(family)), Heads.keep) == [4]
+    assert head_counts(opened(recipe(family)), Heads.cut) == [4, 3, 2, 1]
+    assert head_counts(opened(recipe(f"narrow_{family}", heads=3))) == [3, 2, 1]
+
+
+def test_heads_may_be_kept_where_they_could_leave_but_not_cut_where_they_cannot(opened: Opened) -> None:
+    assert head_counts(opened(recipe("llama", grouped=True)), Heads.keep) == [4]
+    with pytest.raises(OptionError, match="--heads cut is not possible with opt"):
+        head_counts(opened(recipe("opt")), Heads.cut)
+    with pytest.raises(ValueError, match="no head can leave"):
+        cut_config(opened(recipe("opt")), random_masks(opened(recipe("opt")), 3, 40, ()))
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_window_kinds_follow_their_blocks(opened: Opened, tmp_path: Path, family: str) -> None:
     windows = (("use_sliding_window", True), ("sliding_window", 6), ("max_window_layers", 2))
@@ -196,7 +222,7 @@ def test_window_kinds_follow_their_blocks(opened: Opened, tmp_path: Path, family
     torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", [name for name, family in families().items() if family.kind == "causal"])
 def test_a_cut_checkpoint_generates(opened: Opened, tmp_path: Path, family: str) -> None:
     checkpoint = opened(recipe(family))
     model = cut(checkpoint, random_masks(checkpoint, fewer_heads(checkpoint), 24, (2,)), tmp_path / "cut")

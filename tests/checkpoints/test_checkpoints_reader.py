@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import VARIANTS, Recipe, recipe
+from families import ENCODERS, LABELS, POSITIONS, VARIANTS, Recipe, classifier, recipe
 from safetensors.torch import load_file, save_file
 
 from spinecli.checkpoints.checkpoint import Checkpoint
@@ -67,13 +67,17 @@ def test_shards_are_found_through_the_index(written: Written) -> None:
 def test_every_variant_opens_with_its_sizes(written: Written, name: str) -> None:
     made = VARIANTS[name]
     checkpoint = Checkpoint.open(written(made))
-    head_dim = 8 if made.family == "opt" else dict(made.extra).get("head_dim", 8)
-    kv_heads = made.heads if made.family == "opt" else made.kv_heads
+    grouped = made.family not in ("opt", *ENCODERS)
+    head_dim = dict(made.extra).get("head_dim", 8) if grouped else 8
+    kv_heads = made.kv_heads if grouped else made.heads
     shape = checkpoint.shape
-    assert (shape.heads, shape.kv_heads, shape.head_dim, shape.channels) == (4, kv_heads, head_dim, 40)
+    assert (shape.heads, shape.kv_heads, shape.head_dim, shape.channels) == (made.heads, kv_heads, head_dim, 40)
     assert (checkpoint.blocks, checkpoint.d_model) == (3, 32)
-    assert checkpoint.is_post_norm == (name == "opt post-norm")
-    assert ("lm_head.weight" in checkpoint.outer_names()) != made.tied
+    assert checkpoint.task.value == made.task
+    assert checkpoint.labels == (LABELS if made.task == "classification" else None)
+    assert checkpoint.is_post_norm == (name == "opt post-norm" or made.family in ENCODERS)
+    if made.task == "causal-lm":
+        assert ("lm_head.weight" in checkpoint.outer_names()) != made.tied
     assert checkpoint.bytes == sum(value.nbytes for value in load_file(checkpoint.path / SINGLE_FILE).values())
 
 
@@ -86,6 +90,89 @@ def test_old_files_without_the_model_prefix_open(written: Written, tmp_path: Pat
     old, new = Checkpoint.open(tmp_path), Checkpoint.open(source)
     assert set(old.tensors) == set(new.tensors)
     assert all(torch.equal(old.read(name), new.read(name)) for name in new.tensors)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("task", ["encoding", "classification"])
+def test_encoders_open_with_and_without_their_own_prefix(
+    written: Written, tmp_path: Path, family: str, task: str
+) -> None:
+    source = written(recipe(family, task=task))
+    stored = load_file(source / SINGLE_FILE)
+    other = {
+        name.removeprefix(f"{family}.") if task == "classification" else f"{family}.{name}": value
+        for name, value in stored.items()
+    }
+    assert set(other) != set(stored)
+    save_file(other, tmp_path / SINGLE_FILE)
+    shutil.copy(source / "config.json", tmp_path)
+    renamed, new = Checkpoint.open(tmp_path), Checkpoint.open(source)
+    assert set(renamed.tensors) == set(new.tensors)
+    assert all(torch.equal(renamed.read(name), new.read(name)) for name in new.tensors)
+
+
+def test_the_first_berts_open(copy: Callable[..., Path]) -> None:
+    """They call their norms gamma and beta, and store the positions that the architecture counts itself."""
+    made = recipe("bert", tied=True)
+    directory = copy(made)
+
+    def age(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if "LayerNorm" in name]:
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors[old] = tensors.pop(name)
+        tensors["bert.embeddings.position_ids"] = torch.arange(128)[None]
+        tensors["cls.seq_relationship.weight"] = torch.ones(2, 32)
+
+    change_tensors(directory, age)
+    checkpoint = Checkpoint.open(directory)
+    state = made.model().state_dict()
+    assert "bert.encoder.layer.1.output.LayerNorm.weight" in checkpoint.tensors
+    assert all(torch.equal(checkpoint.read(name), state[name]) for name in checkpoint.tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_decoder": True},
+        {"is_decoder": True, "add_cross_attention": True},
+        {"position_embedding_type": "relative_key"},
+        {"model_type": "xlm-roberta"},
+        {"architectures": ["BertForQuestionAnswering"]},
+        {"architectures": ["BertForPreTraining"]},
+    ],
+    ids=str,
+)
+def test_encoders_that_spine_cannot_run_are_refused_in_one_sentence(
+    copy: Callable[..., Path], change: dict[str, Any]
+) -> None:
+    directory = copy(classifier("bert"))
+    change_json(directory / "config.json", lambda config: config.update(change))
+    [value] = [value[0] if isinstance(value, list) else value for value in list(change.values())[:1]]
+    expect(directory, UnsupportedFamilyError, str(value))
+
+
+def test_a_bert_that_names_no_architecture_is_bare(copy: Callable[..., Path]) -> None:
+    directory = copy(recipe("bert", task="encoding"))
+    change_json(directory / "config.json", lambda config: config.pop("architectures"))
+    assert Checkpoint.open(directory).task.value == "encoding"
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_classifier_with_another_number_of_labels_than_it_says(copy: Callable[..., Path], family: str) -> None:
+    directory = copy(classifier(family))
+    change_json(directory / "config.json", lambda config: config.update(id2label={"0": "no", "1": "yes"}))
+    expect(directory, DamagedCheckpointError, SINGLE_FILE, "[3, 32]", "[2, 32]")
+
+
+def test_a_roberta_without_padding_has_no_positions(copy: Callable[..., Path]) -> None:
+    directory = copy(recipe("roberta"))
+    change_json(directory / "config.json", lambda config: config.update(pad_token_id=None))
+    expect(directory, DamagedCheckpointError, "config.json", "pad_token_id")
+
+
+def test_roberta_counts_positions_from_behind_its_padding(written: Written) -> None:
+    assert Checkpoint.open(written(recipe("roberta"))).positions == POSITIONS - 1
+    assert Checkpoint.open(written(recipe("bert"))).positions == POSITIONS
 
 
 def expect(directory: Path, wanted: type[UserError], *words: str) -> None:

@@ -17,6 +17,7 @@ from spinecli.errors import (
     NonFiniteWeightsError,
     OptionError,
     UnsafeFileError,
+    UnsupportedFamilyError,
 )
 from spinecli.evaluation.models import (
     default_text,
@@ -34,6 +35,14 @@ def test_counts_are_those_of_the_loaded_model(dense: Path) -> None:
     assert weights.block_parameters == sum(value.numel() for value in model.model.layers.parameters())
     assert weights.bytes_on_disk == 4 * weights.parameters
     assert weights.adapter_parameters == 0
+
+
+def test_only_causal_language_models_are_measured(tmp_path: Path) -> None:
+    from families import classifier
+
+    directory = classifier("bert").write(tmp_path / "classifier")
+    with pytest.raises(UnsupportedFamilyError, match="classifier is no causal language model"):
+        open_subjects([(str(directory), None)])
 
 
 def test_labels_are_short_and_unique(dense: Path, thinner: Path, tmp_path: Path) -> None:

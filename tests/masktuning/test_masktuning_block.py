@@ -15,6 +15,10 @@ from spinecli.masktuning.recovery import LayerRecovery
 
 Opened = Callable[[Recipe], Checkpoint]
 Answer = Callable[[LayerProblem], Solution]
+NORMS = {
+    "causal": ("self_attn_layer_norm", "final_layer_norm"),
+    "encoder": ("attention.output.LayerNorm", "output.LayerNorm"),
+}
 
 
 def tuned(
@@ -45,17 +49,29 @@ def doubled(problem: LayerProblem) -> Solution:
 @pytest.mark.parametrize("answer", [untuned, doubled])
 def test_targets_make_up_for_what_earlier_blocks_got_wrong(opened: Opened, name: str, answer: Answer) -> None:
     lesson, drifted, [attention, feed_forward], found, after = tuned(opened, VARIANTS[name], answer)
-    wanted = lesson.before + lesson.attention_added - drifted
-    torch.testing.assert_close(attention.targets, wanted.flatten(0, 1))
+    torch.testing.assert_close(attention.targets, (lesson.attention_sum - drifted).flatten(0, 1))
     between = drifted + attention.output(found.attention.solution).view_as(drifted)
     torch.testing.assert_close(feed_forward.targets, (lesson.after - between).flatten(0, 1))
     torch.testing.assert_close(found.hidden, after)
 
 
-def test_post_norm_targets_are_what_the_teacher_adds(opened: Opened) -> None:
-    lesson, _, [attention, feed_forward], found, after = tuned(opened, VARIANTS["opt post-norm"], doubled)
-    torch.testing.assert_close(attention.targets, lesson.attention_added.flatten(0, 1))
-    torch.testing.assert_close(feed_forward.targets, lesson.feed_forward_added.flatten(0, 1))
+@pytest.mark.parametrize("name", ["opt post-norm", "bert", "roberta masked", "narrow bert"])
+@pytest.mark.parametrize("answer", [untuned, doubled])
+def test_post_norm_targets_are_the_sums_before_their_norms(opened: Opened, name: str, answer: Answer) -> None:
+    lesson, drifted, [attention, feed_forward], found, after = tuned(opened, VARIANTS[name], answer)
+    checkpoint = opened(VARIANTS[name])
+    prefix = checkpoint.block_prefix(1)
+    first, second = NORMS[checkpoint.family.kind]
+
+    def normed(value: Tensor, norm: str) -> Tensor:
+        weight, bias = (checkpoint.read(f"{prefix}{norm}.{kind}") for kind in ("weight", "bias"))
+        return torch.nn.functional.layer_norm(value, value.shape[-1:], weight, bias)
+
+    torch.testing.assert_close(normed(lesson.feed_forward_sum, second), lesson.after, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(attention.targets, (lesson.attention_sum - drifted).flatten(0, 1))
+    between = normed(drifted + attention.output(found.attention.solution).view_as(drifted), first)
+    wanted = (lesson.feed_forward_sum - between).flatten(0, 1)
+    torch.testing.assert_close(feed_forward.targets, wanted, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.hidden, after)
 
 

@@ -16,6 +16,7 @@ import spinecli.masktuning.run as run_module
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
+from spinecli.calibration.objective import NEXT_TOKEN_LOSS, OUTPUT_DISTANCE
 from spinecli.calibration.reload import streamed_logits
 from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
@@ -179,9 +180,9 @@ def test_a_model_that_got_worse_as_a_whole_is_left_as_it_was(
 
 def test_an_outcome_helps_only_if_the_loss_falls() -> None:
     logits = torch.empty(0)
-    assert Outcome(2.0, 1.9, logits).helps
-    assert not Outcome(2.0, 2.0, logits).helps
-    assert not Outcome(2.0, float("nan"), logits).helps
+    assert Outcome(NEXT_TOKEN_LOSS, 2.0, 1.9, logits).helps
+    assert not Outcome(NEXT_TOKEN_LOSS, 2.0, 2.0, logits).helps
+    assert not Outcome(OUTPUT_DISTANCE, 2.0, float("nan"), logits).helps
 
 
 class Killed(BaseException):

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.answers import answer, answering_by_last_token
 from spinecli.calibration.observation import masked
 from spinecli.calibration.stream import BlockStream, ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.skeleton import auto_class
 from spinecli.errors import VerificationError
 
 PROBE_ROWS = 2
@@ -24,9 +26,12 @@ TOLERANCE = 1e-4
 _WHOLE_MODEL_BYTES = 1 << 30
 
 
-def probe(tokens: Tensor) -> Tensor:
-    """The calibration tokens on which logits are compared: (rows, length) -> at most (2, 64)."""
-    return tokens[:PROBE_ROWS, :PROBE_LENGTH]
+def probe(checkpoint: Checkpoint, rows: Tensor) -> Tensor:
+    """The calibration tokens, or their hidden states, on which answers are compared: (rows, length, ...) -> a corner.
+
+    At most 2 rows; of a causal language model their first 64 tokens, of others all, as every token bears on the answer.
+    """
+    return rows[:PROBE_ROWS, :PROBE_LENGTH] if checkpoint.task is Task.causal_lm else rows[:PROBE_ROWS]
 
 
 def streamed_logits(
@@ -36,7 +41,7 @@ def streamed_logits(
     compute: ComputeOptions | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Tensor:
-    """Logits of a checkpoint: tokens (rows, length) -> (rows, length, vocabulary).
+    """Answers of a checkpoint to tokens (rows, length); their shape is that of `BlockStream.logits`.
 
     Args:
         masks: units whose outputs are set to zero, and blocks that are skipped.
@@ -65,14 +70,14 @@ def verify_written(
     transformers, which must find nothing missing, unexpected or re-initialised.
 
     Args:
-        expected: (rows, length, vocabulary) logits that `tokens` must give.
+        expected: what `tokens` must give, in the shape of `BlockStream.logits`.
 
     Raises: VerificationError; the checkpoint must not be published.
     """
     checkpoint = Checkpoint.open(directory)
     found = [streamed_logits(checkpoint, tokens, compute=compute, stopwatch=stopwatch)]
     if checkpoint.bytes <= _WHOLE_MODEL_BYTES:
-        found.append(_whole_model_logits(directory, tokens, compute))
+        found.append(_whole_model_logits(checkpoint, tokens, compute))
     scale = max(1.0, float(expected.abs().max()))
     difference = max(float((logits - expected).abs().max()) for logits in found)
     tolerance = TOLERANCE * scale if compute.dtype is torch.float32 else 0.05 * scale
@@ -84,15 +89,16 @@ def verify_written(
 
 
 @torch.no_grad()
-def _whole_model_logits(directory: Path, tokens: Tensor, compute: ComputeOptions) -> Tensor:
+def _whole_model_logits(checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions) -> Tensor:
     transformers_logging.disable_progress_bar()
-    model, info = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=compute.dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
+    model, info = auto_class(checkpoint.task).from_pretrained(
+        checkpoint.path, dtype=compute.dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
     )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise VerificationError(
                 f"transformers reports {problem.replace('_', ' ')} {sorted(info[problem])[:3]}; nothing was published."
             )
-    logits: Tensor = model.to(compute.device).eval()(tokens.to(compute.device)).logits
-    return logits.float().cpu()
+    model = answering_by_last_token(model.to(compute.device).eval())
+    rows = torch.split(tokens.to(compute.device), 1)
+    return torch.cat([answer(model(row, use_cache=False)) for row in rows]).cpu()

@@ -16,9 +16,20 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import CalibrationTextError, OptionError, TokenizerError
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Tokens around a row."""
+
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+
+
+NO_FRAME = Frame()
+
+
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """The first `rows` * `length` tokens of a text, without special tokens."""
+    """The first tokens of a text, `length` a row; an encoder's rows begin and end with its special tokens."""
 
     tokens: Tensor
     """(rows, length) int64."""
@@ -57,22 +68,32 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def token_rows(
-    tokenizer: PreTrainedTokenizerBase, text: Text, rows: int, length: int, *, vocabulary: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    rows: int,
+    length: int,
+    *,
+    frame: Frame = NO_FRAME,
+    vocabulary: int | None = None,
 ) -> TokenRows:
     """The first rows of a text.
 
     Args:
+        frame: tokens that every row begins and ends with; they count into its length.
         vocabulary: size of the model's embedding, to refuse a tokenizer of another model.
 
     Raises: CalibrationTextError if the text is too short for one row, OptionError, TokenizerError.
     """
     if rows < 1 or length < 2:
         raise OptionError(f"Rows must be at least 1 and their length at least 2 tokens, not {rows} and {length}.")
-    tokens = _first_tokens(tokenizer, text.content, rows * length)
-    available = len(tokens) // length
+    inner = length - len(frame.opening) - len(frame.closing)
+    if inner < 1:
+        raise OptionError(f"Rows of {length} tokens have no room between the model's special tokens; make them longer.")
+    tokens = _first_tokens(tokenizer, text.content, rows * inner)
+    available = len(tokens) // inner
     if available == 0:
         raise CalibrationTextError(
-            f"{text.reference} has {len(tokens)} tokens, fewer than one row of {length}; "
+            f"{text.reference} has {len(tokens)} tokens, fewer than one row of {inner}; "
             "name a longer text or shorter rows."
         )
     if vocabulary is not None and int(tokens.max()) >= vocabulary:
@@ -81,7 +102,9 @@ def token_rows(
             "the tokenizer belongs to another model."
         )
     count = min(rows, available)
-    return TokenRows(tokens[: count * length].view(count, length), text)
+    body = tokens[: count * inner].view(count, inner)
+    opening, closing = (body.new_tensor(ends).expand(count, -1) for ends in (frame.opening, frame.closing))
+    return TokenRows(torch.cat([opening, body, closing], dim=1), text)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, content: str, wanted: int) -> Tensor:
@@ -98,6 +121,14 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, content: str, wanted: int)
         if whole or len(usable) >= wanted:
             return torch.tensor(usable[:wanted], dtype=torch.int64)
         length *= 2
+
+
+def frame_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """The special tokens that an encoder reads every text between, where its tokenizer has them; else none."""
+    opening, closing = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if checkpoint.family.kind != "encoder" or opening is None or closing is None:
+        return NO_FRAME
+    return Frame((opening,), (closing,))
 
 
 @dataclass(frozen=True)
@@ -118,9 +149,10 @@ def calibration_rows(checkpoint: Checkpoint, reference: str, options: Calibratio
 
     Raises: CalibrationTextError, TokenizerError, OptionError.
     """
-    limit = getattr(checkpoint.config, "max_position_embeddings", None)
+    limit = checkpoint.positions
     if limit is not None and options.length > limit:
         raise OptionError(f"--calibration-length {options.length} exceeds the model's {limit} positions; lower it.")
     text = load_text(options.text) if options.text else default_text(builtin_model=reference.startswith("builtin:"))
     tokenizer = load_tokenizer(checkpoint.path)
-    return token_rows(tokenizer, text, options.rows, options.length, vocabulary=int(checkpoint.config.vocab_size))
+    frame, vocabulary = frame_of(checkpoint, tokenizer), int(checkpoint.config.vocab_size)
+    return token_rows(tokenizer, text, options.rows, options.length, frame=frame, vocabulary=vocabulary)

@@ -1,6 +1,7 @@
 """The block stream: a checkpoint run block by block, with one block's weights in memory at a time.
 
     tokens ─embed─▶ hidden ─block 0─▶ hidden ─block 1─▶ … ─logits─▶ (rows, length, vocabulary)
+                                                           ─features─▶ (rows, length, d_model)
 
 The code of every part is transformers' own, from a model on the meta device; the stream only decides which weights
 exist when. Embeddings are dropped before the first block is read, and the head is read after the last one is gone.
@@ -14,13 +15,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.answers import answer, answering_by_last_token
+from spinecli.calibration.stand_ins import Arguments, Injector, Recorder
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import Task
 from spinecli.errors import OptionError
 
 # Tokens that pass through a block together: bounds the memory of a feed-forward layer's activations.
@@ -46,41 +50,17 @@ def compute_options(device: str, dtype: str) -> ComputeOptions:
     return ComputeOptions(device, getattr(torch, dtype))
 
 
-class _Recorder(nn.Module):
-    """Stands in a block's place and keeps what the model would have called the block with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = torch.empty(0)
-        self.arguments: dict[str, Any] = {}
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        self.hidden, self.arguments = hidden_states, arguments
-        return hidden_states
-
-
-class _Injector(nn.Module):
-    """Stands in all blocks' place and hands on what the stream has computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = torch.empty(0)
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        return self.hidden
-
-
 @dataclass(frozen=True)
 class LoadedBlock:
     """A block whose weights are in memory."""
 
     index: int
     module: nn.Module
-    arguments: dict[str, Any]
+    arguments: Arguments
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Run the block: hidden (rows, length, d_model) float32 -> the same."""
-        output: Tensor = self.module(hidden.to(self.dtype), **self.arguments)
+        output: Tensor = self.module(hidden.to(self.dtype), *self.arguments.positional, **self.arguments.named)
         return output.float()
 
     @property
@@ -117,13 +97,13 @@ class BlockStream:
         self.compute = compute or ComputeOptions()
         self._stopwatch = stopwatch or Stopwatch()
         self.length = length
-        self._model = checkpoint.skeleton()
+        self._model = answering_by_last_token(checkpoint.skeleton())
         _move_buffers(self._model, self.compute.device)
-        holder, _, attribute = checkpoint.family.blocks.rpartition(".")
+        holder, _, attribute = checkpoint.blocks_path.rpartition(".")
         self._holder = self._model.get_submodule(holder)
         self._attribute = attribute
         self._blocks = list(getattr(self._holder, attribute))
-        self._arguments: list[dict[str, Any]] = []
+        self._arguments: list[Arguments] = []
 
     @property
     def blocks(self) -> int:
@@ -138,7 +118,7 @@ class BlockStream:
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """The hidden states before block 0: tokens (rows, length) -> (rows, length, d_model)."""
-        recorders = [_Recorder() for _ in self._blocks]
+        recorders = [Recorder() for _ in self._blocks]
         hidden = []
         with self._outer(self._embedding_names()), self._in_place_of_blocks(recorders):
             # What the model calls each block with: one row's masks and positions broadcast over all rows.
@@ -172,17 +152,32 @@ class BlockStream:
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Final norm and head: hidden (rows, length, d_model) -> chunks of (chunk, length, vocabulary) in float32."""
-        injector = _Injector()
+        """What the model answers, a chunk of rows at a time in float32, from hidden (rows, length, d_model).
+
+        Language models: (chunk, length, vocabulary). Classifiers: (chunk, labels). Bare encoders: the hidden states.
+        """
+        yield from self._behind_the_blocks(hidden, self._model)
+
+    @torch.no_grad()
+    def features(self, hidden: Tensor) -> Iterator[Tensor]:
+        """What the head sees, a chunk of rows at a time: hidden (rows, length, d_model) behind the final norm."""
+        yield from self._behind_the_blocks(hidden, self._model.base_model)
+
+    def _behind_the_blocks(self, hidden: Tensor, model: PreTrainedModel) -> Iterator[Tensor]:
+        injector = Injector()
         width = self._model.get_input_embeddings().embedding_dim
+        alone = model is self._model and self.checkpoint.task is Task.classification
         with self._outer(self._head_names()), self._in_place_of_blocks([injector]):
-            for chunk in torch.split(hidden, self.chunk_rows):
+            for chunk in torch.split(hidden, 1 if alone else self.chunk_rows):
                 injector.hidden = chunk.to(self.compute.dtype)
                 embeddings = injector.hidden.new_zeros((*chunk.shape[:2], width))
-                yield self._model(inputs_embeds=embeddings, use_cache=False).logits.float()
+                yield answer(model(inputs_embeds=embeddings, use_cache=False))
 
     def losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Mean negative log-likelihood in nats of each row's tokens after its first: (rows,) float64."""
+        """A causal language model's mean negative log-likelihood in nats of each row's tokens after its first.
+
+        Returns: (rows,) float64.
+        """
         found = []
         for logits, chunk in zip(self.logits(hidden), torch.split(tokens, self.chunk_rows), strict=True):
             targets = chunk[:, 1:].to(logits.device)
@@ -199,16 +194,22 @@ class BlockStream:
         return [name for name in self.checkpoint.outer_names() if name not in head]
 
     def _head_names(self) -> list[str]:
-        head = self._parameter_names(self._model.get_output_embeddings())
+        predictor = self._model.get_output_embeddings()
         names = self.checkpoint.outer_names()
-        if not head & set(names):  # tied: the head's weight is stored as the embedding
-            return names
+        if predictor is not None and f"{self._name_of(predictor)}.weight" not in names:
+            return names  # tied: the head's weight is stored as the embedding
         embedding = self._parameter_names(self._model.get_input_embeddings())
         return [name for name in names if name not in embedding]
 
-    def _parameter_names(self, module: nn.Module) -> set[str]:
-        prefix = next(name for name, candidate in self._model.named_modules() if candidate is module)
+    def _parameter_names(self, module: nn.Module | None) -> set[str]:
+        if module is None:
+            return set()
+        prefix = self._name_of(module)
         return {f"{prefix}.{name}" for name, _ in module.named_parameters()}
+
+    def _name_of(self, module: nn.Module) -> str:
+        found: str = next(name for name, candidate in self._model.named_modules() if candidate is module)
+        return found
 
     @contextmanager
     def _outer(self, names: list[str]) -> Iterator[None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Size
 
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.shape import BlockShape
 
 
@@ -40,7 +41,7 @@ def block_costs(checkpoint: Checkpoint) -> BlockCosts:
     return BlockCosts(
         block=sum(size.numel() for size in sizes.values()),
         kv_group=per_unit((attention.query, attention.key, attention.value), attention.output, shape.kv_heads)
-        if attention.cuttable
+        if family.heads_can_leave
         else 0,
         channel=per_unit(family.feed_forward.inputs, family.feed_forward.output, shape.channels),
         dense=shape,
@@ -57,7 +58,10 @@ class ModelSize:
     bytes: int
     """On disk, in the stored dtype."""
     flops_per_token: int
-    """Of one forward pass at `context` tokens: two per weight of a matrix product, and the attention scores."""
+    """Of one forward pass at `context` tokens: two per weight of a matrix product, and the attention scores.
+
+    A classifier's head runs once a text, not once a token, and is not counted.
+    """
     block_flops_per_token: int
     """The part of them that the blocks take."""
     context: int
@@ -69,7 +73,8 @@ def model_size(checkpoint: Checkpoint, blocks: int, shape: BlockShape, context: 
     per_block = costs.parameters(shape)
     outer = [checkpoint.tensors[name] for name in checkpoint.outer_names()]
     outer_parameters = sum(Size(tensor.shape).numel() for tensor in outer)
-    head = int(checkpoint.config.vocab_size) * checkpoint.d_model
+    predicts_tokens = checkpoint.task in (Task.causal_lm, Task.masked_lm)
+    head = int(checkpoint.config.vocab_size) * checkpoint.d_model if predicts_tokens else 0
     scores = 2 * shape.heads * shape.head_dim * context
     in_blocks = 2 * blocks * (per_block + scores)
     return ModelSize(

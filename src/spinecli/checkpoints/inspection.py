@@ -57,6 +57,7 @@ def _describe_blocks(directory: Path) -> dict[str, JsonValue]:
     ]
     return {
         "model_type": checkpoint.family.model_type,
+        "task": checkpoint.task.value,
         "bytes": checkpoint.bytes,
         "blocks": blocks,
         "removed_blocks": list(masks.removed_blocks) if masks else [],

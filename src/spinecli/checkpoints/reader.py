@@ -23,6 +23,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Buffers that old encoders stored; the architecture computes them.
+_COMPUTED = ("position_ids", "token_type_ids")
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -39,6 +41,28 @@ class StoredTensor:
     def bytes(self) -> int:
         """Size on disk."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class HeldTensor:
+    """A tensor in memory that stands in a stored one's place."""
+
+    value: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As `StoredTensor.shape`."""
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As `StoredTensor.dtype`."""
+        return self.value.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk, once it is written."""
+        return self.value.nbytes
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -111,6 +135,8 @@ def _header(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118
+                if name.rpartition(".")[2] in _COMPUTED:
+                    continue
                 view = handle.get_slice(name)
                 dtype = view.get_dtype()
                 if dtype not in _DTYPES:

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.narrow_registration import register_narrow_encoders
+
+register_narrow_encoders()
+
+_AUTO_CLASSES = {
+    Task.causal_lm: AutoModelForCausalLM,
+    Task.masked_lm: AutoModelForMaskedLM,
+    Task.classification: AutoModelForSequenceClassification,
+    Task.encoding: AutoModel,
+}
 
 
-def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The causal language model of `config` in evaluation mode, parameters on the meta device in float32.
+def auto_class(task: Task) -> Any:
+    """The Auto class of transformers that opens a checkpoint made for `task`."""
+    return _AUTO_CLASSES[task]
+
+
+def build_skeleton(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    """The model of `config` for `task` in evaluation mode, parameters on the meta device in float32.
 
     Buffers that the architecture computes (rotary frequencies) are real, so blocks can run as soon as their own
     parameters are assigned.
     """
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model: PreTrainedModel = auto_class(task).from_config(
+            deepcopy(config), dtype=torch.float32, trust_remote_code=False
+        )
     return model.eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spinecli.artifacts.directory import require_space
+from spinecli.checkpoints.narrow_registration import modelling_source
 from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE
 from spinecli.checkpoints.source import TOKENIZER_PATTERNS
 from spinecli.progress import Progress, silent
@@ -66,6 +67,8 @@ def write_checkpoint(
 ) -> None:
     """Write config.json, the shards and their index, and copy the tokenizer files of `companions_of`.
 
+    A family that transformers does not know gets its modelling file beside the weights.
+
     Shards that an earlier, killed run finished are kept: a shard appears under its name only when it is whole.
 
     Raises: NoSpaceError.
@@ -81,6 +84,8 @@ def write_checkpoint(
     if len(shards) > 1:
         _write_json(directory / INDEX_FILE, _index(names, shards))
     _write_json(directory / "config.json", config)
+    if source := modelling_source(config):
+        shutil.copyfile(source, directory / source.name)
     for pattern in _COMPANIONS:
         for path in sorted(companions_of.glob(pattern)):
             if path.is_file():

@@ -30,7 +30,7 @@ def prune(
         str,
         typer.Option(
             "--block-share",
-            help="Share of the budget spent on whole blocks, 0 to 1; auto compares by calibration loss.",
+            help="Share of the budget spent on whole blocks, 0 to 1; auto compares on calibration rows.",
         ),
     ] = "auto",
     protect: Annotated[
@@ -41,6 +41,12 @@ def prune(
             show_default=False,
         ),
     ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(
+            "--heads", help="auto: heads leave if plain transformers can carry fewer; cut: always; keep: never."
+        ),
+    ] = "auto",
     round_to: Annotated[
         int, typer.Option("--round-to", help="Kept channels are a multiple of this; 32 or 256 for quantised GGUF.")
     ] = 8,
@@ -65,7 +71,7 @@ def prune(
         from spinecli.calibration.rows import CalibrationOptions
         from spinecli.calibration.stream import compute_options
         from spinecli.errors import OptionError
-        from spinecli.pruning.request import PruneOptions, open_request
+        from spinecli.pruning.request import PruneOptions, head_choice, open_request
         from spinecli.pruning.run import decide
         from spinecli.pruning.run import prune as run_prune
 
@@ -82,6 +88,7 @@ def prune(
                 metric=metric,
                 block_share=_block_share(block_share),
                 protect=_protect(protect),
+                heads=head_choice(heads),
                 round_to=round_to,
                 calibration=CalibrationOptions(calibration, calibration_rows, calibration_length),
                 seed=seed,
@@ -166,16 +173,19 @@ def _rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> lis
         table("What leaves each block, counted from 0", ("block", "KV heads", "channels"), units, words=(0, 1)),
     ]
     if report["compared"]:
-        best = min(judged["loss"] for judged in report["compared"])
+        key = "loss" if "loss" in report["compared"][0] else "distance"
+        best = min(judged[key] for judged in report["compared"])
         rows = [
             (
                 f"{judged['removed_blocks']}",
                 str(judged["shape"]["heads"]),
                 str(judged["shape"]["channels"]),
-                f"{judged['loss']:.4f}" + (" *" if judged["loss"] == best else "  "),
+                f"{judged[key]:.4f}" + (" *" if judged[key] == best else "  "),
             )
             for judged in report["compared"]
         ]
-        columns = ("blocks removed", "heads", "channels", "loss after recovery")
+        columns = ("blocks removed", "heads", "channels", f"{key} after recovery")
         drawn += ["", table("Allocations compared on held-out calibration rows", columns, rows)]
+        if key == "distance":
+            lines.insert(0, f"allocations compared by the {report['compared_by']}, relative and squared")
     return [*drawn, "", *lines]

@@ -97,8 +97,12 @@ def _rendered(report: dict[str, Any], out: Path) -> list[Any]:
         for layer in report["layers"]
     ]
     columns = ("block", "dense block", "layer", "answer", "error before", "after", "recovered")
-    before, after = report["held_out_loss_before"], report["held_out_loss_after"]
-    verdict = f"held-out perplexity {exp(before):.3f} before, {exp(after):.3f} after tuning"
+    if "held_out_loss_before" in report:
+        before, after = exp(report["held_out_loss_before"]), exp(report["held_out_loss_after"])
+        verdict = f"held-out perplexity {before:.3f} before, {after:.3f} after tuning"
+    else:
+        before, after = report["held_out_distance_before"], report["held_out_distance_after"]
+        verdict = f"{report['judged_by']} on held-out rows: {before:.4f} before, {after:.4f} after tuning"
     if report["kept"] == "untuned":
         verdict += "; the weights were left as they were"
     return [

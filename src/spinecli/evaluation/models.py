@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from spinecli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import model_size
+from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.errors import NonFiniteWeightsError, UserError
+from spinecli.errors import NonFiniteWeightsError, UnsupportedFamilyError, UserError
 from spinecli.evaluation.adapters import adapter_shapes, attach_adapter
 from spinecli.evaluation.results import Weights
 
@@ -53,13 +54,20 @@ class Subject:
 def open_subjects(references: Sequence[tuple[str, Path | None]]) -> list[Subject]:
     """Open models by (reference, adapter); no weights are read.
 
-    Raises: whatever `resolve_checkpoint`, `Checkpoint.open` and `adapter_shapes` raise.
+    Raises: UnsupportedFamilyError for what is no causal language model, and whatever `resolve_checkpoint`,
+    `Checkpoint.open` and `adapter_shapes` raise.
     """
     opened = []
     for reference, adapter in references:
         if adapter is not None:
             adapter_shapes(adapter)
-        opened.append((reference, Checkpoint.open(resolve_checkpoint(reference)), adapter))
+        checkpoint = Checkpoint.open(resolve_checkpoint(reference))
+        if checkpoint.task is not Task.causal_lm:
+            raise UnsupportedFamilyError(
+                f"{reference} is no causal language model but a {checkpoint.task.value} checkpoint, which spine eval "
+                "cannot measure; name a language model."
+            )
+        opened.append((reference, checkpoint, adapter))
     names = [_name(reference, adapter) for reference, _, adapter in opened]
     return [
         Subject(label, reference, checkpoint, adapter)

@@ -4,8 +4,9 @@
        └──────────────────────┘     └─────────────────────────────┘
 
 The student's o_proj is fitted to u_teacher - x_student, its down_proj, with the new o_proj in place, to
-x'_teacher - u_student: each projection also makes up for what earlier blocks got wrong. Where a norm stands behind the
-sum (post-norm), the streams are not comparable and the targets are the teacher's own projection outputs.
+x'_teacher - u_student: each projection also makes up for what earlier blocks got wrong. Where a norm stands behind each
+sum (post-norm), u and x' on the teacher's side are the sums before their norms; a block before a gap then learns its
+own sum only, as the norm behind it is its own.
 """
 
 from __future__ import annotations
@@ -27,14 +28,12 @@ from spinecli.masktuning.recovery import LayerRecovery
 class Lesson:
     """What the teacher computed in one block; all (rows, length, d_model)."""
 
-    before: Tensor
-    """x"""
-    attention_added: Tensor
-    """Output of o_proj."""
-    feed_forward_added: Tensor
-    """Output of down_proj."""
+    attention_sum: Tensor
+    """The block's input and what o_proj adds to it."""
+    feed_forward_sum: Tensor
+    """The feed-forward layer's residual and what down_proj adds to it."""
     after: Tensor
-    """x'"""
+    """What leaves the block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +61,21 @@ class TunedBlock:
 
 @torch.no_grad()
 def teach(stream: BlockStream, block: LoadedBlock, hidden: Tensor) -> Lesson:
-    """Run the teacher's block on its stream and keep what its two projections add."""
-    family = stream.checkpoint.family
+    """Run the teacher's block on its stream and keep its two residual sums."""
+    family, post_norm = stream.checkpoint.family, stream.checkpoint.is_post_norm
     attention: list[Tensor] = []
+    entering: list[Tensor] = []
     feed_forward: list[Tensor] = []
-    observers: dict[str, Observer] = {
-        family.attention.output: lambda _, outputs: attention.append(outputs),
-        family.feed_forward.output: lambda _, outputs: feed_forward.append(outputs),
-    }
+    observers: dict[str, Observer] = {family.attention.output: lambda _, outputs: attention.append(outputs)}
+    if post_norm:
+        observers[family.feed_forward.inputs[0]] = lambda inputs, _: entering.append(inputs)
+        observers[family.feed_forward.output] = lambda _, outputs: feed_forward.append(outputs)
     with observed(block, observers):
         after = stream.run(block, hidden)
-    return Lesson(hidden, torch.cat(attention).view_as(hidden), torch.cat(feed_forward).view_as(hidden), after)
+    attention_sum = hidden + torch.cat(attention).view_as(hidden)
+    if not post_norm:
+        return Lesson(attention_sum, after, after)
+    return Lesson(attention_sum, torch.cat(entering).add_(torch.cat(feed_forward)).view_as(hidden), after)
 
 
 @torch.no_grad()
@@ -102,11 +105,13 @@ def tune_block(
         _install(pupil.block, name, columns, found.solution)
         return found, problem.output(found.solution).view(rows, length, width)
 
-    target = lesson.attention_added if post_norm else lesson.before + lesson.attention_added - hidden
-    attention, added = tuned(family.attention.output, pupil.head_columns, target)
-    between = hidden + added
-    target = lesson.feed_forward_added if post_norm else lesson.after - between
-    feed_forward, added = tuned(family.feed_forward.output, pupil.channel_columns, target)
+    attention, added = tuned(family.attention.output, pupil.head_columns, lesson.attention_sum - hidden)
+    if post_norm:
+        entering = projection_inputs(stream, pupil.block, family.feed_forward.inputs[0], hidden)
+        between, target = entering.view_as(hidden), lesson.feed_forward_sum
+    else:
+        between, target = hidden + added, lesson.after
+    feed_forward, added = tuned(family.feed_forward.output, pupil.channel_columns, target - between)
     after = stream.run(pupil.block, hidden) if post_norm else between + added
     return TunedBlock(attention, feed_forward, after)
 

@@ -159,7 +159,7 @@ def _bias_switches(options: TuneOptions, student: Checkpoint) -> tuple[str, ...]
     family = student.family
     missing = []
     for group, output in (("attention", family.attention.output), ("feed_forward", family.feed_forward.output)):
-        if f"{family.block_prefix(0)}{output}.bias" in student.tensors:
+        if f"{student.block_prefix(0)}{output}.bias" in student.tensors:
             continue
         if group not in family.output_bias_switches:
             raise OptionError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from pydantic import JsonValue
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from spinecli.artifacts.directory import (
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import Manifest, record_files
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.reload import PROBE_LENGTH, PROBE_ROWS, probe, streamed_logits, verify_written
+from spinecli.calibration.objective import Objective, objective_of
+from spinecli.calibration.reload import probe, streamed_logits, verify_written
 from spinecli.calibration.stream import BlockStream
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.masktuning.block import Lesson, Pupil, tune_block
@@ -38,11 +40,12 @@ SCALES_NAME = "scales.safetensors"
 class Outcome:
     """What tuning did to the model as a whole, on calibration rows that nothing was fitted to."""
 
+    objective: Objective
     loss_before: float
-    """Mean negative log-likelihood in nats a token."""
+    """What the objective says; the lower the better."""
     loss_after: float
     logits: Tensor
-    """Of the tuned student on the probe tokens, (rows, length, vocabulary)."""
+    """The tuned student's answers to the probe tokens; see `BlockStream.logits`."""
 
     @property
     def helps(self) -> bool:
@@ -52,9 +55,18 @@ class Outcome:
     @property
     def summary(self) -> str:
         """For a person, in a few words."""
-        if self.helps:
-            return f"held-out loss {self.loss_before:.4f} to {self.loss_after:.4f}"
-        return f"held-out loss {self.loss_before:.4f}, left untuned"
+        before = f"held-out {self.objective.key} {self.loss_before:.4f}"
+        return f"{before} to {self.loss_after:.4f}" if self.helps else f"{before}, left untuned"
+
+    def report(self) -> dict[str, JsonValue]:
+        """For `spine.json` and --json."""
+        key = self.objective.key
+        return {
+            "judged_by": self.objective.name,
+            f"held_out_{key}_before": self.loss_before,
+            f"held_out_{key}_after": self.loss_after,
+            "kept": "tuned" if self.helps else "untuned",
+        }
 
 
 def tune_pass(
@@ -91,13 +103,17 @@ def tune_pass(
         streams["student"] = student.embed(tokens)
         streams["as it was"] = streams["student"][-held_out:]
         start = teacher.embed(tokens)
-        walk(teacher, start, [request.masks], streams, follow, phase="tuning", journal=journal, progress=progress)
+        dense = walk(
+            teacher, start, [request.masks], streams, follow, phase="tuning", journal=journal, progress=progress
+        )
+        objective, judged = objective_of(request.student), slice(-held_out, None)
         before, after = (
-            float(student.losses(hidden[-held_out:], tokens[-held_out:]).mean())
+            objective.measure(student, hidden[judged], dense[judged], tokens[judged])
             for hidden in (streams["as it was"], streams["student"])
         )
-        logits = torch.cat(list(student.logits(streams["student"][:PROBE_ROWS])))
-    return Outcome(before, after, logits[:, :PROBE_LENGTH].cpu())
+        corner = probe(request.student, streams["student"])
+        logits = torch.cat(list(student.logits(corner))).cpu()
+    return Outcome(objective, before, after, logits)
 
 
 def tune(
@@ -128,7 +144,7 @@ def tune(
             if outcome.helps and (scales := tuned.scales(student.blocks)):
                 save_file(scales, work.files / SCALES_NAME)
         with stopwatch("verifying"):
-            tokens, compute = probe(request.calibration.tokens), request.options.compute
+            tokens, compute = probe(student, request.calibration.tokens), request.options.compute
             expected = outcome.logits if outcome.helps else streamed_logits(student, tokens, None, compute, stopwatch)
             difference = verify_written(work.files, tokens, expected, compute, stopwatch)
         layers = [layer for index in range(student.blocks) for layer in tuned.report(index)]
@@ -142,9 +158,7 @@ def tune(
             lineage=request.lineage,
             summary=f"{request.options.method.value}, {outcome.summary}",
             report={
-                "kept": "tuned" if outcome.helps else "untuned",
-                "held_out_loss_before": outcome.loss_before,
-                "held_out_loss_after": outcome.loss_after,
+                **outcome.report(),
                 "layers": layers,
                 "largest_logit_difference": difference,
             },

@@ -85,11 +85,11 @@ def plan_tuned(
     Biases that a switch brings into being and that no answer fills are zero.
     """
     config = {**student.raw_config, **dict.fromkeys(bias_switches, True)}
-    expected = stored_shapes(build_skeleton(config_from(config)))
+    expected = stored_shapes(build_skeleton(config_from(config), student.task))
     answers: dict[str, Callable[[], Tensor]] = {}
     if tuned:
         answers = {
-            f"{student.family.block_prefix(index)}{name}": partial(tuned.read, index, name)
+            f"{student.block_prefix(index)}{name}": partial(tuned.read, index, name)
             for index in range(student.blocks)
             for name in tuned.names(index)
         }
@@ -109,7 +109,7 @@ def plan_tuned(
 
 def _group(name: str, student: Checkpoint) -> str:
     """The block that a tensor belongs to, or "" for the outer ones: what is written together."""
-    blocks = student.family.blocks + "."
+    blocks = student.blocks_path + "."
     return name.removeprefix(blocks).partition(".")[0] if name.startswith(blocks) else ""
 
 

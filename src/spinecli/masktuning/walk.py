@@ -36,7 +36,7 @@ def walk(
     phase: str,
     journal: PassJournal | None = None,
     progress: Progress = silent,
-) -> None:
+) -> Tensor:
     """Run the teacher over all blocks and call `follow` whenever students can be tuned.
 
     Args:
@@ -45,6 +45,8 @@ def walk(
         streams: the students' hidden states by name, (rows, length, d_model) each; `follow` replaces them, and they are
             saved and restored with the teacher's.
         phase: for the progress.
+
+    Returns: the teacher's hidden states behind its last block, (rows, length, d_model).
     """
     lessons: dict[int, Lesson] = {}
     first = 0
@@ -63,6 +65,7 @@ def walk(
             state = {_TEACHER: hidden, **streams, **_flat(lessons)}
             journal.save(dense + 1, state, last=dense + 1 == teacher.blocks)
         progress(phase, dense + 1, teacher.blocks)
+    return hidden
 
 
 def last_kept(masks: Masks, dense: int) -> int | None:

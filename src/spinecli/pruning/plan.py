@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import ModelSize, model_size
-from spinecli.checkpoints.cutting import cut_config
+from spinecli.checkpoints.cutting import written_family
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
@@ -72,15 +72,15 @@ def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: 
         cut=model_size(checkpoint, len(masks.kept_blocks), shape, length),
         dense_shape=checkpoint.shape,
         shape=shape,
-        model_type=str(cut_config(checkpoint, masks)["model_type"]),
-        engines=engines(checkpoint.family, checkpoint.d_model, shape),
+        model_type=(family := written_family(checkpoint, shape)).model_type,
+        engines=engines(family, checkpoint.d_model, shape),
         memory_bytes=memory_bytes,
     )
 
 
 def engines(family: Family, d_model: int, shape: BlockShape) -> dict[str, str]:
     """Which inference engines take equal-width blocks of this shape; facts in docs/commands/prune.md."""
-    found = {"transformers": "yes"}
+    found = {"transformers": "with trust_remote_code=True" if family.modelling_file else "yes"}
     if family.gguf_architecture is None:
         return found | {"llama.cpp": f"no: it has no {family.model_type} architecture"}
     found["llama.cpp f16"] = "yes"

@@ -12,7 +12,7 @@ from spinecli.calibration.rows import CalibrationOptions, TokenRows, calibration
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
-from spinecli.checkpoints.cutting import head_counts
+from spinecli.checkpoints.cutting import Heads, head_counts
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.errors import OptionError
 from spinecli.pruning.allocation import Budget
@@ -32,9 +32,10 @@ class PruneOptions:
     metric: str | None = None
     """Reading of COMP's neuron metric; None takes its default."""
     block_share: float | None = None
-    """Share of the budget spent on whole blocks; None lets COMP choose it by calibration loss."""
+    """Share of the budget spent on whole blocks; None lets COMP choose it by comparison."""
     protect: tuple[int, ...] | None = None
     """Blocks that stay, negative ones counted from the end; None takes the default rule."""
+    heads: Heads = Heads.auto
     round_to: int = 8
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     seed: int = 0
@@ -48,6 +49,7 @@ class PruneOptions:
             "metric": (self.metric or DEFAULT_METRIC) if self.method == "comp" else None,
             "block_share": self.block_share if self.block_share is not None or self.method != "comp" else "auto",
             "protect": None if self.protect is None else list(self.protect),
+            "heads": self.heads.value,
             "round_to": self.round_to,
             "calibration_rows": self.calibration.rows,
             "calibration_length": self.calibration.length,
@@ -70,7 +72,7 @@ class PruneRequest:
 
     @property
     def searches(self) -> bool:
-        """Whether allocations are compared by calibration loss."""
+        """Whether allocations are compared on calibration rows."""
         return self.method.cuts_blocks and self.method.cuts_units and self.options.block_share is None
 
     @property
@@ -108,7 +110,7 @@ def open_request(options: PruneOptions) -> PruneRequest:
             blocks=checkpoint.blocks,
             removable_blocks=checkpoint.blocks - len(protected),
             costs=block_costs(checkpoint),
-            kv_heads=tuple(heads // checkpoint.shape.group_size for heads in head_counts(checkpoint)),
+            kv_heads=tuple(heads // checkpoint.shape.group_size for heads in head_counts(checkpoint, options.heads)),
             round_to=options.round_to,
         ),
     )
@@ -117,6 +119,15 @@ def open_request(options: PruneOptions) -> PruneRequest:
             f"--block-share auto needs at least 4 calibration rows, not {calibration.rows}; add rows or name a share."
         )
     return request
+
+
+def head_choice(name: str) -> Heads:
+    """The choice of that name; OptionError with the list of known ones."""
+    try:
+        return Heads(name)
+    except ValueError:
+        known = ", ".join(choice.value for choice in Heads)
+        raise OptionError(f"--heads must be one of {known}, not {name!r}.") from None
 
 
 def _method(options: PruneOptions) -> Method:

@@ -20,10 +20,10 @@ from spinecli.artifacts.directory import (
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import Manifest, record_files
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.objective import Objective, objective_of
 from spinecli.calibration.reload import probe, streamed_logits, verify_written
 from spinecli.calibration.stream import BlockStream
-from spinecli.checkpoints.cutting import cut_config, plan_cut
-from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.checkpoints.cutting import write_cut
 from spinecli.errors import OptionError
 from spinecli.progress import Progress, silent
 from spinecli.pruning.allocation import (
@@ -51,17 +51,20 @@ class Decision:
     plan: PrunePlan
     judgements: tuple[Judgement, ...]
     """Of every allocation that was compared; empty if there was nothing to compare."""
+    objective: Objective
+    """By which they were compared."""
 
     def report(self) -> dict[str, JsonValue]:
         """For `spine.json` and --json."""
         return {
             **self.plan.report(),
             "block_influence": self.scores.influence.tolist(),
+            "compared_by": self.objective.name,
             "compared": [
                 {
                     "removed_blocks": judgement.allocation.removed_blocks,
                     "shape": asdict(judgement.allocation.shape),
-                    "loss": judgement.loss,
+                    self.objective.key: judgement.loss,
                 }
                 for judgement in self.judgements
             ],
@@ -107,7 +110,7 @@ def decide(
         )
     masks = select(scores, allocation, checkpoint.shape, request.protected)
     plan = plan_prune(checkpoint, masks, calibration.length, run_memory(request))
-    return Decision(scores, plan, tuple(judgements))
+    return Decision(scores, plan, tuple(judgements), objective_of(checkpoint))
 
 
 def prune(
@@ -129,12 +132,10 @@ def prune(
         decision = decide(request, work.state, stopwatch, progress)
         plan, checkpoint = decision.plan, request.checkpoint
         with stopwatch("writing"):
-            config = cut_config(checkpoint, plan.masks)
-            write_checkpoint(work.files, config, plan_cut(checkpoint, plan.masks), checkpoint.path, progress)
-            plan.masks.save(work.files)
+            write_cut(work.files, checkpoint, plan.masks, progress)
             save_file(decision.scores.tensors(), work.files / SCORES_NAME)
         with stopwatch("verifying"):
-            tokens, compute = probe(request.calibration.tokens), request.options.compute
+            tokens, compute = probe(checkpoint, request.calibration.tokens), request.options.compute
             expected = streamed_logits(checkpoint, tokens, plan.masks, compute, stopwatch)
             difference = verify_written(work.files, tokens, expected, compute, stopwatch)
         manifest = Manifest(

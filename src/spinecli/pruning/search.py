@@ -1,4 +1,4 @@
-"""Choosing between allocations by what matters: the loss on held-out calibration rows after a recovery.
+"""Choosing between allocations by what matters: the objective on held-out calibration rows after a recovery.
 
 All candidates walk through the dense checkpoint together. Each carries its own stream and its own masks, and is
 recovered block by block by a ridge re-fit of its output projections: cutting blocks and thinning them hurt differently
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.objective import objective_of
 from spinecli.calibration.stream import BlockStream, LoadedBlock
 from spinecli.checkpoints.cutting import head_rows
 from spinecli.checkpoints.masks import Masks
@@ -39,7 +40,7 @@ class Judgement:
 
     allocation: Allocation
     loss: float
-    """Mean negative log-likelihood in nats a token on the held-out rows, after the recovery."""
+    """What the checkpoint's objective says of the held-out rows after the recovery; the lower the better."""
 
 
 def judge(
@@ -52,7 +53,7 @@ def judge(
     stopwatch: Stopwatch | None = None,
     progress: Progress = silent,
 ) -> list[Judgement]:
-    """The loss of every candidate, in the given order.
+    """What every candidate is worth, in the given order.
 
     Args:
         tokens: (rows, length); the last `held_out_rows` rows judge and are not fitted to.
@@ -70,9 +71,10 @@ def judge(
                     streams[name] = _recovered(stream, block, lesson, masks, streams[name], held_out_rows)
 
         students = [candidate.masks for candidate in candidates]
-        walk(stream, start, students, streams, follow, phase=phase, journal=journal, progress=progress)
-        judged = tokens[-held_out_rows:]
-        losses = [float(stream.losses(hidden[-held_out_rows:], judged).mean()) for hidden in streams.values()]
+        dense = walk(stream, start, students, streams, follow, phase=phase, journal=journal, progress=progress)
+        judged = slice(-held_out_rows, None)
+        measure = objective_of(stream.checkpoint).measure
+        losses = [measure(stream, hidden[judged], dense[judged], tokens[judged]) for hidden in streams.values()]
     return [Judgement(candidate.allocation, loss) for candidate, loss in zip(candidates, losses, strict=True)]
 
 
