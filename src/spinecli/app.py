@@ -9,7 +9,9 @@ import typer
 from spinecli import __version__
 from spinecli.commands.demo import demo
 from spinecli.commands.eval import evaluate
+from spinecli.commands.fed_launch import fed_launch
 from spinecli.commands.inspect import inspect
+from spinecli.commands.plan import plan
 from spinecli.commands.prune import prune
 from spinecli.commands.tune import tune
 
@@ -39,6 +41,8 @@ def main(
 
 app.command("prune")(prune)
 app.command("tune")(tune)
+app.command("plan")(plan)
+app.command("fed-launch")(fed_launch)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("demo")(demo)

@@ -21,7 +21,7 @@ from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingP
 MANIFEST_NAME = "spine.json"
 FORMAT_VERSION = 1
 
-ArtifactKind = Literal["pruned-checkpoint", "tuned-checkpoint", "evaluation"]
+ArtifactKind = Literal["pruned-checkpoint", "tuned-checkpoint", "evaluation", "lora-plan", "federated-adapter"]
 
 
 class _Record(BaseModel):

@@ -1,0 +1,137 @@
+"""How a federated run looks: the rounds as they happen, where the labels lie, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.live import Live
+from rich.table import Table
+
+from spinecli.console import Terminal, size, table
+
+if TYPE_CHECKING:
+    from spinecli.federation.data.label_table import LabelTable
+    from spinecli.federation.history import RoundRecord
+    from spinecli.federation.request import FederatedRequest
+    from spinecli.federation.results import FederatedResult
+    from spinecli.federation.rounds import Listener
+
+_SHOWN_ROUNDS = 12
+_COLUMNS = ("round", "time", "accuracy", "loss", "slowest", "idle", "traffic", "pruned", "lost")
+
+
+@contextmanager
+def live_rounds(terminal: Terminal, rounds: int) -> Iterator[Listener]:
+    """A listener that keeps a table of the last rounds on a terminal, and is silent where there is none."""
+    if terminal.quiet or not terminal.err.is_terminal:
+        yield _silent
+        return
+    records: list[RoundRecord] = []
+    with Live(_rounds_table(records, rounds), console=terminal.err, transient=True, auto_refresh=False) as live:
+
+        def show(record: RoundRecord) -> None:
+            records.append(record)
+            live.update(_rounds_table(records, rounds), refresh=True)
+
+        yield show
+
+
+def _silent(record: RoundRecord) -> None:
+    """Nobody looks."""
+
+
+def _rounds_table(records: Sequence[RoundRecord], rounds: int) -> Table:
+    rows = [_round_row(record) for record in records[-_SHOWN_ROUNDS:]]
+    done = f"round {records[-1].round + 1} of {rounds}" if records else f"the first of {rounds} rounds is under way"
+    return table(done, _COLUMNS, rows, words=(4,), note="Time and waiting are the fleet's, not this machine's.")
+
+
+def _round_row(record: RoundRecord) -> tuple[str, ...]:
+    found = record.evaluation
+    lost = sum(device.lost is not None for device in record.devices)
+    answered = [device.ratio for device in record.devices if device.lost is None]
+    return (
+        str(record.round + 1),
+        duration(record.ended),
+        f"{found.accuracy:.1%}" if found else "",
+        f"{found.loss:.4f}" if found else "",
+        record.slowest or "",
+        f"{record.idle_share:.0%}",
+        size(record.bytes),
+        f"{sum(answered) / len(answered):.0%}" if answered else "",
+        str(lost) if lost else "",
+    )
+
+
+def opening(request: FederatedRequest) -> str:
+    """One line on what is about to run."""
+    options, splits = request.options, request.splits
+    kind = f"{len(splits.train.labels)} labels" if request.labels is not None else "language modelling"
+    return (
+        f"{options.strategy} on {request.fleet.name}: {len(request.fleet.devices)} devices, {options.cohort} a round; "
+        f"{len(splits.train)} examples, {kind}, {options.partition}; {len(request.evaluation)} held out"
+    )
+
+
+def label_view(labels: LabelTable) -> list[Any]:
+    """Where the labels lie, a line for each class of devices."""
+    columns = ("class", "devices", "examples", *labels.labels, "labels a device", "divergence")
+    rows = [
+        (
+            row.device_class,
+            str(row.devices),
+            str(row.examples),
+            *map(str, row.counts),
+            f"{row.labels_per_device:.1f}",
+            f"{row.divergence:.3f}",
+        )
+        for row in (*labels.rows, labels.fleet)
+    ]
+    note = "Divergence: mean Kullback-Leibler divergence of a device's labels from all labels, in nats."
+    return [table("Examples by label", columns, rows, note=note), "", "nothing was trained"]
+
+
+def result_view(result: FederatedResult, request: FederatedRequest, out: Path, seconds: float) -> list[Any]:
+    """What came of a run."""
+    figures = [
+        ("rounds", str(result.rounds)),
+        ("accuracy", "" if result.accuracy is None else f"{result.accuracy:.1%}"),
+        ("best accuracy", "" if result.best_accuracy is None else f"{result.best_accuracy:.1%}"),
+        ("loss", "" if result.loss is None else f"{result.loss:.4f}"),
+        ("time on the fleet", duration(result.seconds)),
+        ("traffic", size(result.bytes)),
+        ("idle share of a round", f"{result.idle_share:.0%}"),
+    ]
+    if result.target_accuracy is not None:
+        reached = result.seconds_to_target is not None and result.bytes_to_target is not None
+        figures += [
+            (f"time to {result.target_accuracy:.1%}", duration(result.seconds_to_target or 0) if reached else "never"),
+            (f"traffic to {result.target_accuracy:.1%}", size(result.bytes_to_target or 0) if reached else "never"),
+        ]
+    pruned = [f"{group.group} {group.ratio:.1%}" for group in result.groups if group.ratio > 0]
+    if pruned:
+        figures.append(("block parameters removed", ", ".join(pruned)))
+    lines = []
+    if result.lost:
+        reasons: dict[str, int] = {}
+        for each in result.lost.values():
+            for reason, count in each.items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        told = ", ".join(f"{count} times {reason}" for reason, count in sorted(reasons.items()))
+        lines.append(f"answers lost: {told}, on {len(result.lost)} devices; history.jsonl says which and why")
+    lines.append(f"{out}, {duration(seconds)} on this machine")
+    return [table(f"{request.options.strategy} on {request.fleet.name}", ("", ""), figures), "", *lines]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

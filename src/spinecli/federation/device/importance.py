@@ -1,0 +1,205 @@
+"""Importance of heads and channels from what local training computes anyway; no gradient of a frozen weight is needed.
+
+Two scores, each smoothed over the local steps:
+
+`lora`        LoRAPrune's form, from the factors' gradients (FedSpine, that it uses this very form is inferred)
+`salience`    APT's form, activations times their gradients, with kurtosis
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.federation.device.base_model import BaseModel
+from spinecli.federation.device.local_pruning import Importance
+
+ScoreName = Literal["lora", "salience"]
+
+
+class Score(Protocol):
+    """Watches local steps and keeps the smoothed importance of every unit."""
+
+    importance: list[Importance]
+
+    def watching(self) -> AbstractContextManager[None]:
+        """A context around the local steps between two cuts."""
+
+    def after_backward(self, masks: Masks) -> None:
+        """Take in one step's gradients; a step with a NaN changes nothing."""
+
+
+def smoothed(before: Importance, heads: Tensor, channels: Tensor, mask: BlockMask, keep: float) -> Importance:
+    """`keep` times the old score plus the rest times the new one, for the units still there.
+
+    Args:
+        heads: (kept heads,), channels: (kept channels,): this step's scores. The first step's scores are taken whole.
+    """
+
+    def mixed(old: Tensor, new: Tensor, present: Tensor) -> Tensor:
+        if not bool(torch.isfinite(new).all()):
+            return old
+        result = old.clone()
+        result[present] = new if not bool(old.any()) else keep * old[present] + (1 - keep) * new
+        return result
+
+    return Importance(mixed(before.heads, heads, mask.heads), mixed(before.channels, channels, mask.channels))
+
+
+def lora_sensitivity(weight: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scale: float) -> Tensor:
+    """S = | (gB A + B gA - gB gA) * (W + c B A) |, the shape of W (d_out, d_in).
+
+    The bracket is what B A changes by under one unit step of gradient descent, sign flipped; it stands in for dL/dW.
+    Source: LoRAPrune's released code; in FedSpine inferred, see docs/algorithms/fedspine.md.
+    """
+    change = grad_b @ a + b @ grad_a - grad_b @ grad_a
+    return (change * torch.addmm(weight.float(), b, a, alpha=scale)).abs()
+
+
+class LoraSensitivity:
+    """LoRAPrune's score, summed over the projections that share a unit, each normalised to length one.
+
+    Args:
+        importance: what earlier rounds left, by block.
+        keep: share of the old score in each step, 0.9 in LoRAPrune's code.
+    """
+
+    def __init__(self, base: BaseModel, importance: Sequence[Importance], keep: float = 0.9) -> None:
+        self._base = base
+        self._keep = keep
+        self.importance = list(importance)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Gradients of the factors are all it needs, and they are there after the backward pass."""
+        yield
+
+    @torch.no_grad()
+    def after_backward(self, masks: Masks) -> None:
+        """Take in one step's gradients."""
+        attention, feed_forward = self._base.family.attention, self._base.family.feed_forward
+        head_dim = self._base.checkpoint.shape.head_dim
+        for index, mask in enumerate(masks.blocks):
+            heads = torch.zeros(int(mask.heads.sum()))
+            channels = torch.zeros(int(mask.channels.sum()))
+            for relative in (attention.query, attention.key, attention.value, attention.output):
+                axis = 1 if relative == attention.output else 0
+                if (unit := self._units(index, relative, axis)) is not None:
+                    score = unit.view(-1, head_dim).sum(dim=1)
+                    heads += _normalised(score.repeat_interleave(len(heads) // len(score)))
+            for relative in (*feed_forward.inputs, feed_forward.output):
+                axis = 1 if relative == feed_forward.output else 0
+                if (unit := self._units(index, relative, axis)) is not None:
+                    channels += _normalised(unit)
+            self.importance[index] = smoothed(self.importance[index], heads, channels, mask, self._keep)
+
+    def _units(self, block: int, relative: str, axis: int) -> Tensor | None:
+        """Sums of S over rows (axis 0) or columns (axis 1) of a projection; None if it carries no factors."""
+        projection = self._base.projection(block, relative)
+        a, b = projection.a, projection.b
+        if a is None or b is None or b.grad is None:
+            return None
+        grad_a = a.grad if a.grad is not None else torch.zeros_like(a)
+        score = lora_sensitivity(projection.weight, a, b, grad_a, b.grad, projection.scale)
+        units: Tensor = score.sum(dim=1 - axis).cpu()
+        return units
+
+
+def _normalised(score: Tensor) -> Tensor:
+    normalised: Tensor = score / (score.norm() + 1e-8)
+    return normalised
+
+
+class Salience:
+    """APT's score: activations times gradients of what a unit hands to its output projection, plus kurtosis.
+
+        S~_j = sum |dL/dH_j| * sum |H_j|        both sums over the batch first
+        S_j  = S~_j / mean S~ + sqrt(Kurt(W_:j o X_j))
+
+    Dividing by the block's mean is this project's: the two terms have different units. Source of the rest: APT.
+
+    Args:
+        importance: what earlier rounds left, by block.
+        keep: share of the old score in each step, 0.85 in APT's code.
+    """
+
+    def __init__(self, base: BaseModel, importance: Sequence[Importance], keep: float = 0.85) -> None:
+        self._base = base
+        self._keep = keep
+        self.importance = list(importance)
+        self._outputs = (base.family.attention.output, base.family.feed_forward.output)
+        self._activity: dict[tuple[int, str], Tensor] = {}
+        self._kurtosis: dict[tuple[int, str], Tensor] = {}
+        self._gradient: dict[tuple[int, str], Tensor] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on the inputs of the output projections, for as long as the context lasts."""
+        handles = [
+            self._base.projection(index, relative).register_forward_pre_hook(self._observer(index, relative))
+            for index in range(self._base.checkpoint.blocks)
+            for relative in self._outputs
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _observer(self, index: int, relative: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        projection = self._base.projection(index, relative)
+
+        def observe(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            hidden = arguments[0]
+            if not hidden.requires_grad:
+                return
+            key = (index, relative)
+            flat = hidden.detach().flatten(0, -2).float()
+            self._activity[key] = flat.abs().sum(dim=0)
+            self._kurtosis[key] = product_kurtosis(flat, projection.weight.float())
+
+            def keep_gradient(gradient: Tensor) -> None:
+                self._gradient[key] = gradient.detach().flatten(0, -2).float().abs().sum(dim=0)
+
+            hidden.register_hook(keep_gradient)  # type: ignore[no-untyped-call]
+
+        return observe
+
+    @torch.no_grad()
+    def after_backward(self, masks: Masks) -> None:
+        """Take in one step's activations and gradients; blocks that saw no backward pass keep their scores."""
+        head_dim = self._base.checkpoint.shape.head_dim
+        for index, mask in enumerate(masks.blocks):
+            keys = [(index, relative) for relative in self._outputs]
+            if any(key not in self._gradient for key in keys):
+                continue
+            attention, feed_forward = (self._scores(key) for key in keys)
+            heads = attention.view(-1, head_dim).sum(dim=1)
+            self.importance[index] = smoothed(self.importance[index], heads, feed_forward, mask, self._keep)
+        self._gradient.clear()
+
+    def _scores(self, key: tuple[int, str]) -> Tensor:
+        salience = self._gradient[key] * self._activity[key]
+        return (salience / salience.mean().clamp_min(1e-30) + self._kurtosis[key].sqrt()).cpu()
+
+
+def product_kurtosis(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Kurtosis of the products W_ij X_tj over all i and t, for every j: (d_in,).
+
+    Args:
+        inputs: (tokens, d_in), weight: (d_out, d_in).
+
+    The moments of a product over the full grid factorise, so no grid is formed.
+    """
+    first, second, third, fourth = (inputs.pow(k).mean(dim=0) * weight.pow(k).mean(dim=0) for k in (1, 2, 3, 4))
+    variance = (second - first**2).clamp_min(1e-30)
+    central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+    return (central / variance**2).clamp_min(0)
+
+
+SCORES: dict[ScoreName, type[LoraSensitivity] | type[Salience]] = {"lora": LoraSensitivity, "salience": Salience}

@@ -1,0 +1,143 @@
+"""How far a device is cut, and which units go: whole heads, then channels, the same number in every block.
+
+Every block of a device keeps the same widths, so that at any moment its model can be written as a plain checkpoint.
+Unit, ramp and interval follow FedSpine as docs/algorithms/fedspine.md reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.counting import BlockCosts, block_costs
+from spinecli.checkpoints.cutting import Heads, head_counts
+from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.shape import BlockShape
+
+_WARM_UP = 0.1
+_COOL_DOWN = 0.1
+_SMALLEST_CHANNEL_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What every block of a device keeps."""
+
+    kv_heads: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What can leave a checkpoint's blocks, and what it saves."""
+
+    costs: BlockCosts
+    kv_counts: tuple[int, ...]
+    """KV heads a block may keep so that the result can be written, falling; one entry if heads cannot leave."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Cuts:
+        """Of a checkpoint whose blocks are all alike."""
+        heads = head_counts(checkpoint, Heads.cut if checkpoint.family.heads_can_leave else Heads.keep)
+        return cls(block_costs(checkpoint), tuple(count // checkpoint.shape.group_size for count in heads))
+
+    @property
+    def dense(self) -> BlockShape:
+        """The uncut shape."""
+        return self.costs.dense
+
+    def widths_at(self, ratio: float) -> Widths:
+        """The widths whose block parameters are (1 - ratio) of the dense ones, to within half a channel.
+
+        KV groups leave in proportion, rounded to a count that can be written; channels make up the difference. At least
+        one group and 5 % of the channels stay, so a very high ratio may not be reached.
+        """
+        dense, costs = self.dense, self.costs
+        kept_groups = min(self.kv_counts, key=lambda count: (abs(count - (1 - ratio) * dense.kv_heads), -count))
+        groups_gone = dense.kv_heads - kept_groups
+        channels_gone = round((ratio * costs.block - groups_gone * costs.kv_group) / costs.channel)
+        most = dense.channels - max(1, round(_SMALLEST_CHANNEL_SHARE * dense.channels))
+        return Widths(kept_groups, dense.channels - min(max(channels_gone, 0), most))
+
+    def ratio_of(self, widths: Widths) -> float:
+        """Share of the block parameters that `widths` removes."""
+        return 1 - self.costs.parameters(self.shape_of(widths)) / self.costs.block
+
+    def shape_of(self, widths: Widths) -> BlockShape:
+        """The block's shape at `widths`."""
+        dense = self.dense
+        return BlockShape(widths.kv_heads * dense.group_size, widths.kv_heads, dense.head_dim, widths.channels)
+
+    def widths_of(self, masks: Masks) -> Widths:
+        """The widths of a device's masks; ValueError if its blocks differ."""
+        shape = masks.uniform_shape(self.dense)
+        return Widths(shape.kv_heads, shape.channels)
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Smoothed scores of one block's units, in the dense numbering; units that are gone stay at their last value."""
+
+    heads: Tensor
+    """(heads,) float32."""
+    channels: Tensor
+    """(channels,) float32."""
+
+    @classmethod
+    def zeros(cls, dense: BlockShape) -> Importance:
+        """Nothing is known yet."""
+        return cls(torch.zeros(dense.heads), torch.zeros(dense.channels))
+
+
+def full_masks(blocks: int, dense: BlockShape) -> Masks:
+    """Nothing is cut."""
+    return Masks(
+        tuple(BlockMask(torch.ones(dense.heads, dtype=torch.bool), _ones(dense.channels)) for _ in range(blocks))
+    )
+
+
+def _ones(count: int) -> Tensor:
+    return torch.ones(count, dtype=torch.bool)
+
+
+def ramp(step: int, steps: int, start: float, end: float) -> float:
+    """The cubic ramp p(k) = p_end + (p_0 - p_end) (1 - (k - k_w) / (K - k_w - k_c))^3 over a round's local steps.
+
+    k_w = 0.1 K steps of warm-up at `start`, k_c = 0.1 K steps of cool-down at `end` (LoRAPrune's schedule; that a round
+    of FedSpine uses it is this project's reading).
+    """
+    warm, cool = _WARM_UP * steps, _COOL_DOWN * steps
+    progress = min(max((step - warm) / max(steps - warm - cool, 1e-9), 0.0), 1.0)
+    return end + (start - end) * (1 - progress) ** 3
+
+
+def narrowed(masks: Masks, widths: Widths, importance: Sequence[Importance], dense: BlockShape) -> Masks:
+    """Masks that keep the most important of the units that are still there; nothing comes back.
+
+    Args:
+        importance: of every block's units, in the dense numbering.
+    """
+    blocks = []
+    for mask, scores in zip(masks.blocks, importance, strict=True):
+        groups = mask.heads.view(dense.kv_heads, dense.group_size).any(dim=1)
+        by_group = scores.heads.view(dense.kv_heads, dense.group_size).sum(dim=1)
+        kept_groups = _best(by_group, groups, widths.kv_heads)
+        blocks.append(
+            BlockMask(
+                kept_groups.repeat_interleave(dense.group_size),
+                _best(scores.channels, mask.channels, widths.channels),
+            )
+        )
+    return Masks(tuple(blocks))
+
+
+def _best(scores: Tensor, present: Tensor, count: int) -> Tensor:
+    """The `count` highest scores among the present units; of equals, the first."""
+    ranked = torch.where(present, scores, torch.full_like(scores, -torch.inf))
+    kept = torch.zeros_like(present)
+    kept[torch.argsort(ranked, descending=True, stable=True)[: min(count, int(present.sum()))]] = True
+    return kept

@@ -1,0 +1,48 @@
+"""What local training minimises and held-out evaluation reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spinecli.federation.data.batches import IGNORED, Batch
+from spinecli.federation.device.base_model import BaseModel
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over answers: labels of rows, or next tokens."""
+
+    loss: float
+    """Negative log-likelihood in nats."""
+    correct: int
+    answers: int
+
+
+def answers_of(base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits and targets, one row an answer: (answers, choices) float32 and (answers,) int64."""
+    inputs = {name: value.to(base.device) for name, value in batch.model_inputs().items()}
+    labels = batch.labels.to(base.device)
+    if base.task == "classification":
+        return base.model(**inputs).logits.float(), labels
+    logits = base.model(**inputs, use_cache=False).logits[:, :-1]
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    return logits[counted].float(), targets[counted]
+
+
+def loss_of(base: BaseModel, batch: Batch) -> Tensor:
+    """Mean negative log-likelihood of a batch, with its graph."""
+    logits, targets = answers_of(base, batch)
+    return functional.cross_entropy(logits, targets)
+
+
+@torch.no_grad()
+def tally(base: BaseModel, batch: Batch) -> Tally:
+    """Loss and right answers of a batch."""
+    logits, targets = answers_of(base, batch)
+    loss = functional.cross_entropy(logits, targets, reduction="sum")
+    return Tally(float(loss), int((logits.argmax(dim=1) == targets).sum()), len(targets))

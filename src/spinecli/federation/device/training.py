@@ -1,0 +1,162 @@
+"""A round on a device: LoRA steps on its own data, importance on the way, and cuts in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from spinecli.checkpoints.masks import Masks
+from spinecli.federation.data.batches import Batch, batches
+from spinecli.federation.device.base_model import BaseModel
+from spinecli.federation.device.device import Device, importance_tensors, mask_tensors
+from spinecli.federation.device.importance import SCORES, Score
+from spinecli.federation.device.local_pruning import Widths, narrowed, ramp
+from spinecli.federation.device.objective import loss_of
+from spinecli.federation.device.order import PruningOrder, TrainingOrder
+from spinecli.federation.device.wire import (
+    FOLDED,
+    adapter_from,
+    adapter_tensors,
+    head_from,
+    head_tensors,
+    outputs_from,
+    outputs_tensors,
+)
+from spinecli.federation.seeding import torch_generator
+from spinecli.lora.factors import Factors
+
+_ENDS = 4
+"""The loss before and after a round are means over the first and the last quarter of its steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a device sends back."""
+
+    metrics: dict[str, JsonValue]
+    tensors: dict[str, Tensor]
+
+
+def train(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) -> Trained:
+    """Train the factors and the head of a message on the device's own data.
+
+    The factors arrive in the shape of the device's masks. Below the lowest block with LoRA nothing requires a gradient,
+    so autograd keeps no activation there. After a cut the optimiser starts anew, since its moments have lost their
+    shape (APT does the same).
+
+    Returns factors and head after the last step, and, when pruning, the masks and the importance.
+    """
+    base = device.base
+    dense, blocks = base.checkpoint.shape, base.checkpoint.blocks
+    device.memory.settle(order.acknowledged)
+    masks = device.memory.masks(blocks, dense)
+    score = _score(order, device)
+    generator = torch_generator(order.seed, "batches", device.name, order.round)
+    losses: list[float] = []
+    with base.lent(head_from(tensors), masks, adapter_from(tensors, FOLDED)):
+        base.attach(_received(order, tensors, base), order.scale, train_a=not order.shared_a)
+        steps = batches(device.data, device.indices, order.batch_size, order.steps, generator)
+        cutter = _Cutter(device, order.pruning, masks, order.steps) if order.pruning else None
+        session = _Session(device, order, masks, score)
+        for number, batch in enumerate(steps):
+            losses.append(session.step(batch))
+            if cutter and score and (cut := cutter.after_step(number + 1, score)) is not None:
+                masks = cut
+                session = _Session(device, order, masks, score)
+        trained, head = base.attached(), base.head()
+    answer = outputs_tensors(trained) if order.shared_a else adapter_tensors(trained)
+    answer |= head_tensors(head)
+    metrics: dict[str, JsonValue] = {
+        "examples": device.examples,
+        "loss_before": _mean(losses[: max(1, len(losses) // _ENDS)]),
+        "loss_after": _mean(losses[-max(1, len(losses) // _ENDS) :]),
+        "forward_seconds": device.meter.seconds("forward"),
+        "backward_seconds": device.meter.seconds("backward"),
+    }
+    if order.pruning and score:
+        device.memory.remember(order.round, masks, score.importance)
+        metrics["ratio"] = base.cuts.ratio_of(base.cuts.widths_of(masks))
+        answer |= mask_tensors(masks) | importance_tensors(score.importance)
+    return Trained(metrics, answer)
+
+
+def _received(order: TrainingOrder, tensors: Mapping[str, Tensor], base: BaseModel) -> dict[str, Factors]:
+    if not order.shared_a:
+        return adapter_from(tensors)
+    return outputs_from(tensors, order.seed, {name: shape[1] for name, shape in base.target_shapes().items()})
+
+
+def _score(order: TrainingOrder, device: Device) -> Score | None:
+    if order.pruning is None:
+        return None
+    checkpoint = device.base.checkpoint
+    return SCORES[order.pruning.score](device.base, device.memory.importance(checkpoint.blocks, checkpoint.shape))
+
+
+class _Session:
+    """Local steps at one set of masks, with one optimiser."""
+
+    def __init__(self, device: Device, order: TrainingOrder, masks: Masks, score: Score | None) -> None:
+        self._device = device
+        self._order = order
+        self._masks = masks
+        self._score = score
+        self._parameters = device.base.trainable()
+        self._optimiser = torch.optim.AdamW(self._parameters, lr=order.learning_rate, weight_decay=0.0, fused=True)
+        cuts = device.base.cuts
+        self._shapes = [cuts.shape_of(cuts.widths_of(masks))] * device.base.checkpoint.blocks
+
+    def step(self, batch: Batch) -> float:
+        """One step of gradient descent; returns the loss before it."""
+        watching = self._score.watching() if self._score else nullcontext()
+        with watching:
+            loss = loss_of(self._device.base, batch)
+            rows, length = batch.input_ids.shape
+            cost = self._device.costs.step(self._shapes, self._order.ranks, rows, length)
+            self._device.meter.charge("forward", cost.forward_flops)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self._score:
+            self._score.after_backward(self._masks)
+        nn.utils.clip_grad_norm_(self._parameters, self._order.clip_norm)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self._device.meter.charge("backward", cost.backward_flops)
+        return float(loss.detach())
+
+
+class _Cutter:
+    """Cuts a device along the ramp, every few steps, and again after the last step of the ramp."""
+
+    def __init__(self, device: Device, order: PruningOrder, masks: Masks, steps: int) -> None:
+        self._base: BaseModel = device.base
+        self._order = order
+        self._masks = masks
+        self._steps = steps
+        self._cuts = device.base.cuts
+        self._start = self._cuts.ratio_of(self._cuts.widths_of(masks))
+
+    def after_step(self, number: int, score: Score) -> Masks | None:
+        """The new masks if a cut is due after local step `number` and takes something, with the model already cut."""
+        due = number % self._order.interval == 0 or number == self._steps
+        if self._order.collect_only or not due or self._order.target <= self._start:
+            return None
+        end = number == self._steps
+        ratio = self._order.target if end else ramp(number, self._steps, self._start, self._order.target)
+        now = self._cuts.widths_of(self._masks)
+        wanted = self._cuts.widths_at(ratio)
+        widths = Widths(min(now.kv_heads, wanted.kv_heads), min(now.channels, wanted.channels))
+        if widths == now:
+            return None
+        cut = narrowed(self._masks, widths, score.importance, self._cuts.dense)
+        self._base.cut(cut)
+        self._masks = cut
+        return cut
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

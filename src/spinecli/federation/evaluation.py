@@ -1,0 +1,47 @@
+"""The global model on held-out data, as each group of devices would run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from spinecli.federation.data.batches import evaluation_batches
+from spinecli.federation.data.encoding import Encoded
+from spinecli.federation.device.base_model import BaseModel
+from spinecli.federation.device.objective import Tally, tally
+from spinecli.federation.history import Measurement
+from spinecli.federation.strategies.strategy import GlobalModel, Served
+from spinecli.lora.aggregation.contribution import restricted
+from spinecli.lora.factors import Factors
+
+_BATCH = 64
+
+
+def evaluate(base: BaseModel, model: GlobalModel, data: Encoded) -> Measurement:
+    """Loss and accuracy of the model of each group, averaged over the devices of the groups."""
+    devices = sum(served.devices for served in model.served)
+    groups = [(served.devices / devices, _measured(base, model, served, data)) for served in model.served]
+    return Measurement(
+        loss=sum(share * found.loss for share, found in groups),
+        accuracy=sum(share * found.accuracy for share, found in groups),
+    )
+
+
+def adapter_for(base: BaseModel, model: GlobalModel, served: Served) -> dict[str, Factors]:
+    """The global adapter in the shape of a group's masks."""
+    rows, columns = base.kept_units(served.masks) if served.masks else ({}, {})
+    return {name: restricted(factors, rows.get(name), columns.get(name)) for name, factors in model.adapter.items()}
+
+
+def _measured(base: BaseModel, model: GlobalModel, served: Served, data: Encoded) -> Measurement:
+    with base.lent(model.head, served.masks):
+        base.attach(adapter_for(base, model, served), trainable=False)
+        tallies = [tally(base, batch) for batch in evaluation_batches(data, _BATCH)]
+    answers = max(_total(tallies, lambda each: each.answers), 1)
+    return Measurement(
+        loss=_total(tallies, lambda each: each.loss) / answers,
+        accuracy=_total(tallies, lambda each: each.correct) / answers,
+    )
+
+
+def _total(tallies: Iterable[Tally], figure: Callable[[Tally], float]) -> float:
+    return sum(figure(each) for each in tallies)

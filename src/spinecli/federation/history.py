@@ -1,0 +1,122 @@
+"""history.jsonl: one line a round, written as it happens, and cut back to the last finished round on resume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from spinecli.federation.engine import LossReason
+
+HISTORY_NAME = "history.jsonl"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DeviceRecord(_Record):
+    """One device in one round; seconds are the engine's."""
+
+    device: str
+    lost: LossReason | None = None
+    explanation: str = ""
+    download_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    upload_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    """From its answer until the round was over."""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    ratio: float = 0.0
+    """Pruning ratio after the round."""
+    depth: int = 0
+    """Blocks with LoRA."""
+    rank: float = 0.0
+    """Mean rank of the blocks with LoRA."""
+
+
+class Measurement(_Record):
+    """The global model on held-out data."""
+
+    loss: float
+    accuracy: float
+    """Share of right labels; for a language model, of right next tokens."""
+
+
+class RoundRecord(_Record):
+    """One round."""
+
+    round: int
+    """Counted from 0."""
+    began: float
+    """Seconds of the engine's clock."""
+    ended: float
+    learning_rate: float
+    evaluation: Measurement | None = None
+    devices: tuple[DeviceRecord, ...]
+
+    @property
+    def seconds(self) -> float:
+        """How long the round took."""
+        return self.ended - self.began
+
+    @property
+    def bytes(self) -> int:
+        """Traffic of the round, both ways."""
+        return sum(device.bytes_down + device.bytes_up for device in self.devices)
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the round that its devices spent waiting, on average; a lost device does not count."""
+        answered = [device for device in self.devices if device.lost is None]
+        if not answered or self.seconds <= 0:
+            return 0.0
+        return sum(device.waiting_seconds for device in answered) / len(answered) / self.seconds
+
+    @property
+    def slowest(self) -> str | None:
+        """The device whose answer came last; None if none came."""
+        answered = [device for device in self.devices if device.lost is None]
+        return min(answered, key=lambda device: device.waiting_seconds).device if answered else None
+
+
+class History:
+    """The rounds so far, in memory and in a file that grows by one line a round.
+
+    Args:
+        path: the file; None keeps nothing on disk.
+        rounds: finished rounds to go on from; the file is cut back to them.
+    """
+
+    def __init__(self, path: Path | None, rounds: list[RoundRecord] | None = None) -> None:
+        self._path = path
+        self.rounds = list(rounds or [])
+        if path is not None:
+            path.write_text("".join(_line(record) for record in self.rounds), encoding="utf-8")
+
+    def append(self, record: RoundRecord) -> None:
+        """Add a round; it is on disk when this returns."""
+        self.rounds.append(record)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(_line(record))
+                handle.flush()
+                os.fsync(handle.fileno())
+
+
+def _line(record: RoundRecord) -> str:
+    return record.model_dump_json() + "\n"
+
+
+def read_history(path: Path) -> list[RoundRecord]:
+    """The rounds in a history file; a line that a kill cut short ends it."""
+    rounds = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        rounds.append(RoundRecord.model_validate_json(line))
+    return rounds

@@ -1,0 +1,62 @@
+"""What travels between server and device: one safetensors blob with a JSON header, the same bytes on every engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from spinecli.errors import MessageError
+
+_HEADER_KEY = "spine"
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """A JSON header and named tensors."""
+
+    header: dict[str, JsonValue]
+    tensors: Mapping[str, Tensor]
+
+    def pack(self) -> bytes:
+        """The message as bytes; equal messages have equal bytes."""
+        unique = {name: self.tensors[name].detach().cpu().contiguous() for name in sorted(self.tensors)}
+        return bytes(save_tensors(unique, metadata={_HEADER_KEY: json.dumps(self.header, sort_keys=True)}))
+
+    @classmethod
+    def unpack(cls, blob: bytes) -> Message:
+        """Read a blob from someone else; nothing in it is executed. Raises MessageError if it is malformed."""
+        try:
+            tensors = load_tensors(blob)
+            length = int.from_bytes(blob[:_LENGTH_BYTES], "little")
+            outer = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])
+            header = json.loads(outer["__metadata__"][_HEADER_KEY])
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise MessageError("A message is cut short or is no spine message.") from error
+        if not isinstance(header, dict):
+            raise MessageError("A message's header is no JSON object.")
+        return cls(header, tensors)
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise MessageError naming the first tensor that holds NaN or infinity."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise MessageError(f"{name} holds NaN or infinite values.")
+
+
+def require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise MessageError if names or shapes differ from what was asked for."""
+    for name in sorted(tensors.keys() ^ expected.keys()):
+        raise MessageError(f"{name} {'was not asked for' if name in tensors else 'is missing'}.")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise MessageError(f"{name} has shape {list(tensors[name].shape)}, not {list(shape)}.")

@@ -1,0 +1,1 @@
+"""From a fleet and a checkpoint to a LoRA plan on disk."""

@@ -1,0 +1,207 @@
+"""`spine plan` as a library call: predict, configure, compare, publish."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from spinecli.artifacts.directory import OutputOptions, check_output, fingerprint_of, work_directory
+from spinecli.artifacts.manifest import Manifest, record_files
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.errors import OptionError
+from spinecli.federation.planning.adapter_config import adapter_config
+from spinecli.federation.planning.artifact import PLAN_KIND, PlanTensors
+from spinecli.federation.planning.outcome import FleetFigures, Outcome, uniform_outcome
+from spinecli.federation.planning.picture import PICTURE_NAME, save_picture
+from spinecli.federation.planning.prediction import Prediction, Predictor, first_speeds, memory_limits
+from spinecli.federation.planning.request import PlanRequest
+from spinecli.lora.peft_format import CONFIG_NAME
+from spinecli.lora.planning.configuration import Configuration, configure
+from spinecli.lora.planning.ranks import rank_distribution, ranks_by_device
+
+CONFIGURATIONS = "configurations"
+
+
+@dataclass(frozen=True, eq=False)
+class PlanDecision:
+    """The plan of a request, and the uniform plan beside it."""
+
+    request: PlanRequest
+    configuration: Configuration
+    prediction: Prediction
+    outcome: Outcome
+    uniform: Outcome
+    tensors: PlanTensors
+
+    def report(self) -> dict[str, JsonValue]:
+        """For `spine.json` and --json."""
+        found, fleet = self.configuration, self.request.fleet
+        classes = [device.device_class.name for device in fleet.devices]
+        uniform = self.uniform.by_class(classes)
+        budget = self.request.options.goals().traffic_budget
+        return {
+            "rank_distribution": found.ranks.tolist(),
+            "asked_ranks": self.request.ranks.tolist(),
+            "plan": _json(self.outcome.figures()),
+            "uniform": _json(self.uniform.figures()),
+            "classes": [
+                {"name": name, "plan": _json(figures), "uniform": _json(uniform[name])}
+                for name, figures in self.outcome.by_class(classes).items()
+            ],
+            "goals": {
+                "max_waiting": self.request.options.max_waiting,
+                "meets_waiting": found.meets_waiting,
+                "traffic_budget_bytes": budget,
+                "meets_traffic": found.meets_traffic,
+            },
+            "configurations": [
+                {
+                    "name": configuration_name(depth),
+                    "depth": depth,
+                    "ranks": found.ranks[-depth:].tolist(),
+                    "devices": int((found.depths == depth).sum()),
+                    "message_bytes": int(self.prediction.costs.message_bytes[depth - 1]),
+                    "memory_bytes": int(self.prediction.costs.memory_bytes[depth - 1]),
+                }
+                for depth in self.depths
+            ],
+            "devices": [
+                {
+                    "name": device.name,
+                    "class": device.device_class.name,
+                    "configuration": configuration_name(depth) if depth else None,
+                }
+                for device, depth in zip(fleet.devices, found.depths.tolist(), strict=True)
+            ],
+        }
+
+    @property
+    def depths(self) -> list[int]:
+        """Depths in use, rising."""
+        return sorted(set(self.configuration.depths.tolist()) - {0})
+
+    def summary(self) -> str:
+        """One line for `spine inspect`."""
+        figures = self.outcome.figures()
+        least, most = figures.depths or (0, 0)
+        return (
+            f"{figures.taking_part} of {figures.devices} devices, depth {least} to {most} of "
+            f"{len(self.outcome.ranks)}, round {figures.seconds:.3g} s, {figures.waiting:.0%} of it waiting"
+        )
+
+
+def configuration_name(depth: int) -> str:
+    """Name of the configuration of a depth; its ranks follow from the plan's one rank distribution."""
+    return f"depth-{depth:02d}"
+
+
+def decide(request: PlanRequest, stopwatch: Stopwatch | None = None) -> PlanDecision:
+    """Make the plan; writes nothing.
+
+    Raises: OptionError if no device can hold the least depth.
+    """
+    stopwatch = stopwatch or Stopwatch()
+    with stopwatch("computing"):
+        limits = memory_limits(request.fleet)
+        predictor = Predictor(request.workload, first_speeds(request.fleet, request.options.seed))
+        _require_memory(request, predictor.predict(request.ranks), limits)
+        found = configure(lambda ranks: predictor.predict(ranks).table, request.ranks, limits, request.options.goals())
+        prediction = predictor.predict(found.ranks)
+        uniform_ranks = rank_distribution(len(request.ranks), int(request.ranks.sum()), step=0)
+        uniform = uniform_outcome(predictor.predict(uniform_ranks).table, uniform_ranks, limits)
+        return PlanDecision(
+            request=request,
+            configuration=found,
+            prediction=prediction,
+            outcome=Outcome.of(prediction.table, found.ranks, found.depths),
+            uniform=uniform,
+            tensors=_tensors(found, prediction, predictor.capacities(found.ranks).matrix),
+        )
+
+
+def plan(
+    decision: PlanDecision, output: OutputOptions, stopwatch: Stopwatch | None = None, *, picture: bool = False
+) -> Manifest:
+    """Write a plan into a new directory, whole or not at all.
+
+    A plan takes seconds, so there is nothing to resume: what a killed run left is thrown away.
+
+    Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
+    """
+    stopwatch, request = stopwatch or Stopwatch(), decision.request
+    parameters, seed = request.parameters(), request.options.seed
+    check_output(output, [request.checkpoint.path])
+    fingerprint = fingerprint_of("plan", parameters, seed, request.inputs)
+    with work_directory(replace(output, overwrite=True), fingerprint) as work:
+        with stopwatch("writing"):
+            decision.tensors.save(work.files)
+            _write_configurations(decision, work.files / CONFIGURATIONS)
+            if picture:
+                save_picture(decision.outcome, decision.uniform, decision.tensors, work.files / PICTURE_NAME)
+        manifest = Manifest(
+            kind=PLAN_KIND,
+            command="plan",
+            parameters=parameters,
+            seed=seed,
+            inputs=request.inputs,
+            outputs=record_files(work.files),
+            lineage=request.lineage,
+            summary=decision.summary(),
+            report=decision.report(),
+            measured=stopwatch.measured(),
+        )
+        work.publish(manifest)
+    return manifest.sealed()
+
+
+def _write_configurations(decision: PlanDecision, directory: Path) -> None:
+    request, ranks = decision.request, decision.configuration.ranks
+    for depth in decision.depths:
+        config = adapter_config(
+            request.checkpoint.family,
+            request.options.model,
+            request.workload.targets,
+            ranks_by_device(ranks, torch.tensor([depth]))[0].tolist(),
+            request.labels,
+        )
+        place = directory / configuration_name(depth)
+        place.mkdir(parents=True)
+        (place / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _require_memory(request: PlanRequest, prediction: Prediction, limits: Tensor) -> None:
+    depth = request.options.min_depth
+    needed = float(prediction.costs.memory_bytes[depth - 1])
+    if needed > float(limits.max()):
+        raise OptionError(
+            f"No device of {request.fleet.reference} can train {request.options.model} at depth {depth}: that needs "
+            f"{needed / 1e9:.2f} GB, and the largest has {float(limits.max()) / 1e9:.2f} GB; take a smaller "
+            "checkpoint, --batch-size or --length, or --dtype bfloat16."
+        )
+
+
+def _tensors(found: Configuration, prediction: Prediction, capacities: Tensor) -> PlanTensors:
+    table, depths = prediction.table, found.depths
+    message = table.at(prediction.costs.message_bytes.expand_as(table.seconds), depths).long()
+    return PlanTensors(
+        rank_distribution=found.ranks,
+        ranks=ranks_by_device(found.ranks, depths),
+        depths=depths,
+        compute_seconds=table.at(prediction.compute_seconds, depths),
+        up_seconds=table.at(prediction.up_seconds, depths),
+        down_seconds=table.at(prediction.down_seconds, depths),
+        round_seconds=found.seconds,
+        up_bytes=message,
+        down_bytes=message,
+        memory_bytes=table.at(table.memory_bytes, depths).long(),
+        capacities=capacities,
+    )
+
+
+def _json(figures: FleetFigures) -> dict[str, JsonValue]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(figures).items()}

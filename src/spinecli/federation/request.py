@@ -1,0 +1,240 @@
+"""What a federated run is asked for, and everything that must be right before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from spinecli.artifacts.lineage import lineage_behind
+from spinecli.artifacts.manifest import Source, Step
+from spinecli.calibration.rows import load_tokenizer
+from spinecli.calibration.stream import ComputeOptions
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.errors import OptionError
+from spinecli.federation.data.columns import DataOptions
+from spinecli.federation.data.encoding import Encoded, encode
+from spinecli.federation.data.label_table import LabelTable, label_table
+from spinecli.federation.data.partition import partition
+from spinecli.federation.data.schemes import options_for, parse_partition
+from spinecli.federation.data.splits import Splits, load_splits
+from spinecli.federation.fleet import Fleet, load_fleet
+from spinecli.federation.planning.artifact import LoraPlan, read_plan
+from spinecli.federation.rounds import RoundOptions
+from spinecli.federation.schedule import Schedule
+from spinecli.federation.strategies import strategy_of
+from spinecli.federation.strategies.strategy import Tuning
+from spinecli.lora.targets import target_projections
+
+_MOST_EVALUATED = 2000
+
+
+@dataclass(frozen=True)
+class FederatedOptions:
+    """The options of `spine fed-launch`."""
+
+    model: str
+    data: str
+    strategy: str = "fedspine"
+    fleet: str = "jetson-80"
+    plan: Path | None = None
+    partition: str = "iid"
+    evaluation: str | None = None
+    evaluation_share: float = 0.1
+    """Of the training data, held out if there is no evaluation set."""
+    data_options: DataOptions = field(default_factory=DataOptions)
+    max_length: int = 128
+    rounds: int = 50
+    cohort: int = 10
+    deadline: float | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+    """Its rounds and length are those above."""
+    targets: str = "all"
+    schedule: Schedule = "linear"
+    clip_norm: float = 1.0
+    evaluate_every: int = 1
+    evaluation_limit: int = _MOST_EVALUATED
+    """At most so many held-out examples."""
+    target_accuracy: float | None = None
+    deploy: bool = False
+    seed: int = 0
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedRequest:
+    """Checked options with everything opened."""
+
+    options: FederatedOptions
+    checkpoint: Checkpoint
+    source: Source
+    lineage: tuple[Step, ...]
+    fleet: Fleet
+    splits: Splits
+    train: Encoded
+    evaluation: Encoded
+    parts: tuple[tuple[int, ...], ...]
+    """Examples of each device, in the fleet's order."""
+    plan: LoraPlan | None
+
+    @property
+    def labels(self) -> int | None:
+        """Number of labels; None for a language model."""
+        return len(self.splits.train.labels) if self.splits.train.task == "classification" else None
+
+    @property
+    def inputs(self) -> dict[str, Source]:
+        """Identity of what the run is made from."""
+        inputs = {
+            "model": self.source,
+            "fleet": self.fleet.source(),
+            "data": self.splits.train.source(),
+            "evaluation": self.splits.evaluation.source(),
+        }
+        if self.plan is not None:
+            inputs["plan"] = Source(reference=str(self.options.plan), files=dict(self.plan.manifest.outputs))
+        return inputs
+
+    def parameters(self) -> dict[str, JsonValue]:
+        """What decides the result, for `spine.json`."""
+        options, tuning = self.options, self.options.tuning
+        return {
+            "strategy": options.strategy,
+            "partition": options.partition,
+            "max_length": options.max_length,
+            "rounds": options.rounds,
+            "cohort": options.cohort,
+            "deadline": options.deadline,
+            "rank": tuning.rank,
+            "smallest_rank": tuning.smallest_rank,
+            "largest_rank": tuning.largest_rank,
+            "scale": tuning.scale,
+            "local_steps": tuning.local_steps,
+            "batch_size": tuning.batch_size,
+            "learning_rate": tuning.learning_rate,
+            "sparsity": tuning.sparsity,
+            "prune_interval": tuning.prune_interval,
+            "score": tuning.score,
+            "targets": list(target_projections(self.checkpoint.family, options.targets)),
+            "schedule": options.schedule,
+            "clip_norm": options.clip_norm,
+            "evaluate_every": options.evaluate_every,
+            "evaluation_limit": options.evaluation_limit,
+            "target_accuracy": options.target_accuracy,
+            "deploy": options.deploy,
+            "dtype": str(options.compute.dtype).removeprefix("torch."),
+        }
+
+    def round_options(self) -> RoundOptions:
+        """The options of the loop."""
+        options = self.options
+        return RoundOptions(
+            rounds=options.rounds,
+            cohort=options.cohort,
+            schedule=options.schedule,
+            clip_norm=options.clip_norm,
+            deadline=options.deadline,
+            evaluate_every=options.evaluate_every,
+            target_accuracy=options.target_accuracy,
+        )
+
+    def label_table(self) -> LabelTable:
+        """Where the labels lie, by device class."""
+        classes = [device.device_class.name for device in self.fleet.devices]
+        return label_table(self.splits.train, self.parts, classes)
+
+
+def open_request(options: FederatedOptions) -> FederatedRequest:
+    """Check the options against checkpoint, fleet and data, and deal the data out.
+
+    Raises: OptionError, FleetError, DataError, and every class of `spinecli.errors` that a checkpoint can cause.
+    """
+    _check_options(options)
+    strategy_of(options.strategy)
+    fleet = load_fleet(options.fleet)
+    checkpoint = Checkpoint.open(resolve_checkpoint(options.model))
+    target_projections(checkpoint.family, options.targets)
+    plan = None
+    if options.plan is not None:
+        plan = read_plan(options.plan)
+        plan.require(fleet, checkpoint.blocks)
+        _require_same_targets(plan, checkpoint, options)
+    if checkpoint.positions is not None and options.max_length > checkpoint.positions:
+        raise OptionError(f"--max-length {options.max_length} exceeds the model's {checkpoint.positions} positions.")
+    scheme = parse_partition(options.partition)
+    splits = load_splits(
+        options.data,
+        options.evaluation,
+        options.evaluation_share,
+        options.seed,
+        options_for(scheme, options.data_options),
+    )
+    if splits.train.task == "language" and checkpoint.family.kind == "encoder":
+        raise OptionError(f"{options.model} is an encoder and learns labels only; {options.data} has none.")
+    parts = partition(splits.train, len(fleet.devices), scheme, options.seed)
+    tokenizer = load_tokenizer(checkpoint.path)
+    vocabulary = int(checkpoint.config.vocab_size)
+    evaluation = splits.evaluation.subset(_spread(len(splits.evaluation), options.evaluation_limit))
+    source = describe_source(options.model, checkpoint.path)
+    return FederatedRequest(
+        options=options,
+        checkpoint=checkpoint,
+        source=source,
+        lineage=lineage_behind(checkpoint.path, source),
+        fleet=fleet,
+        splits=splits,
+        train=encode(splits.train, tokenizer, options.max_length, vocabulary=vocabulary),
+        evaluation=encode(evaluation, tokenizer, options.max_length, vocabulary=vocabulary),
+        parts=tuple(tuple(part) for part in parts),
+        plan=plan,
+    )
+
+
+def _require_same_targets(plan: LoraPlan, checkpoint: Checkpoint, options: FederatedOptions) -> None:
+    planned = plan.manifest.parameters["targets"]
+    if planned != list(target_projections(checkpoint.family, options.targets)):
+        raise OptionError(
+            f"{options.plan} was planned for other projections than --targets {options.targets}; give both the same."
+        )
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, evenly spread."""
+    return list(range(count)) if count <= limit else [index * count // limit for index in range(limit)]
+
+
+def _check_options(options: FederatedOptions) -> None:
+    """Refuse values that no run can have; NaN fails every comparison and so is refused, too."""
+    tuning = options.tuning
+    positive = {
+        "--rounds": options.rounds,
+        "--cohort": options.cohort,
+        "--local-steps": tuning.local_steps,
+        "--batch-size": tuning.batch_size,
+        "--rank": tuning.rank,
+        "--smallest-rank": tuning.smallest_rank,
+        "--prune-interval": tuning.prune_interval,
+        "--evaluate-every": options.evaluate_every,
+        "--evaluation-limit": options.evaluation_limit,
+    }
+    for name, count in positive.items():
+        if count < 1:
+            raise OptionError(f"{name} must be at least 1, not {count}.")
+    if tuning.largest_rank < tuning.smallest_rank:
+        raise OptionError(
+            f"--largest-rank {tuning.largest_rank} is below --smallest-rank {tuning.smallest_rank}; swap them."
+        )
+    for name, value in (
+        ("--learning-rate", tuning.learning_rate),
+        ("--lora-scale", tuning.scale),
+        ("--clip-norm", options.clip_norm),
+        ("--deadline", options.deadline),
+    ):
+        if value is not None and not 0 < value < float("inf"):
+            raise OptionError(f"{name} must be above 0, not {value:g}.")
+    if not 0 <= tuning.sparsity < 1:
+        raise OptionError(f"--sparsity must be at least 0 and below 1, not {tuning.sparsity:g}.")
+    if options.target_accuracy is not None and not 0 < options.target_accuracy <= 1:
+        raise OptionError(f"--target-accuracy must be above 0 and at most 1, not {options.target_accuracy:g}.")

@@ -1,0 +1,78 @@
+"""What a federated run comes to, read off its history."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from spinecli.federation.history import RoundRecord
+
+
+class ClassResult(BaseModel):
+    """What one group of devices would run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    devices: int
+    ratio: float
+    """Share of the block parameters that is cut."""
+
+
+class FederatedResult(BaseModel):
+    """The figures that strategies are compared by. Seconds are the engine's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: int
+    seconds: float
+    bytes: int
+    accuracy: float | None
+    """At the last evaluation."""
+    loss: float | None
+    best_accuracy: float | None
+    target_accuracy: float | None
+    seconds_to_target: float | None
+    """When the first evaluation at or above the target was in; None if none was."""
+    bytes_to_target: int | None
+    idle_share: float
+    """Mean over the rounds."""
+    lost: dict[str, dict[str, int]]
+    """How often each device was lost, by reason; devices that never were are left out."""
+    groups: tuple[ClassResult, ...] = ()
+
+
+def summarised(
+    rounds: Sequence[RoundRecord], target: float | None, groups: Sequence[ClassResult] = ()
+) -> FederatedResult:
+    """Sum up finished rounds."""
+    evaluations = [record.evaluation for record in rounds if record.evaluation is not None]
+    reached = _first_reaching(rounds, target)
+    lost: dict[str, Counter[str]] = {}
+    for record in rounds:
+        for device in record.devices:
+            if device.lost is not None:
+                lost.setdefault(device.device, Counter())[device.lost] += 1
+    return FederatedResult(
+        rounds=len(rounds),
+        seconds=rounds[-1].ended if rounds else 0.0,
+        bytes=sum(record.bytes for record in rounds),
+        accuracy=evaluations[-1].accuracy if evaluations else None,
+        loss=evaluations[-1].loss if evaluations else None,
+        best_accuracy=max((found.accuracy for found in evaluations), default=None),
+        target_accuracy=target,
+        seconds_to_target=rounds[reached].ended if reached is not None else None,
+        bytes_to_target=sum(record.bytes for record in rounds[: reached + 1]) if reached is not None else None,
+        idle_share=sum(record.idle_share for record in rounds) / len(rounds) if rounds else 0.0,
+        lost={device: dict(sorted(reasons.items())) for device, reasons in sorted(lost.items())},
+        groups=tuple(groups),
+    )
+
+
+def _first_reaching(rounds: Sequence[RoundRecord], target: float | None) -> int | None:
+    if target is None:
+        return None
+    hits = (n for n, record in enumerate(rounds) if record.evaluation and record.evaluation.accuracy >= target)
+    return next(hits, None)

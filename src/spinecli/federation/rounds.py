@@ -1,0 +1,176 @@
+"""The round loop: draw a cohort, order, exchange, check, learn, measure, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from spinecli.errors import FederationError, MessageError
+from spinecli.federation.cohort import draw_cohort
+from spinecli.federation.device.handle import TRAIN
+from spinecli.federation.device.order import PruningOrder, TrainingOrder
+from spinecli.federation.device.wire import FOLDED, adapter_tensors, head_tensors, outputs_tensors
+from spinecli.federation.engine import Engine, Job, Lost, Reply
+from spinecli.federation.history import DeviceRecord, History, Measurement, RoundRecord
+from spinecli.federation.messages import Message
+from spinecli.federation.schedule import Schedule, learning_rate
+from spinecli.federation.state import RunState
+from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Setting, Strategy, Update
+from spinecli.federation.updates import checked_update
+
+
+@dataclass(frozen=True)
+class RoundOptions:
+    """How the loop runs, whatever the strategy."""
+
+    rounds: int
+    cohort: int
+    schedule: Schedule = "linear"
+    clip_norm: float = 1.0
+    deadline: float | None = None
+    """Seconds after which missing answers are given up."""
+    evaluate_every: int = 1
+    target_accuracy: float | None = None
+    """Stop as soon as an evaluation reaches it."""
+
+
+class Listener(Protocol):
+    """Hears of every finished round."""
+
+    def __call__(self, record: RoundRecord) -> None:
+        """`record` is in the history and the state is saved."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Everything the rounds need."""
+
+    options: RoundOptions
+    engine: Engine
+    strategy: Strategy
+    setting: Setting
+    evaluate: Callable[[GlobalModel], Measurement]
+    save: Callable[[RunState], None]
+
+    def run(self, history: History, listener: Listener) -> None:
+        """Run what rounds are left after those in the history.
+
+        Raises: FederationError if no device of a cohort can take part.
+        """
+        acknowledged = {
+            device.device: record.round for record in history.rounds for device in record.devices if device.lost is None
+        }
+        for number in range(len(history.rounds), self.options.rounds):
+            if self._reached(history.rounds):
+                return
+            record = self._round(number, acknowledged)
+            history.append(record)
+            self.save(RunState(number + 1, self.strategy.snapshot(), self.engine.snapshot()))
+            listener(record)
+
+    def _reached(self, rounds: Sequence[RoundRecord]) -> bool:
+        target = self.options.target_accuracy
+        last = rounds[-1].evaluation if rounds else None
+        return target is not None and last is not None and last.accuracy >= target
+
+    def _round(self, number: int, acknowledged: dict[str, int]) -> RoundRecord:
+        options, setting = self.options, self.setting
+        cohort = draw_cohort(setting.nodes, options.cohort, setting.seed, number)
+        assignments = self.strategy.assign(number, cohort)
+        if not assignments:
+            raise FederationError(
+                f"No device of round {number} can hold the model while training; lower --batch-size or --max-length, "
+                "or name a fleet with more memory."
+            )
+        rate = learning_rate(setting.tuning.learning_rate, options.schedule, number, options.rounds)
+        jobs = [
+            self._job(number, device, assignment, rate, acknowledged.get(device))
+            for device, assignment in assignments.items()
+        ]
+        began = self.engine.now()
+        outcomes = self.engine.exchange(jobs, options.deadline)
+        ended = self.engine.now()
+        updates: list[Update] = []
+        lost: list[Lost] = []
+        devices = []
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            assignment = assignments[job.device]
+            checked = self._checked(outcome, assignment, began)
+            if isinstance(checked, Update):
+                updates.append(checked)
+                acknowledged[job.device] = number
+            else:
+                lost.append(checked)
+            devices.append(_device_record(job.device, assignment, outcome, checked, ended))
+        self.strategy.absorb(number, updates, lost)
+        due = (number + 1) % options.evaluate_every == 0 or number + 1 == options.rounds
+        return RoundRecord(
+            round=number,
+            began=began,
+            ended=ended,
+            learning_rate=rate,
+            evaluation=self.evaluate(self.strategy.model()) if due else None,
+            devices=tuple(devices),
+        )
+
+    def _job(self, number: int, device: str, assignment: Assignment, rate: float, acknowledged: int | None) -> Job:
+        tuning, pruning = self.setting.tuning, assignment.pruning
+        order = TrainingOrder(
+            round=number,
+            seed=self.setting.seed,
+            acknowledged=acknowledged,
+            ranks=assignment.ranks,
+            scale=tuning.scale,
+            shared_a=assignment.shared_a,
+            steps=tuning.local_steps,
+            batch_size=tuning.batch_size,
+            learning_rate=rate,
+            clip_norm=self.options.clip_norm,
+            pruning=None
+            if pruning is None
+            else PruningOrder(
+                target=pruning.target,
+                interval=tuning.prune_interval,
+                score=pruning.score,
+                collect_only=pruning.collect_only,
+            ),
+        )
+        factors = outputs_tensors(assignment.adapter) if assignment.shared_a else adapter_tensors(assignment.adapter)
+        tensors = {**factors, **head_tensors(assignment.head), **adapter_tensors(assignment.folded, FOLDED)}
+        return Job(device, TRAIN, number, Message(order.model_dump(mode="json"), tensors))
+
+    def _checked(self, outcome: Reply | Lost, assignment: Assignment, began: float) -> Update | Lost:
+        if isinstance(outcome, Lost):
+            return outcome
+        try:
+            return checked_update(outcome, assignment, self.setting, self.strategy.masks_of(outcome.device))
+        except MessageError as error:
+            timing = outcome.timing
+            return Lost(outcome.device, "refused", str(error), timing.arrived - began, timing.bytes_down)
+
+
+def _device_record(
+    device: str, assignment: Assignment, outcome: Reply | Lost, checked: Update | Lost, ended: float
+) -> DeviceRecord:
+    held = [rank for rank in assignment.ranks if rank > 0]
+    depth, rank = len(held), sum(held) / max(len(held), 1)
+    update = checked if isinstance(checked, Update) else None
+    lost = checked if isinstance(checked, Lost) else None
+    timing = outcome.timing if isinstance(outcome, Reply) else None
+    return DeviceRecord(
+        device=device,
+        lost=lost.reason if lost else None,
+        explanation=lost.explanation if lost else "",
+        download_seconds=timing.download_seconds if timing else 0.0,
+        compute_seconds=timing.compute_seconds if timing else 0.0,
+        upload_seconds=timing.upload_seconds if timing else 0.0,
+        waiting_seconds=ended - timing.arrived if timing else 0.0,
+        bytes_down=timing.bytes_down if timing else outcome.bytes_down if isinstance(outcome, Lost) else 0,
+        bytes_up=timing.bytes_up if timing else 0,
+        loss_before=update.loss_before if update else None,
+        loss_after=update.loss_after if update else None,
+        ratio=update.ratio if update else 0.0,
+        depth=depth,
+        rank=rank,
+    )

@@ -1,0 +1,131 @@
+"""`spine fed-launch` as a library call: run the rounds, save after each, publish what they have learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spinecli.artifacts.directory import (
+    OutputOptions,
+    WorkDirectory,
+    check_output,
+    fingerprint_of,
+    finished_run,
+    work_directory,
+)
+from spinecli.artifacts.manifest import Manifest, record_files
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.evaluation.plots import can_plot
+from spinecli.federation.deploy import deploy, merged_checkpoint, verify_deployed
+from spinecli.federation.evaluation import evaluate
+from spinecli.federation.history import HISTORY_NAME, History, Measurement, RoundRecord, read_history
+from spinecli.federation.plots import PICTURE_NAME, save_picture
+from spinecli.federation.request import FederatedRequest
+from spinecli.federation.results import ClassResult, FederatedResult, summarised
+from spinecli.federation.rounds import Listener, Loop
+from spinecli.federation.setup import Federation, set_up
+from spinecli.federation.state import RunState, load_state
+from spinecli.federation.strategies.strategy import GlobalModel
+from spinecli.lora.peft_format import save_adapter
+
+DEPLOYED_DIRECTORY = "deployed"
+MASKS_DIRECTORY = "masks"
+
+
+def _unheard(record: RoundRecord) -> None:
+    """Nobody listens."""
+
+
+def launch(
+    request: FederatedRequest,
+    output: OutputOptions,
+    stopwatch: Stopwatch | None = None,
+    listener: Listener = _unheard,
+) -> Manifest:
+    """Fine-tune over the fleet into a new directory.
+
+    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, FederationError, VerificationError, and what reading
+    can raise.
+    """
+    stopwatch = stopwatch or Stopwatch()
+    parameters, seed = request.parameters(), request.options.seed
+    fingerprint = fingerprint_of("fed-launch", parameters, seed, request.inputs)
+    if finished := finished_run(output, fingerprint):
+        return finished
+    inputs = [request.checkpoint.path, *([request.options.plan] if request.options.plan else [])]
+    check_output(output, inputs)
+    with work_directory(output, fingerprint) as work:
+        with stopwatch("loading"):
+            federation = set_up(request)
+        history = _run_rounds(request, federation, work, stopwatch, listener)
+        with stopwatch("writing"):
+            result = _write(request, federation, history.rounds, work.files)
+        manifest = Manifest(
+            kind="federated-adapter",
+            command="fed-launch",
+            parameters=parameters,
+            seed=seed,
+            inputs=request.inputs,
+            outputs=record_files(work.files),
+            lineage=request.lineage,
+            summary=_summary(request, result),
+            report=result.model_dump(mode="json"),
+            measured=stopwatch.measured(),
+        )
+        work.publish(manifest)
+    return manifest.sealed()
+
+
+def _run_rounds(
+    request: FederatedRequest, federation: Federation, work: WorkDirectory, stopwatch: Stopwatch, listener: Listener
+) -> History:
+    """All rounds that a killed run has not finished yet."""
+    path = work.files / HISTORY_NAME
+    state = load_state(work.state)
+    rounds: list[RoundRecord] = []
+    if state is not None:
+        federation.strategy.restore(state.strategy)
+        federation.engine.restore(state.engine)
+        rounds = read_history(path)[: state.rounds]
+    history = History(path, rounds)
+
+    def measure(model: GlobalModel) -> Measurement:
+        with stopwatch("evaluating"):
+            return evaluate(federation.base, model, request.evaluation)
+
+    def save(reached: RunState) -> None:
+        with stopwatch("saving"):
+            reached.save(work.state)
+
+    loop = Loop(request.round_options(), federation.engine, federation.strategy, federation.setting, measure, save)
+    with stopwatch("training"):
+        loop.run(history, listener)
+    return history
+
+
+def _write(
+    request: FederatedRequest, federation: Federation, rounds: Sequence[RoundRecord], directory: Path
+) -> FederatedResult:
+    """Everything that the directory holds beside its history."""
+    base, model, options = federation.base, federation.strategy.model(), request.options
+    task_type = "SEQ_CLS" if base.task == "classification" else "CAUSAL_LM"
+    save_adapter(directory, model.adapter, model.head, base.head_modules, options.model, task_type)
+    for node in federation.setting.nodes:
+        if (masks := federation.strategy.masks_of(node.name)) is not None:
+            (directory / MASKS_DIRECTORY / node.name).mkdir(parents=True)
+            masks.save(directory / MASKS_DIRECTORY / node.name)
+    if options.deploy:
+        merged = merged_checkpoint(base, model, request.splits.train.labels, request.train.pad_id)
+        for served in model.served:
+            place = directory / DEPLOYED_DIRECTORY / served.group
+            deploy(place, merged, served)
+            verify_deployed(place, base, model, served, request.evaluation)
+    if can_plot() and rounds:
+        save_picture(rounds, f"{options.strategy} on {request.fleet.name}", directory / PICTURE_NAME)
+    groups = [ClassResult(group=each.group, devices=each.devices, ratio=each.ratio) for each in model.served]
+    return summarised(rounds, options.target_accuracy, groups)
+
+
+def _summary(request: FederatedRequest, result: FederatedResult) -> str:
+    found = f", accuracy {result.accuracy:.1%}" if result.accuracy is not None else ""
+    return f"{request.options.strategy}, {result.rounds} rounds on {request.fleet.name}{found}"

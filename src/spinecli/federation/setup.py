@@ -1,0 +1,66 @@
+"""From a request to everything the rounds need: the base model, the simulated devices, the strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spinecli.federation.device.base_model import BaseModel
+from spinecli.federation.device.device import Device, DeviceMemory
+from spinecli.federation.engines.local import LocalEngine, VirtualMeter, simulated_device
+from spinecli.federation.planning.workload import head_of
+from spinecli.federation.request import FederatedRequest
+from spinecli.federation.strategies import strategy_of
+from spinecli.federation.strategies.strategy import Projection, Setting, Strategy
+from spinecli.lora.cost import TrainingCosts
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """A run that is ready to begin."""
+
+    base: BaseModel
+    engine: LocalEngine
+    setting: Setting
+    strategy: Strategy
+
+
+def set_up(request: FederatedRequest) -> Federation:
+    """Load the base model once and lend it to every device of the fleet."""
+    options, checkpoint = request.options, request.checkpoint
+    base = BaseModel(
+        checkpoint,
+        request.splits.train.task,
+        request.labels or 0,
+        options.targets,
+        request.train.pad_id,
+        options.seed,
+        options.compute,
+    )
+    head = head_of(checkpoint, request.labels)
+    costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
+    devices = {
+        spec.name: simulated_device(
+            spec, Device(spec.name, base, costs, request.train, part, DeviceMemory(), VirtualMeter())
+        )
+        for spec, part in zip(request.fleet.devices, request.parts, strict=True)
+    }
+    engine = LocalEngine(request.fleet, devices, options.seed)
+    setting = Setting(
+        nodes=engine.nodes(),
+        projections={
+            base.projection_name(index, relative): Projection(index, *base.projection(index, relative).dense_shape)
+            for index in range(checkpoint.blocks)
+            for relative in base.targets
+        },
+        blocks=checkpoint.blocks,
+        cuts=base.cuts,
+        costs=costs,
+        tuning=options.tuning,
+        seed=options.seed,
+        head=base.head(),
+        cohort=options.cohort,
+        family=checkpoint.family,
+        bytes_per_weight=options.compute.dtype.itemsize,
+        plan=request.plan,
+    )
+    return Federation(base, engine, setting, strategy_of(options.strategy)(setting))

@@ -1,0 +1,35 @@
+"""LoRAPrune in a federation: the same ratio, rank and ramp on every device, and the plain mean of A and B.
+
+The pruning baseline that FedSpine is measured against at equal sparsity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spinecli.federation.engine import Lost
+from spinecli.federation.strategies.pruning_server import PRUNED_BY, PruningServer
+from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.lora.aggregation.averaging import average_factors
+
+
+class FedLoRAPrune(PruningServer):
+    """All devices follow one schedule, whatever their speed."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, [setting.tuning.rank] * setting.blocks, "lora")
+
+    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+        """A ratio that rises evenly with the rounds until the target is due."""
+        due = PRUNED_BY * self.setting.tuning.rounds
+        target = self.sparsity * min(1.0, (round_number + 1) / max(due, 1.0))
+        ranks = [self.setting.tuning.rank] * self.setting.blocks
+        return {device: self.pruning_order(round_number, device, ranks, target) for device in cohort}
+
+    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+        """The mean of each row and column over the devices that still have it."""
+        self.rounds_done = round_number + 1
+        self.note(updates)
+        if updates:
+            self.adapter = average_factors(self.contributions(updates), self.adapter)
+            self.average_head(updates)

@@ -1,0 +1,127 @@
+"""FedSpine: a bandit per device chooses how far to prune and at which rank to tune, by what past rounds were worth.
+
+The formulas are this project's reading where the paper's are not at hand: docs/algorithms/fedspine.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import JsonValue
+from torch import Tensor
+
+from spinecli.federation.bandit import BanditState, Interval, Point, SmoothUCB
+from spinecli.federation.engine import Lost
+from spinecli.federation.reward import kept_importance, reward
+from spinecli.federation.seeding import random_generator
+from spinecli.federation.strategies.pruning_server import PruningServer
+from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.lora.aggregation.contribution import Contribution
+from spinecli.lora.aggregation.coverage import average_covered, heterogeneity_weight
+
+RANKS = (4, 8, 12, 16, 24, 32)
+"""What the bandit's second coordinate is rounded to, as far as the user's limits allow."""
+
+
+class FedSpine(PruningServer):
+    """S-UCB over (pruning progress, rank), LoRAPrune's importance, coverage-weighted aggregation."""
+
+    def __init__(self, setting: Setting) -> None:
+        tuning = setting.tuning
+        super().__init__(setting, [tuning.largest_rank] * setting.blocks, "lora")
+        self.ranks = allowed_ranks(tuning.smallest_rank, tuning.largest_rank)
+        self._learners: dict[str, SmoothUCB] = {}
+        self._played: dict[str, tuple[Point, float]] = {}
+
+    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+        """What each device's learner picks: a share of the largest step, and a rank."""
+        assignments = {}
+        for device in cohort:
+            point = self._learner(device).pick(random_generator(self.setting.seed, "bandit", device, round_number))
+            step = self.largest_step(round_number, device)
+            rise = step if self.may_only_tune(round_number) else point[0] * step
+            rank = min(self.ranks, key=lambda each: abs(each - point[1]))
+            self._played[device] = (point, step)
+            ranks = [rank] * self.setting.blocks
+            assignments[device] = self.pruning_order(round_number, device, ranks, self.ratio(device) + rise)
+        return assignments
+
+    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+        """Reward the learners, then average every entry over the devices that have it."""
+        before = {update.device: self.ratio(update.device) for update in updates}
+        self.rounds_done = round_number + 1
+        self.note(updates)
+        if not updates:
+            return
+        mean_seconds = sum(update.timing.seconds for update in updates) / len(updates)
+        for update in updates:
+            point, step = self._played[update.device]
+            gained = (update.ratio - before[update.device]) / step if step > 0 else 0.0
+            worth = reward(
+                update.loss_before,
+                update.loss_after,
+                min(max(gained, 0.0), 1.0),
+                _kept(update),
+                update.timing.seconds,
+                mean_seconds,
+            )
+            self._learner(update.device).observe(point, worth)
+        self._played.clear()
+        largest = self.setting.tuning.largest_rank
+        self.adapter = average_covered(heterogeneous(updates, largest), self.adapter, largest)
+        self.average_head(updates)
+
+    def _learner(self, device: str) -> SmoothUCB:
+        if device not in self._learners:
+            self._learners[device] = SmoothUCB(self._box())
+        return self._learners[device]
+
+    def _box(self) -> tuple[Interval, Interval]:
+        lowest, highest = self.ranks[0], self.ranks[-1]
+        return Interval(0.0, 1.0), Interval(float(lowest), float(max(highest, lowest + 1)))
+
+    def values(self) -> dict[str, JsonValue]:
+        """With what every learner has learned."""
+        learners: dict[str, JsonValue] = {
+            device: learner.state.model_dump(mode="json") for device, learner in self._learners.items()
+        }
+        return {**super().values(), "learners": learners}
+
+    def recall(self, values: Mapping[str, JsonValue], tensors: Mapping[str, Tensor]) -> None:
+        """With the learners."""
+        super().recall(values, tensors)
+        learners = values["learners"]
+        assert isinstance(learners, dict)
+        self._learners = {
+            device: SmoothUCB(self._box(), state=BanditState.model_validate(state))
+            for device, state in learners.items()
+        }
+
+
+def allowed_ranks(smallest: int, largest: int) -> tuple[int, ...]:
+    """The ranks of FedSpine's set that lie within the user's limits, and the limits themselves."""
+    return tuple(sorted({smallest, largest, *(rank for rank in RANKS if smallest < rank < largest)}))
+
+
+def heterogeneous(updates: Sequence[Update], largest_rank: int) -> list[Contribution]:
+    """Contributions with the weight |D| sqrt(r / r_max) sqrt(1 - p)."""
+    return [
+        replace(
+            update.contribution,
+            weight=heterogeneity_weight(update.examples, max(update.ranks), largest_rank, update.ratio),
+        )
+        for update in updates
+    ]
+
+
+def _kept(update: Update) -> float:
+    """Share of the importance that the device has kept."""
+    assert update.masks is not None
+    assert update.importance is not None
+    pairs = [
+        (scores, kept)
+        for each, mask in zip(update.importance, update.masks.blocks, strict=True)
+        for scores, kept in ((each.heads, mask.heads), (each.channels, mask.channels))
+    ]
+    return kept_importance([scores for scores, _ in pairs], [kept for _, kept in pairs])

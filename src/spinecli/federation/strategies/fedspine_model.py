@@ -1,0 +1,73 @@
+"""FedSpine improved: a time model per device and one deadline for the cohort instead of a bandit per device.
+
+Importance is APT's, and each component of the adapter is averaged over the devices whose rank reaches it. Both are this
+project's choices: docs/algorithms/fedspine.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import JsonValue
+from torch import Tensor
+
+from spinecli.federation.deadline_planner import MenuSettings, plan_under_deadline, pruning_menu
+from spinecli.federation.engine import Lost
+from spinecli.federation.strategies.fedspine import allowed_ranks, heterogeneous
+from spinecli.federation.strategies.pruning_server import LARGEST_STEP, PruningServer
+from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.federation.time_model import TimeModel, TimeModelState
+from spinecli.lora.aggregation.coverage import average_covered
+
+
+class FedSpineModel(PruningServer):
+    """Ratio and rank from predicted completion times, APT's importance, rank-partitioned aggregation."""
+
+    def __init__(self, setting: Setting) -> None:
+        tuning = setting.tuning
+        super().__init__(setting, [tuning.largest_rank] * setting.blocks, "salience")
+        self._menu = MenuSettings(
+            ranks=allowed_ranks(tuning.smallest_rank, tuning.largest_rank),
+            largest_step=LARGEST_STEP,
+            saturation=float(tuning.rank),
+        )
+        self._times = TimeModel(tuning.largest_rank)
+
+    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+        """The choices with the most gain per second of the cohort's round."""
+        menus = [
+            pruning_menu(
+                self._times,
+                device,
+                self.ratio(device),
+                self.sparsity,
+                self.visits_left(round_number),
+                self._menu,
+            )
+            for device in cohort
+        ]
+        chosen = plan_under_deadline(menus).choices
+        return {
+            device: self.pruning_order(round_number, device, [choice.rank] * self.setting.blocks, choice.ratio)
+            for device, choice in zip(cohort, chosen, strict=True)
+        }
+
+    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+        """Learn the completion times, then average every component over the devices that have it."""
+        self.rounds_done = round_number + 1
+        self.note(updates)
+        for update in updates:
+            self._times.observe(update.device, update.ratio, max(update.ranks), update.timing.seconds)
+        if updates:
+            largest = self.setting.tuning.largest_rank
+            self.adapter = average_covered(heterogeneous(updates, largest), self.adapter, largest, by_component=True)
+            self.average_head(updates)
+
+    def values(self) -> dict[str, JsonValue]:
+        """With the completion times seen so far."""
+        return {**super().values(), "times": self._times.state.model_dump(mode="json")}
+
+    def recall(self, values: Mapping[str, JsonValue], tensors: Mapping[str, Tensor]) -> None:
+        """With the completion times seen so far."""
+        super().recall(values, tensors)
+        self._times = TimeModel(self.setting.tuning.largest_rank, state=TimeModelState.model_validate(values["times"]))

@@ -1,0 +1,18 @@
+"""FFA-LoRA: A is frozen and the same everywhere, so the mean of B is exact, and only B travels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from spinecli.federation.strategies.fedit import FedIT
+from spinecli.federation.strategies.strategy import Assignment
+
+
+class FFALoRA(FedIT):
+    """FedIT with A frozen as it was drawn."""
+
+    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+        """The same for all, B alone."""
+        assignments = super().assign(round_number, cohort)
+        return {device: replace(assignment, shared_a=True) for device, assignment in assignments.items()}

@@ -1,0 +1,159 @@
+"""What pruning strategies share: who has lost what, how far the next cut may go, and what each class would run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import JsonValue
+from torch import Tensor
+
+from spinecli.checkpoints.masks import Masks
+from spinecli.federation.device.device import importance_from, importance_tensors, mask_tensors, masks_from
+from spinecli.federation.device.importance import ScoreName
+from spinecli.federation.device.local_pruning import Importance, full_masks, narrowed
+from spinecli.federation.strategies.server import AdapterServer
+from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Ratio, Served, Setting, Update
+from spinecli.federation.updates import kept_units
+from spinecli.lora.aggregation.contribution import restricted
+
+PRUNED_BY = 0.7
+"""Share of the rounds after which every device that takes part stands at the target sparsity; the rest only tunes."""
+LARGEST_STEP = 0.1
+"""Most that a device's pruning ratio rises in one round, unless it takes part too rarely to arrive in time."""
+_KEEP = 0.8
+"""Share of the old class importance when a device of the class reports."""
+
+
+class PruningServer(AdapterServer):
+    """Masks by device and importance by class, on top of a global adapter that is never cut itself.
+
+    Args:
+        score: the importance that devices measure, unless the user chose one.
+    """
+
+    def __init__(self, setting: Setting, ranks: Sequence[int], score: ScoreName) -> None:
+        super().__init__(setting, ranks)
+        self.score: ScoreName = setting.tuning.score or score
+        self.masks: dict[str, Masks] = {}
+        self.rounds_done = 0
+        self._class_of = {node.name: node.device_class for node in setting.nodes}
+        self._importance: dict[str, list[Importance]] = {}
+
+    @property
+    def sparsity(self) -> float:
+        """The pruning ratio that all devices end at: what whole units make of the sparsity that was asked for."""
+        cuts = self.setting.cuts
+        return cuts.ratio_of(cuts.widths_at(self.setting.tuning.sparsity))
+
+    def ratio(self, device: str) -> float:
+        """Where a device stands."""
+        cuts = self.setting.cuts
+        return cuts.ratio_of(cuts.widths_of(self.masks[device])) if device in self.masks else 0.0
+
+    def may_only_tune(self, round_number: int) -> bool:
+        """Whether the target is due: who is not there yet goes there at once."""
+        return round_number >= PRUNED_BY * self.setting.tuning.rounds
+
+    def largest_step(self, round_number: int, device: str) -> float:
+        """The most that a device's ratio may rise in this round.
+
+        A device that is drawn rarely must take larger steps to arrive in time: the rest of its way over the rounds in
+        which it will still take part, on average, before the target is due.
+        """
+        remaining = max(self.sparsity - self.ratio(device), 0.0)
+        return min(remaining, max(LARGEST_STEP, remaining / self.visits_left(round_number)))
+
+    def visits_left(self, round_number: int) -> float:
+        """Rounds in which a device can expect to take part until the target is due, this one included."""
+        share = min(1.0, self.setting.cohort / len(self.setting.nodes))
+        return max(1.0, (PRUNED_BY * self.setting.tuning.rounds - round_number) * share)
+
+    def pruning_order(self, round_number: int, device: str, ranks: Sequence[int], target: float) -> Assignment:
+        """Train at `ranks` and prune to `target`; the factors come in the shape of the device's masks."""
+        rows, columns = kept_units(self.setting, self.masks.get(device))
+        adapter = {
+            name: restricted(factors, rows.get(name), columns.get(name)) for name, factors in self.cut_to(ranks).items()
+        }
+        wanted = min(max(target, self.ratio(device)), self.sparsity)
+        return Assignment(tuple(ranks), adapter, self.head, pruning=Ratio(wanted, self.score))
+
+    def masks_of(self, device: str) -> Masks | None:
+        """The masks that a device last reported; None before its first."""
+        return self.masks.get(device)
+
+    def note(self, updates: Sequence[Update]) -> None:
+        """Remember the masks of the devices and the importance of their classes."""
+        for update in updates:
+            if update.masks is None or update.importance is None:
+                continue
+            self.masks[update.device] = update.masks
+            name = self._class_of[update.device]
+            before = self._importance.get(name)
+            self._importance[name] = (
+                list(update.importance)
+                if before is None
+                else [
+                    Importance(
+                        _KEEP * old.heads + (1 - _KEEP) * new.heads,
+                        _KEEP * old.channels + (1 - _KEEP) * new.channels,
+                    )
+                    for old, new in zip(before, update.importance, strict=True)
+                ]
+            )
+
+    def model(self) -> GlobalModel:
+        """For each class of devices the consensus of its importance, cut as far as its devices are on average.
+
+        Once the target is due, that is the target. A class that has not reported is cut by what the others say.
+        """
+        counts: dict[str, int] = {}
+        for name in self._class_of.values():
+            counts[name] = counts.get(name, 0) + 1
+        served = [Served(name, count, *self._consensus(name)) for name, count in counts.items()]
+        return GlobalModel(self.adapter, self.head, served)
+
+    def _consensus(self, device_class: str) -> tuple[Masks | None, float]:
+        importance = self._importance.get(device_class) or next(iter(self._importance.values()), None)
+        if importance is None:
+            return None, 0.0
+        seen = [device for device in self.masks if self._class_of[device] == device_class] or list(self.masks)
+        cuts = self.setting.cuts
+        due = self.may_only_tune(self.rounds_done)
+        ratio = self.sparsity if due else sum(self.ratio(device) for device in seen) / len(seen)
+        widths = cuts.widths_at(ratio)
+        full = full_masks(self.setting.blocks, cuts.dense)
+        return narrowed(full, widths, importance, cuts.dense), cuts.ratio_of(widths)
+
+    def values(self) -> dict[str, JsonValue]:
+        """How far the rounds are, and whose masks and importance the tensors are."""
+        return {"rounds_done": self.rounds_done, "masked": list(self.masks), "classes": list(self._importance)}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Masks by device and importance by class."""
+        masks = {
+            f"{device}/{name}": value
+            for device, each in self.masks.items()
+            for name, value in mask_tensors(each).items()
+        }
+        importance = {
+            f"{name}/{key}": value
+            for name, each in self._importance.items()
+            for key, value in importance_tensors(each).items()
+        }
+        return masks | importance
+
+    def recall(self, values: Mapping[str, JsonValue], tensors: Mapping[str, Tensor]) -> None:
+        """Take back masks and importance."""
+        masked, classes, done = values["masked"], values["classes"], values["rounds_done"]
+        assert isinstance(masked, list)
+        assert isinstance(classes, list)
+        assert isinstance(done, int)
+        self.rounds_done = done
+        blocks = self.setting.blocks
+        self.masks = {str(device): masks_from(_under(str(device), tensors), blocks) for device in masked}
+        self._importance = {str(name): importance_from(_under(str(name), tensors), blocks) for name in classes}
+
+
+def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,163 @@
+"""What a strategy is: it orders every device of a round to do something, and learns from the answers.
+
+A strategy sees what a real server sees: what devices said when they enrolled, timestamps, bytes, losses, and what came
+back. It never sees a device's speed, links or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from spinecli.checkpoints.family import Family
+from spinecli.checkpoints.masks import Masks
+from spinecli.federation.device.importance import ScoreName
+from spinecli.federation.device.local_pruning import Cuts, Importance
+from spinecli.federation.engine import Lost, Node, Snapshot, Timing
+from spinecli.federation.planning.artifact import LoraPlan
+from spinecli.lora.aggregation.contribution import Contribution
+from spinecli.lora.cost import TrainingCosts
+from spinecli.lora.factors import Adapter
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One adapted projection."""
+
+    block: int
+    d_out: int
+    d_in: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the user chose for every strategy alike."""
+
+    rank: int = 8
+    """Rank where a strategy uses one for all, and the mean rank of those that vary it."""
+    smallest_rank: int = 4
+    largest_rank: int = 32
+    scale: float = 2.0
+    """LoRA's alpha / rank, the same at every rank."""
+    rounds: int = 50
+    local_steps: int = 20
+    batch_size: int = 16
+    length: int = 128
+    """Longest row in tokens; planners count with it until they know better."""
+    learning_rate: float = 1e-3
+    sparsity: float = 0.5
+    """Where pruning strategies end."""
+    prune_interval: int = 20
+    score: ScoreName | None = None
+    """None: the strategy's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What every strategy knows before the first round."""
+
+    nodes: Sequence[Node]
+    projections: Mapping[str, Projection]
+    """By full name, in the model's order."""
+    blocks: int
+    cuts: Cuts
+    costs: TrainingCosts
+    tuning: Tuning
+    seed: int
+    head: Mapping[str, Tensor]
+    """Where the classification head starts; empty for language models."""
+    cohort: int
+    """Devices in a round."""
+    family: Family
+    bytes_per_weight: int = 4
+    plan: LoraPlan | None = None
+    """Where LEGEND starts from, if the user has made a plan."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How a device is to prune in a round."""
+
+    target: float
+    score: ScoreName
+    collect_only: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """What one device is to do in a round."""
+
+    ranks: tuple[int, ...]
+    """LoRA rank of each block; 0: none."""
+    adapter: Adapter
+    """The factors it starts from, in the shape of its masks."""
+    head: Mapping[str, Tensor]
+    shared_a: bool = False
+    """A is frozen, drawn from the run's seed on every device, and never travels."""
+    folded: Adapter = field(default_factory=dict)
+    pruning: Ratio | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one device sent back, checked."""
+
+    device: str
+    contribution: Contribution
+    """Its factors; the weight is the number of its examples."""
+    head: Mapping[str, Tensor]
+    examples: int
+    loss_before: float
+    loss_after: float
+    forward_seconds: float
+    backward_seconds: float
+    timing: Timing
+    ratio: float
+    masks: Masks | None
+    importance: Sequence[Importance] | None
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """The model that a group of devices would run now."""
+
+    group: str
+    """A device class, or `all`."""
+    devices: int
+    masks: Masks | None
+    ratio: float
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalModel:
+    """What the server has learned so far: one adapter and head, and whose model is cut how."""
+
+    adapter: Adapter
+    head: Mapping[str, Tensor]
+    served: Sequence[Served]
+
+
+class Strategy(Protocol):
+    """One way to fine-tune over a fleet."""
+
+    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+        """What each device of the cohort is to do; devices left out sit this round out."""
+
+    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+        """Learn from a round's answers; `updates` may be empty."""
+
+    def model(self) -> GlobalModel:
+        """The model as it stands."""
+
+    def masks_of(self, device: str) -> Masks | None:
+        """The masks that a device last reported and the server accepted; None if it has cut nothing."""
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` needs to go on from here."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot."""

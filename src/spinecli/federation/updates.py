@@ -1,0 +1,128 @@
+"""From a device's answer to an update that a strategy may trust: asked for, well-formed, finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+from torch import bool as torch_bool
+
+from spinecli.checkpoints.cutting import kept_rows
+from spinecli.checkpoints.masks import Masks
+from spinecli.errors import MessageError
+from spinecli.federation.device.device import importance_from, mask_shapes, mask_tensors, masks_from
+from spinecli.federation.device.wire import adapter_from, head_from, outputs_from
+from spinecli.federation.engine import Reply
+from spinecli.federation.messages import require_finite, require_shapes
+from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.lora.aggregation.contribution import Contribution
+
+
+class Metrics(BaseModel):
+    """What a device says of its round."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    examples: int = Field(ge=1)
+    loss_before: float
+    loss_after: float
+    forward_seconds: float = Field(ge=0)
+    backward_seconds: float = Field(ge=0)
+    ratio: float = Field(default=0.0, ge=0, lt=1)
+
+
+def checked_update(reply: Reply, assignment: Assignment, setting: Setting, before: Masks | None) -> Update:
+    """Validate an answer against what was ordered.
+
+    Args:
+        before: the masks that the server last knew of this device; units that are gone there must stay gone.
+
+    Raises: MessageError with what is wrong.
+    """
+    tensors = dict(reply.message.tensors)
+    try:
+        metrics = Metrics.model_validate(reply.message.header)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise MessageError(f"Its figures are malformed at {field!r}.") from error
+    require_finite(tensors)
+    masks = _checked_masks(tensors, setting, before) if assignment.pruning else None
+    rows, columns = kept_units(setting, masks)
+    require_shapes(tensors, _expected(assignment, setting, rows, columns, with_masks=masks is not None))
+    if assignment.shared_a:
+        d_in = {name: projection.d_in for name, projection in setting.projections.items()}
+        adapter = outputs_from(tensors, setting.seed, d_in)
+    else:
+        adapter = adapter_from(tensors)
+    adapter = {name: adapter[name] for name in setting.projections if name in adapter}
+    return Update(
+        device=reply.device,
+        contribution=Contribution(adapter, float(metrics.examples), rows, columns),
+        head=head_from(tensors),
+        examples=metrics.examples,
+        loss_before=metrics.loss_before,
+        loss_after=metrics.loss_after,
+        forward_seconds=metrics.forward_seconds,
+        backward_seconds=metrics.backward_seconds,
+        timing=reply.timing,
+        ratio=setting.cuts.ratio_of(setting.cuts.widths_of(masks)) if masks else 0.0,
+        masks=masks,
+        importance=importance_from(tensors, setting.blocks) if masks else None,
+        ranks=assignment.ranks,
+    )
+
+
+def kept_units(setting: Setting, masks: Masks | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Kept rows and kept columns of the adapted projections that have lost some, as indices by full name."""
+    rows: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
+    if masks is None:
+        return rows, columns
+    for index, mask in enumerate(masks.blocks):
+        for relative, (axis, kept) in kept_rows(setting.family, mask, setting.cuts.dense).items():
+            name = f"{setting.family.blocks}.{index}.{relative}"
+            projection = setting.projections.get(name)
+            if projection is not None and len(kept) < (projection.d_in if axis else projection.d_out):
+                (columns if axis else rows)[name] = kept
+    return rows, columns
+
+
+def _checked_masks(tensors: Mapping[str, Tensor], setting: Setting, before: Masks | None) -> Masks:
+    shapes = mask_shapes(setting.blocks, setting.cuts.dense)
+    for name, shape in shapes.items():
+        value = tensors.get(name)
+        if value is None or value.dtype is not torch_bool or tuple(value.shape) != shape or not bool(value.any()):
+            raise MessageError(f"{name} is missing or no mask of {shape[0]} units.")
+    masks = masks_from(dict(tensors), setting.blocks)
+    try:
+        setting.cuts.widths_of(masks)
+    except ValueError as error:
+        raise MessageError("Its masks leave blocks of different widths.") from error
+    if before is not None:
+        known = mask_tensors(before)
+        if any(bool((tensors[name] & ~known[name]).any()) for name in shapes):
+            raise MessageError("Its masks bring back units that it had cut.")
+    return masks
+
+
+def _expected(
+    assignment: Assignment,
+    setting: Setting,
+    rows: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
+    *,
+    with_masks: bool,
+) -> dict[str, tuple[int, ...]]:
+    expected: dict[str, tuple[int, ...]] = {f"head.{name}": tuple(value.shape) for name, value in setting.head.items()}
+    for name, projection in setting.projections.items():
+        rank = assignment.ranks[projection.block]
+        if rank == 0:
+            continue
+        expected[f"lora.{name}.b"] = (len(rows[name]) if name in rows else projection.d_out, rank)
+        if not assignment.shared_a:
+            expected[f"lora.{name}.a"] = (rank, len(columns[name]) if name in columns else projection.d_in)
+    if with_masks:
+        masks = mask_shapes(setting.blocks, setting.cuts.dense)
+        expected |= masks | {name.replace("mask.", "importance.", 1): shape for name, shape in masks.items()}
+    return expected

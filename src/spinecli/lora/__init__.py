@@ -1,0 +1,1 @@
+"""LoRA adapters: factors, placement, cost, aggregation over different ranks, and rank plans."""

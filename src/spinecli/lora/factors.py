@@ -1,0 +1,56 @@
+"""The two factors that LoRA adds to a projection, and sets of them.
+
+Everything outside a training loop uses factors with the scale alpha / rank folded into B, so that the change of the
+weight is B A and nothing else, whatever ranks the devices train with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """The change B A of one projection's weight."""
+
+    a: Tensor
+    """(rank, d_in)."""
+    b: Tensor
+    """(d_out, rank), with alpha / rank folded in."""
+
+    @property
+    def rank(self) -> int:
+        """Inner width; the product's true rank may be lower."""
+        return self.a.shape[0]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of both factors."""
+        return self.a.nbytes + self.b.nbytes
+
+    def product(self) -> Tensor:
+        """The dense change of the weight, (d_out, d_in)."""
+        return self.b @ self.a
+
+    def truncated(self, rank: int) -> Factors:
+        """The first `rank` rows of A and columns of B (HETLoRA's truncation)."""
+        return Factors(self.a[:rank], self.b[:, :rank])
+
+
+Adapter = Mapping[str, Factors]
+"""Factors by the full name of the projection, for example `model.layers.3.self_attn.q_proj`."""
+
+
+def fresh_factors(d_out: int, d_in: int, rank: int, generator: torch.Generator) -> Factors:
+    """Factors whose product is zero: A uniform in +-1/sqrt(d_in), B zero (PEFT's initialisation)."""
+    a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) / d_in**0.5
+    return Factors(a, empty_b(d_out, rank))
+
+
+def empty_b(d_out: int, rank: int) -> Tensor:
+    """The B that makes any A change nothing, (d_out, rank)."""
+    return torch.zeros(d_out, rank)

@@ -1,0 +1,1 @@
+"""LEGEND: how deep LoRA reaches on each device, and with which ranks."""

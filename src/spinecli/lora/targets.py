@@ -1,0 +1,34 @@
+"""Which projections of a block carry LoRA."""
+
+from __future__ import annotations
+
+from spinecli.checkpoints.family import Family
+from spinecli.errors import OptionError
+
+
+def target_projections(family: Family, selection: str = "all") -> tuple[str, ...]:
+    """Names of the adapted projections relative to a block, in the family's order.
+
+    Args:
+        selection: `all`, `attention`, `query-value`, or the projections' own names separated by commas.
+
+    Raises: OptionError if a name is none of the family's projections.
+    """
+    attention, feed_forward = family.attention, family.feed_forward
+    everything = (*attention.projections, *feed_forward.inputs, feed_forward.output)
+    named = {
+        "all": everything,
+        "attention": attention.projections,
+        "query-value": (attention.query, attention.value),
+    }
+    if selection in named:
+        return named[selection]
+    short = {name.rpartition(".")[2]: name for name in everything} | {name: name for name in everything}
+    wanted = {part.strip() for part in selection.split(",")}
+    if unknown := sorted(wanted - short.keys()):
+        raise OptionError(
+            f"--targets names {unknown[0]!r}, which is no projection of {family.model_type}; "
+            f"take all, attention, query-value, or some of {', '.join(everything)}."
+        )
+    chosen = {short[name] for name in wanted}
+    return tuple(name for name in everything if name in chosen)
