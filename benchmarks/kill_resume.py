@@ -1,4 +1,4 @@
-"""Kills `spine prune` and `spine tune` with SIGKILL at random moments, resumes them, and compares every byte.
+"""Kills spine's long commands with SIGKILL at random moments, resumes them, and compares every byte.
 
     python benchmarks/kill_resume.py [--model builtin:tiny] [--kills 10] [--seed 0]
 
@@ -20,6 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
 
 from killing import clear, end_after, stage
 from spine_process import Step, contents, run_step, spine
+
+FEDERATION = (
+    *("--data", "builtin:tiny-topics", "--limit", 800, "--evaluation-limit", 100, "--max-length", 32),
+    *("--strategy", "fedspine", "--fleet", "jetson-10", "--cohort", 4, "--rounds", 8, "--local-steps", 4),
+    *("--batch-size", 8, "--prune-interval", 2, "--deploy"),
+)
 
 
 def kill_and_resume(step: str, undisturbed: Step, seconds: float, kills: int, source: random.Random) -> int:
@@ -54,6 +60,7 @@ def main() -> int:
     parser.add_argument("--sparsity", type=float, default=0.3)
     parser.add_argument("--kills", type=int, default=10, help="kills of each step")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--steps", default="", help="only these: prune, tune, fed-launch")
     options = parser.parse_args()
     source = random.Random(options.seed)
     differed = 0
@@ -62,7 +69,10 @@ def main() -> int:
         steps = {
             "prune": ("prune", options.model, "--sparsity", options.sparsity),
             "tune": ("tune", folder / "prune"),
+            "fed-launch": ("fed-launch", options.model, *FEDERATION),
         }
+        if options.steps:
+            steps = {step: arguments for step, arguments in steps.items() if step in options.steps.split(",")}
         for step, arguments in steps.items():
             begin = time.perf_counter()
             undisturbed = run_step(folder / step, *arguments)
@@ -70,7 +80,8 @@ def main() -> int:
             print(f"{step}  undisturbed in {seconds:.1f} s")
             differed += kill_and_resume(step, undisturbed, seconds, options.kills, source)
     print(
-        f"{2 * options.kills - differed} of {2 * options.kills} killed runs ended with the bytes of the undisturbed run"
+        f"{len(steps) * options.kills - differed} of {len(steps) * options.kills} killed runs ended with the bytes of "
+        "the undisturbed run"
     )
     return 1 if differed else 0
 

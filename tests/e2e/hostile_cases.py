@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_llama import BLOCKS, POSITIONS, made_up_text
+from tiny_llama import BLOCKS, POSITIONS, labelled_rows, made_up_text
 
 Arguments = list[str]
 INDEX = "model.safetensors.index.json"
@@ -65,6 +65,17 @@ class Workshop:
 
     def tune(self, pruned: object, *options: object) -> Arguments:
         return ["tune", str(pruned), "--out", str(self.out), *map(str, options), "--quiet"]
+
+    def fed_launch(self, *options: object, model: object | None = None) -> Arguments:
+        """A small federated run; later options win over these."""
+        data = self.file("data.jsonl", "".join(json.dumps(row) + "\n" for row in labelled_rows(40)))
+        small = ["--fleet", "uniform-4", "--rounds", 1, "--cohort", 2, "--local-steps", 1, "--max-length", 16]
+        given = ["fed-launch", model or self.dense_original, "--data", data, "--out", self.out, *small]
+        return [*map(str, [*given, *options]), "--quiet"]
+
+    def plan(self, *options: object, model: object | None = None) -> Arguments:
+        given = ["plan", model or self.dense_original, "--fleet", "jetson-4", "--length", 16, "--out", self.out]
+        return [*map(str, [*given, *options]), "--quiet"]
 
     def _copy(self, original: Path, name: str) -> Path:
         place = self.folder / name
@@ -660,3 +671,128 @@ def _(shop: Workshop) -> Arguments:
     pruned = shop.pruned()
     (pruned / "masks.safetensors").write_bytes(b"nonsense")
     return ["inspect", str(pruned)]
+
+
+def _federated(title: str, names: tuple[str, ...], *options: object) -> None:
+    @case(f"fed-launch: {title}", *names)
+    def _(shop: Workshop) -> Arguments:
+        return shop.fed_launch(*options)
+
+
+_federated("a strategy that there is not", ("fedsprout", "fedspine"), "--strategy", "fedsprout")
+_federated("a fleet that there is not", ("'ships-3'", "jetson-N"), "--fleet", "ships-3")
+_federated("a fleet of nobody", ("jetson-0",), "--fleet", "jetson-0")
+_federated("a fleet file that there is not", ("ships.toml",), "--fleet", "ships.toml")
+_federated("more devices than examples", ("200",), "--fleet", "uniform-200")
+_federated("a partition that there is not", ("--partition",), "--partition", "slices")
+_federated("a partition of no concentration", ("--partition",), "--partition", "dirichlet:-1")
+_federated("a partition by a column that there is not", ("speaker", "data.jsonl"), "--partition", "column:speaker")
+_federated("data that is not there", ("nowhere.jsonl",), "--data", "nowhere.jsonl")
+_federated("built-in data that there is not", ("builtin:giant", "tiny-topics"), "--data", "builtin:giant")
+_federated("held-out data that is not there", ("nowhere.csv",), "--evaluation", "nowhere.csv")
+_federated("all data held out", ("--evaluation-share",), "--evaluation-share", 1)
+_federated("a label column that there is not", ("'mood'",), "--label-column", "mood")
+_federated("a text column that there is not", ("'body'",), "--text-column", "body")
+_federated("no rounds", ("--rounds", "0"), "--rounds", 0)
+_federated("a cohort of nobody", ("--cohort",), "--cohort", 0)
+_federated("no local steps", ("--local-steps",), "--local-steps", 0)
+_federated("no rows", ("--batch-size",), "--batch-size", 0)
+_federated("rank 0", ("--rank",), "--rank", 0)
+_federated(
+    "ranks the wrong way round", ("--largest-rank", "--smallest-rank"), "--smallest-rank", 9, "--largest-rank", 8
+)
+_federated("a learning rate that is no number", ("--learning-rate",), "--learning-rate", "nan")
+_federated("a learning rate of 0", ("--learning-rate",), "--learning-rate", 0)
+_federated("a deadline of 0", ("--deadline",), "--deadline", 0)
+_federated("a sparsity of 1", ("--sparsity",), "--sparsity", 1)
+_federated("a sparsity that is no number", ("--sparsity",), "--sparsity", "nan")
+_federated("a target above 1", ("--target-accuracy",), "--target-accuracy", 1.5)
+_federated("rows beyond the positions", ("--max-length", str(POSITIONS)), "--max-length", POSITIONS + 1)
+_federated("rows of one token", ("--max-length",), "--max-length", 1)
+_federated("targets that there are not", ("--targets", "'banana'"), "--targets", "banana")
+_federated("a device that there is not", ("--device",), "--device", "toaster")
+_federated("a plan that is not there", ("nowhere",), "--strategy", "legend", "--plan", "nowhere")
+
+
+@case("fed-launch: no output", "--out", "--dry-run")
+def _(shop: Workshop) -> Arguments:
+    given = shop.fed_launch()
+    place = given.index("--out")
+    return given[:place] + given[place + 2 :]
+
+
+@case("fed-launch: a model that is not there", "nowhere")
+def _(shop: Workshop) -> Arguments:
+    return shop.fed_launch(model=shop.folder / "nowhere")
+
+
+@case("fed-launch: a NaN in the model", _DOWN)
+def _(shop: Workshop) -> Arguments:
+    model = shop.dense()
+    edit_weights(model, _put(_DOWN, (0, 0), float("nan")))
+    return shop.fed_launch(model=model)
+
+
+@case("fed-launch: the model as output", "dense")
+def _(shop: Workshop) -> Arguments:
+    model = shop.dense()
+    return shop.fed_launch("--out", model, model=model)
+
+
+@case("fed-launch: a checkpoint as plan", "dense", "spine.json")
+def _(shop: Workshop) -> Arguments:
+    return shop.fed_launch("--strategy", "legend", "--plan", shop.dense())
+
+
+def _data(title: str, name: str, content: str | bytes, *names: str) -> None:
+    @case(f"fed-launch: {title}", name, *names)
+    def _(shop: Workshop) -> Arguments:
+        return shop.fed_launch("--data", shop.file(name, content))
+
+
+_data("data of no bytes", "empty.jsonl", "")
+_data("data of random bytes", "noise.jsonl", bytes(range(128, 256)) * 20)
+_data("data cut short", "cut.jsonl", '{"text": "bat dit", "label": 0}\n{"text": "ba')
+_data("data that is a list of numbers", "list.jsonl", "[1]\n[2]\n", "line 1")
+_data("data nested without end", "deep.jsonl", "[" * 100_000)
+_data("a table without a label", "table.csv", "words\nbat\n")
+_data("a label that is missing in one row", "hole.csv", "text,label\nbat dit,1\nkol lut,\nbat,0\n")
+_data("data in a format that nobody reads", "data.parquet", "PAR1")
+
+
+@case("fed-launch: a fleet file with a device that never computes", "fleet.toml", "modes", "'slow'")
+def _(shop: Workshop) -> Arguments:
+    rates = "up_mbps = 1\ndown_mbps = 1\nmemory_gb = 1\n"
+    fleet = shop.file("fleet.toml", f'name = "f"\n[[class]]\nname = "slow"\ncount = 1\nmodes = 0\n{rates}')
+    return shop.fed_launch("--fleet", fleet)
+
+
+def _planned(title: str, names: tuple[str, ...], *options: object) -> None:
+    @case(f"plan: {title}", *names)
+    def _(shop: Workshop) -> Arguments:
+        return shop.plan(*options)
+
+
+_planned("a fleet that there is not", ("'ships-3'",), "--fleet", "ships-3")
+_planned("rank 0", ("--rank",), "--rank", 0)
+_planned("a rank that is no number", ("--rank",), "--rank", "nan")
+_planned("targets that there are not", ("--targets", "'banana'"), "--targets", "banana")
+_planned("one label", ("--labels",), "--labels", 1)
+_planned("no rows", ("--batch-size",), "--batch-size", 0)
+_planned("rows beyond the positions", ("--length", str(POSITIONS)), "--length", POSITIONS + 1)
+_planned("waiting longer than a round", ("--max-waiting",), "--max-waiting", 2)
+_planned("no coverage", ("--coverage",), "--coverage", 0)
+_planned("no traffic", ("--traffic-budget",), "--traffic-budget", 0)
+_planned("deeper than the model", ("--min-depth",), "--min-depth", BLOCKS + 1)
+_planned("an output in a missing directory", ("nowhere",), "--out", "nowhere/plan")
+
+
+@case("plan: a model that is not there", "nowhere")
+def _(shop: Workshop) -> Arguments:
+    return shop.plan(model=shop.folder / "nowhere")
+
+
+@case("plan: the model as output", "dense")
+def _(shop: Workshop) -> Arguments:
+    model = shop.dense()
+    return shop.plan("--out", model, model=model)

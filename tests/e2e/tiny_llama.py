@@ -60,3 +60,13 @@ def made_up_text(words: int, seed: int = 0) -> str:
         near = WORDS.index(text[-1]) + source.choice((1, 2, 3, 5))
         text.append(WORDS[near % len(WORDS)] if source.random() < 0.8 else source.choice(WORDS))
     return " ".join(text)
+
+
+def labelled_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Texts of either half of the words, labelled with the half."""
+    source, half = random.Random(seed), len(WORDS) // 2
+    rows = []
+    for index in range(count):
+        own = WORDS[half:] if index % 2 else WORDS[:half]
+        rows.append({"text": " ".join(source.choices(own, k=6)), "label": "late" if index % 2 else "early"})
+    return rows

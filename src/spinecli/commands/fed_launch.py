@@ -100,7 +100,7 @@ def fed_launch(
     clip_norm: Annotated[float, typer.Option("--clip-norm", help="Largest norm of a step's gradient.")] = 1.0,
     rank: Annotated[int, typer.Option("--rank", help="LoRA rank, or the mean rank of strategies that vary it.")] = 8,
     smallest_rank: Annotated[int, typer.Option("--smallest-rank", help="Lowest rank of strategies that vary it.")] = 4,
-    largest_rank: Annotated[int, typer.Option("--largest-rank", help="Highest rank of strategies that vary it.")] = 32,
+    largest_rank: Annotated[int, typer.Option("--largest-rank", help="Highest rank of strategies that vary it.")] = 16,
     lora_scale: Annotated[float, typer.Option("--lora-scale", help="LoRA's alpha / rank, at every rank.")] = 2.0,
     targets: Annotated[
         str, typer.Option("--targets", help="Projections with LoRA: all, attention, query-value, or names.")
@@ -212,6 +212,8 @@ def fed_launch(
             terminal.result(asdict(labels), *label_view(labels))
             return
         terminal.note(opening(request))
+        if plan is not None and strategy != "legend":
+            terminal.note(f"{strategy} decides by itself and does not read {plan}; legend does")
         if request.train.shortened:
             terminal.note(
                 f"{request.train.shortened} examples are longer than --max-length {max_length} and were shortened"

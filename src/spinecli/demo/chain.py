@@ -1,4 +1,7 @@
-"""The demo's chain of steps: prune, tune and evaluate the built-in model, as the commands would."""
+"""The demo's chain of steps on the built-in model, as the commands would run them.
+
+Prune, tune and evaluate; then plan LoRA for a small fleet and fine-tune the tuned model over it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest
 from spinecli.calibration.rows import CalibrationOptions
+from spinecli.demo.fleet import FleetResult, run_fleet
 from spinecli.evaluation.models import open_subjects
 from spinecli.evaluation.output import provenance, write_evaluation
 from spinecli.evaluation.results import Evaluation
@@ -32,15 +36,18 @@ WINDOW = 128
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the three steps produced."""
+    """What the five steps produced."""
 
     pruned: Manifest
     tuned: Manifest
     evaluation: Evaluation
+    fleet: FleetResult
 
 
 def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progress: Progress = silent) -> DemoResult:
-    """Run the chain into `out/pruned`, `out/tuned` and `out/results`, replacing what an earlier demo left there.
+    """Run the chain into `out/pruned`, `out/tuned`, `out/results`, `out/plan` and `out/fed`.
+
+    What an earlier demo left there is replaced.
 
     Args:
         announce: called before each step with the command line that does the same.
@@ -67,4 +74,5 @@ def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progre
     source = provenance(session)
     evaluation = session.measure()
     write_evaluation(session, source, evaluation, OutputOptions(results, overwrite=True))
-    return DemoResult(pruned_manifest, tuned_manifest, evaluation)
+    fleet = run_fleet(tuned, out / "plan", out / "fed", announce, progress)
+    return DemoResult(pruned_manifest, tuned_manifest, evaluation, fleet)

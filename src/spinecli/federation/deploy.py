@@ -51,7 +51,7 @@ def merged_checkpoint(base: BaseModel, model: GlobalModel, labels: Sequence[str]
 
 def deploy(directory: Path, merged: Checkpoint, served: Served) -> None:
     """Write the checkpoint of one group: `merged`, cut by the group's masks."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)  # a killed run may have begun it
     write_cut(directory, merged, served.masks or full_masks(merged.blocks, merged.shape))
 
 

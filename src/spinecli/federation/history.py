@@ -13,7 +13,8 @@ HISTORY_NAME = "history.jsonl"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # a loss that has become NaN is written as a word, which JSON allows and reading turns back into a number
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class DeviceRecord(_Record):
@@ -96,7 +97,10 @@ class History:
         self._path = path
         self.rounds = list(rounds or [])
         if path is not None:
-            path.write_text("".join(_line(record) for record in self.rounds), encoding="utf-8")
+            # by renaming: a kill while the file is cut back must not lose rounds whose state is kept
+            temporary = path.with_name(f"{path.name}.new")
+            temporary.write_text("".join(_line(record) for record in self.rounds), encoding="utf-8")
+            temporary.replace(path)
 
     def append(self, record: RoundRecord) -> None:
         """Add a round; it is on disk when this returns."""

@@ -28,8 +28,12 @@ class Message:
 
     def pack(self) -> bytes:
         """The message as bytes; equal messages have equal bytes."""
-        unique = {name: self.tensors[name].detach().cpu().contiguous() for name in sorted(self.tensors)}
-        return bytes(save_tensors(unique, metadata={_HEADER_KEY: json.dumps(self.header, sort_keys=True)}))
+        copies = {
+            # copied, since safetensors refuses tensors that share memory
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in sorted(self.tensors.items())
+        }
+        return bytes(save_tensors(copies, metadata={_HEADER_KEY: json.dumps(self.header, sort_keys=True)}))
 
     @classmethod
     def unpack(cls, blob: bytes) -> Message:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from spinecli.errors import FederationError, MessageError
+from spinecli.errors import MessageError
 from spinecli.federation.cohort import draw_cohort
 from spinecli.federation.device.handle import TRAIN
 from spinecli.federation.device.order import PruningOrder, TrainingOrder
@@ -54,10 +54,7 @@ class Loop:
     save: Callable[[RunState], None]
 
     def run(self, history: History, listener: Listener) -> None:
-        """Run what rounds are left after those in the history.
-
-        Raises: FederationError if no device of a cohort can take part.
-        """
+        """Run what rounds are left after those in the history. A round that every device sits out takes no time."""
         acknowledged = {
             device.device: record.round for record in history.rounds for device in record.devices if device.lost is None
         }
@@ -78,11 +75,6 @@ class Loop:
         options, setting = self.options, self.setting
         cohort = draw_cohort(setting.nodes, options.cohort, setting.seed, number)
         assignments = self.strategy.assign(number, cohort)
-        if not assignments:
-            raise FederationError(
-                f"No device of round {number} can hold the model while training; lower --batch-size or --max-length, "
-                "or name a fleet with more memory."
-            )
         rate = learning_rate(setting.tuning.learning_rate, options.schedule, number, options.rounds)
         jobs = [
             self._job(number, device, assignment, rate, acknowledged.get(device))
@@ -102,7 +94,8 @@ class Loop:
                 acknowledged[job.device] = number
             else:
                 lost.append(checked)
-            devices.append(_device_record(job.device, assignment, outcome, checked, ended))
+            ratio = checked.ratio if isinstance(checked, Update) else self._ratio(job.device)
+            devices.append(_device_record(job.device, assignment, outcome, checked, ended, ratio))
         self.strategy.absorb(number, updates, lost)
         due = (number + 1) % options.evaluate_every == 0 or number + 1 == options.rounds
         return RoundRecord(
@@ -113,6 +106,11 @@ class Loop:
             evaluation=self.evaluate(self.strategy.model()) if due else None,
             devices=tuple(devices),
         )
+
+    def _ratio(self, device: str) -> float:
+        """Where a device stands whose answer is lost: where it stood before."""
+        cuts, masks = self.setting.cuts, self.strategy.masks_of(device)
+        return cuts.ratio_of(cuts.widths_of(masks)) if masks else 0.0
 
     def _job(self, number: int, device: str, assignment: Assignment, rate: float, acknowledged: int | None) -> Job:
         tuning, pruning = self.setting.tuning, assignment.pruning
@@ -131,6 +129,7 @@ class Loop:
             if pruning is None
             else PruningOrder(
                 target=pruning.target,
+                final=pruning.final,
                 interval=tuning.prune_interval,
                 score=pruning.score,
                 collect_only=pruning.collect_only,
@@ -151,7 +150,7 @@ class Loop:
 
 
 def _device_record(
-    device: str, assignment: Assignment, outcome: Reply | Lost, checked: Update | Lost, ended: float
+    device: str, assignment: Assignment, outcome: Reply | Lost, checked: Update | Lost, ended: float, ratio: float
 ) -> DeviceRecord:
     held = [rank for rank in assignment.ranks if rank > 0]
     depth, rank = len(held), sum(held) / max(len(held), 1)
@@ -170,7 +169,7 @@ def _device_record(
         bytes_up=timing.bytes_up if timing else 0,
         loss_before=update.loss_before if update else None,
         loss_after=update.loss_after if update else None,
-        ratio=update.ratio if update else 0.0,
+        ratio=ratio,
         depth=depth,
         rank=rank,
     )

@@ -112,7 +112,7 @@ def _write(
     save_adapter(directory, model.adapter, model.head, base.head_modules, options.model, task_type)
     for node in federation.setting.nodes:
         if (masks := federation.strategy.masks_of(node.name)) is not None:
-            (directory / MASKS_DIRECTORY / node.name).mkdir(parents=True)
+            (directory / MASKS_DIRECTORY / node.name).mkdir(parents=True, exist_ok=True)  # a killed run may have begun
             masks.save(directory / MASKS_DIRECTORY / node.name)
     if options.deploy:
         merged = merged_checkpoint(base, model, request.splits.train.labels, request.train.pad_id)

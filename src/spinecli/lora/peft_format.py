@@ -55,7 +55,8 @@ def adapter_config(
     The commonest rank is `r`; the others stand in `rank_pattern` under the projection's full name. Written key by key,
     so that the bytes do not depend on PEFT's version.
     """
-    common = Counter(ranks.values()).most_common(1)[0][0]
+    counts = Counter(ranks.values())
+    common = max(counts, key=lambda rank: (counts[rank], rank))  # of equally common ones the highest, in any order
     pattern: dict[str, JsonValue] = {name.replace(".", r"\."): rank for name, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from spinecli.checkpoints.family import Family
 from spinecli.errors import OptionError
 
@@ -10,7 +12,8 @@ def target_projections(family: Family, selection: str = "all") -> tuple[str, ...
     """Names of the adapted projections relative to a block, in the family's order.
 
     Args:
-        selection: `all`, `attention`, `query-value`, or the projections' own names separated by commas.
+        selection: `all`, `attention`, `query-value`, or the projections' own names separated by commas. The last part
+            of a name will do if no other projection shares it.
 
     Raises: OptionError if a name is none of the family's projections.
     """
@@ -23,7 +26,9 @@ def target_projections(family: Family, selection: str = "all") -> tuple[str, ...
     }
     if selection in named:
         return named[selection]
-    short = {name.rpartition(".")[2]: name for name in everything} | {name: name for name in everything}
+    endings = Counter(name.rpartition(".")[2] for name in everything)
+    unique = {name.rpartition(".")[2]: name for name in everything if endings[name.rpartition(".")[2]] == 1}
+    short = unique | {name: name for name in everything}
     wanted = {part.strip() for part in selection.split(",")}
     if unknown := sorted(wanted - short.keys()):
         raise OptionError(

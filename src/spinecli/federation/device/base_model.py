@@ -6,24 +6,20 @@ these in place and takes them away again; the dense weights are shared and never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import kept_rows
 from spinecli.checkpoints.masks import Masks
-from spinecli.errors import NonFiniteWeightsError
 from spinecli.federation.data.columns import Task
 from spinecli.federation.device.adapted_linear import AdaptedLinear
 from spinecli.federation.device.local_pruning import Cuts
+from spinecli.federation.device.task_model import load_task_model
 from spinecli.lora.factors import Adapter, Factors
 from spinecli.lora.targets import target_projections
 
@@ -42,7 +38,7 @@ class BaseModel:
         pad_id: token that fills up short rows.
         seed: of a head that the checkpoint does not bring.
 
-    Raises: NonFiniteWeightsError.
+    Raises: NonFiniteWeightsError, DamagedCheckpointError; OptionError if a language model is asked for and is none.
     """
 
     def __init__(
@@ -60,7 +56,7 @@ class BaseModel:
         self.family = checkpoint.family
         self.cuts = Cuts.of(checkpoint)
         self.compute = compute or ComputeOptions()
-        self.model, self.head_modules = _load(checkpoint, task, labels, pad_id, seed, self.compute)
+        self.model, self.head_modules = load_task_model(checkpoint, task, labels, pad_id, seed, self.compute)
         holder = self.model.get_submodule(self.family.blocks)
         self.blocks = [holder[index] for index in range(checkpoint.blocks)]
         self._projections = {
@@ -194,64 +190,3 @@ class BaseModel:
         adapted = AdaptedLinear(linear)
         setattr(self.model.get_submodule(holder), attribute, adapted)
         return adapted
-
-
-def _load(
-    checkpoint: Checkpoint, task: Task, labels: int, pad_id: int, seed: int, compute: ComputeOptions
-) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The whole task model, frozen, in evaluation mode, and the names of the modules that make up its head.
-
-    The head is the classifier and what else the checkpoint lacks, such as BERT's pooler; it is drawn from `seed`.
-    """
-    transformers_logging.disable_progress_bar()
-    config = type(checkpoint.config).from_dict(checkpoint.config.to_dict())
-    config.pad_token_id = pad_id
-    if task == "classification":
-        config.num_labels = labels
-    kind = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
-    model, info = kind.from_pretrained(
-        checkpoint.path,
-        config=config,
-        dtype=compute.dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    head: tuple[str, ...] = ()
-    if task == "classification":
-        missing = sorted(info["missing_keys"])
-        _draw(model, missing, seed)
-        classifier = checkpoint.family.classification_head
-        others = {name.rpartition(".")[0] for name in missing if not name.startswith(classifier + ".")}
-        head = (classifier, *sorted(others))
-    _require_finite(model, checkpoint.path)
-    frozen: PreTrainedModel = model.to(compute.device).eval().requires_grad_(False)
-    for name in head:
-        _keep_precise(frozen.get_submodule(name))
-    return frozen, head
-
-
-def _draw(model: PreTrainedModel, missing: Sequence[str], seed: int) -> None:
-    """Weights that the checkpoint lacks: normal with the model's own deviation, biases zero."""
-    generator = torch.Generator().manual_seed(seed)
-    deviation = float(getattr(model.config, "initializer_range", None) or 0.02)
-    parameters = dict(model.named_parameters())
-    for name in missing:
-        drawn = torch.randn(parameters[name].shape, generator=generator) * deviation
-        parameters[name].data.copy_(drawn if drawn.dim() > 1 else torch.zeros_like(drawn))
-
-
-def _keep_precise(module: nn.Module) -> None:
-    """What is trained stays in float32 whatever the base is kept in, and takes its inputs as float32."""
-
-    def widen(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(value.float() if isinstance(value, Tensor) else value for value in arguments)
-
-    module.float().register_forward_pre_hook(widen)
-
-
-def _require_finite(model: PreTrainedModel, path: Path) -> None:
-    for name, value in model.named_parameters():
-        if value.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
-            raise NonFiniteWeightsError(f"{name} in {path} holds NaN or infinite values; fetch the checkpoint again.")

@@ -21,6 +21,9 @@ from spinecli.federation.device.local_pruning import Importance
 
 ScoreName = Literal["lora", "salience"]
 
+_SAME = 1e-6
+"""Variance over the mean square below which float32 products count as all the same."""
+
 
 class Score(Protocol):
     """Watches local steps and keeps the smoothed importance of every unit."""
@@ -189,17 +192,30 @@ class Salience:
 
 
 def product_kurtosis(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Kurtosis of the products W_ij X_tj over all i and t, for every j: (d_in,).
+    """Kurtosis of the products W_ij X_tj over all i and t, for every j: (d_in,). 0 where they are all the same.
 
     Args:
         inputs: (tokens, d_in), weight: (d_out, d_in).
 
     The moments of a product over the full grid factorise, so no grid is formed.
     """
-    first, second, third, fourth = (inputs.pow(k).mean(dim=0) * weight.pow(k).mean(dim=0) for k in (1, 2, 3, 4))
-    variance = (second - first**2).clamp_min(1e-30)
+    # kurtosis does not depend on scale, and powers of small numbers would vanish
+    x, w = _to_one(inputs), _to_one(weight)
+    first, second, third, fourth = (_moment(x, k) * _moment(w, k) for k in (1, 2, 3, 4))
+    variance = second - first**2
     central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-    return (central / variance**2).clamp_min(0)
+    varied = variance > _SAME * second
+    return torch.where(varied, central / variance.where(varied, 1.0) ** 2, 0.0).clamp_min(0).to(inputs.dtype)
+
+
+def _to_one(values: Tensor) -> Tensor:
+    """Every column divided by its largest magnitude; columns of zeros stay."""
+    largest = values.abs().amax(dim=0)
+    return values / largest.where(largest > 0, 1.0)
+
+
+def _moment(values: Tensor, power: int) -> Tensor:
+    return values.pow(power).mean(dim=0, dtype=torch.float64)
 
 
 SCORES: dict[ScoreName, type[LoraSensitivity] | type[Salience]] = {"lora": LoraSensitivity, "salience": Salience}

@@ -50,18 +50,34 @@ class Cuts:
         """The uncut shape."""
         return self.costs.dense
 
-    def widths_at(self, ratio: float) -> Widths:
+    def widths_at(self, ratio: float, present: Widths | None = None, end: Widths | None = None) -> Widths:
         """The widths whose block parameters are (1 - ratio) of the dense ones, to within half a channel.
 
-        KV groups leave in proportion, rounded to a count that can be written; channels make up the difference. At least
-        one group and 5 % of the channels stay, so a very high ratio may not be reached.
+        Of the counts of KV groups from which channels can make up the difference, the one nearest to (1 - ratio) of
+        all. At least one group and 5 % of the channels stay, so a very high ratio may not be reached.
+
+        On the way from `present` to `end`, a device that has lost channels for a lower ratio cannot get them back for
+        the group that should leave at a higher one: the group then leaves later, and the ratio is met as nearly as
+        whole groups allow, exactly at the end.
+
+        Args:
+            present: what is still there; all, if None.
+            end: what will be left in the end, and is not cut into; the least possible, if None.
         """
         dense, costs = self.dense, self.costs
-        kept_groups = min(self.kv_counts, key=lambda count: (abs(count - (1 - ratio) * dense.kv_heads), -count))
-        groups_gone = dense.kv_heads - kept_groups
-        channels_gone = round((ratio * costs.block - groups_gone * costs.kv_group) / costs.channel)
-        most = dense.channels - max(1, round(_SMALLEST_CHANNEL_SHARE * dense.channels))
-        return Widths(kept_groups, dense.channels - min(max(channels_gone, 0), most))
+        present = present or Widths(dense.kv_heads, dense.channels)
+        end = end or Widths(min(self.kv_counts), max(1, round(_SMALLEST_CHANNEL_SHARE * dense.channels)))
+
+        def fitted(groups: int) -> tuple[int, float, Widths]:
+            """How many channels are too many or too few, how far the groups are from their share, and the widths."""
+            gone = (ratio * costs.block - (dense.kv_heads - groups) * costs.kv_group) / costs.channel
+            wanted = dense.channels - round(gone)
+            channels = min(max(wanted, end.channels), present.channels)
+            return abs(wanted - channels), abs(groups - (1 - ratio) * dense.kv_heads), Widths(groups, channels)
+
+        fewest = min(end.kv_heads, present.kv_heads)
+        candidates = [fitted(groups) for groups in self.kv_counts if fewest <= groups <= present.kv_heads]
+        return min(candidates, key=lambda each: each[:2])[2]
 
     def ratio_of(self, widths: Widths) -> float:
         """Share of the block parameters that `widths` removes."""

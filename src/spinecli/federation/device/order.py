@@ -16,6 +16,8 @@ class PruningOrder(_Order):
 
     target: float = Field(ge=0, lt=1)
     """Pruning ratio to stand at when the round's steps are used up."""
+    final: float = Field(ge=0, lt=1)
+    """Pruning ratio that all rounds lead to."""
     interval: int = Field(ge=1)
     """Local steps between cuts."""
     score: ScoreName

@@ -15,7 +15,7 @@ from spinecli.federation.data.batches import Batch, batches
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.device import Device, importance_tensors, mask_tensors
 from spinecli.federation.device.importance import SCORES, Score
-from spinecli.federation.device.local_pruning import Widths, narrowed, ramp
+from spinecli.federation.device.local_pruning import narrowed, ramp
 from spinecli.federation.device.objective import loss_of
 from spinecli.federation.device.order import PruningOrder, TrainingOrder
 from spinecli.federation.device.wire import (
@@ -139,6 +139,7 @@ class _Cutter:
         self._steps = steps
         self._cuts = device.base.cuts
         self._start = self._cuts.ratio_of(self._cuts.widths_of(masks))
+        self._end = self._cuts.widths_at(order.final)
 
     def after_step(self, number: int, score: Score) -> Masks | None:
         """The new masks if a cut is due after local step `number` and takes something, with the model already cut."""
@@ -148,8 +149,7 @@ class _Cutter:
         end = number == self._steps
         ratio = self._order.target if end else ramp(number, self._steps, self._start, self._order.target)
         now = self._cuts.widths_of(self._masks)
-        wanted = self._cuts.widths_at(ratio)
-        widths = Widths(min(now.kv_heads, wanted.kv_heads), min(now.channels, wanted.channels))
+        widths = self._cuts.widths_at(ratio, now, self._end)
         if widths == now:
             return None
         cut = narrowed(self._masks, widths, score.importance, self._cuts.dense)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spinecli.federation.engine import Lost
-from spinecli.federation.strategies.pruning_server import PRUNED_BY, PruningServer
+from spinecli.federation.strategies.pruning_server import PRUNED_BY, WARM_UP, PruningServer
 from spinecli.federation.strategies.strategy import Assignment, Setting, Update
 from spinecli.lora.aggregation.averaging import average_factors
 
@@ -21,8 +21,9 @@ class FedLoRAPrune(PruningServer):
 
     def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
         """A ratio that rises evenly with the rounds until the target is due."""
-        due = PRUNED_BY * self.setting.tuning.rounds
-        target = self.sparsity * min(1.0, (round_number + 1) / max(due, 1.0))
+        rounds = self.setting.tuning.rounds
+        cutting = max((PRUNED_BY - WARM_UP) * rounds, 1.0)
+        target = self.sparsity * min(1.0, (round_number + 1 - WARM_UP * rounds) / cutting)
         ranks = [self.setting.tuning.rank] * self.setting.blocks
         return {device: self.pruning_order(round_number, device, ranks, target) for device in cohort}
 

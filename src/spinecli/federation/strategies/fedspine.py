@@ -48,14 +48,17 @@ class FedSpine(PruningServer):
         return assignments
 
     def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
-        """Reward the learners, then average every entry over the devices that have it."""
+        """Reward the learners, then average every entry over the devices that have it.
+
+        While nothing is cut yet, a play says nothing about its pruning share, so no learner hears of it.
+        """
         before = {update.device: self.ratio(update.device) for update in updates}
         self.rounds_done = round_number + 1
         self.note(updates)
         if not updates:
             return
         mean_seconds = sum(update.timing.seconds for update in updates) / len(updates)
-        for update in updates:
+        for update in updates if not self.is_warming_up(round_number) else ():
             point, step = self._played[update.device]
             gained = (update.ratio - before[update.device]) / step if step > 0 else 0.0
             worth = reward(

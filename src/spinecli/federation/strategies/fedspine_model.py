@@ -7,6 +7,7 @@ project's choices: docs/algorithms/fedspine.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -29,20 +30,25 @@ class FedSpineModel(PruningServer):
         self._menu = MenuSettings(
             ranks=allowed_ranks(tuning.smallest_rank, tuning.largest_rank),
             largest_step=LARGEST_STEP,
-            saturation=float(tuning.rank),
+            saturation=tuning.rank / 2,
         )
+        self._first_menu = replace(self._menu, ranks=(tuning.smallest_rank,))
         self._times = TimeModel(tuning.largest_rank)
 
     def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
-        """The choices with the most gain per second of the cohort's round."""
+        """The choices with the most gain per second of the cohort's round.
+
+        A device that was never seen gets the smallest rank: its link may be the slowest of all, and then everybody
+        would wait to learn that.
+        """
         menus = [
             pruning_menu(
                 self._times,
-                device,
+                self._known_as(device),
                 self.ratio(device),
                 self.sparsity,
                 self.visits_left(round_number),
-                self._menu,
+                self._menu if self._times.visits(device) else self._first_menu,
             )
             for device in cohort
         ]
@@ -57,11 +63,19 @@ class FedSpineModel(PruningServer):
         self.rounds_done = round_number + 1
         self.note(updates)
         for update in updates:
-            self._times.observe(update.device, update.ratio, max(update.ranks), update.timing.seconds)
+            for name in (update.device, self._class_name(update.device)):
+                self._times.observe(name, update.ratio, max(update.ranks), update.timing.seconds)
         if updates:
             largest = self.setting.tuning.largest_rank
             self.adapter = average_covered(heterogeneous(updates, largest), self.adapter, largest, by_component=True)
             self.average_head(updates)
+
+    def _known_as(self, device: str) -> str:
+        """Whose completion times stand for a device: its own, or while it has none, those of its class."""
+        return device if self._times.visits(device) else self._class_name(device)
+
+    def _class_name(self, device: str) -> str:
+        return f"class {self.class_of[device]}"
 
     def values(self) -> dict[str, JsonValue]:
         """With the completion times seen so far."""

@@ -46,6 +46,7 @@ class FLoRA(HetLoRA):
     def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
         """Stack the round's factors behind what is folded already, and shorten what is longer than it is wide."""
         stacked = stack(self.contributions(updates), self.adapter) if updates else {}
+        self.folded = dict(self.folded)
         for name, factors in stacked.items():
             whole = sum_of_products([self.folded[name], factors]) if name in self.folded else factors
             projection = self.setting.projections[name]

@@ -12,6 +12,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from spinecli.errors import FederationError
 from spinecli.federation.engine import Lost
 from spinecli.federation.planning.request import DEFAULT_COVERAGE, DEFAULT_MAX_WAITING
 from spinecli.federation.strategies.server import AdapterServer
@@ -31,6 +32,11 @@ class Legend(AdapterServer):
         super().__init__(setting, self.ranks.tolist())
         self.classes = {node.name: node.device_class for node in setting.nodes}
         self.memory = {node.name: node.memory_bytes for node in setting.nodes}
+        if float(self._memory_by_depth()[0]) > max(self.memory.values()):
+            raise FederationError(
+                "No device of the fleet can hold the model while training its last block; lower --batch-size or "
+                "--max-length, or name a fleet with more memory."
+            )
         self.goals = _goals(setting)
         self.capacities: dict[str, Capacity] = _planned_capacities(setting)
         # smoothing holds from one round to the next: who sat a round out is planned anew
@@ -52,12 +58,19 @@ class Legend(AdapterServer):
                 previous,
             )
             depths = chosen.depths
+            self._lower_to(chosen.ranks)
         else:  # nothing is known of anyone yet: each as deep as its memory allows, which is what teaches most
             depths = (holding <= limits[:, None]).long().cumprod(dim=1).sum(dim=1)
         placed = ranks_by_device(self.ranks, depths)
         taking_part = {device: ranks for device, ranks in zip(cohort, placed, strict=True) if int(ranks.sum())}
         self._last_depths = {device: int((ranks > 0).sum()) for device, ranks in taking_part.items()}
         return {device: self.ordered(ranks.tolist()) for device, ranks in taking_part.items()}
+
+    def _lower_to(self, ranks: Tensor) -> None:
+        """Ranks that a traffic goal has lowered stay lowered, since what was cut off the adapter is gone."""
+        if not torch.equal(ranks, self.ranks):
+            self.ranks = ranks
+            self.adapter = self.cut_to(ranks.tolist())
 
     def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
         """The mean of each block over its holders; what was observed updates the capacities."""
@@ -81,10 +94,11 @@ class Legend(AdapterServer):
         """Of a device not seen yet: the mean of its class, or of the fleet if none of the class was seen."""
         if device in self.capacities:
             return self.capacities[device]
-        alike = [
-            capacity for name, capacity in self.capacities.items() if self.classes[name] == self.classes[device]
-        ] or list(self.capacities.values())
-        return Capacity(*Capacities.of(alike).matrix.mean(dim=0).tolist())
+        # in the fleet's order, which a resumed run has, too
+        seen = [name for name in self.classes if name in self.capacities]
+        alike = [name for name in seen if self.classes[name] == self.classes[device]]
+        known = [self.capacities[name] for name in alike or seen]
+        return Capacity(*Capacities.of(known).matrix.mean(dim=0).tolist())
 
     def _memory_by_depth(self) -> Tensor:
         """Bytes of training at each depth, (blocks,) float64."""
@@ -101,13 +115,15 @@ class Legend(AdapterServer):
     def values(self) -> dict[str, JsonValue]:
         """Capacities and depths."""
         capacities: dict[str, JsonValue] = {name: asdict(capacity) for name, capacity in self.capacities.items()}
-        return {"capacities": capacities, "depths": dict(self._last_depths)}
+        return {"capacities": capacities, "depths": dict(self._last_depths), "ranks": self.ranks.tolist()}
 
     def recall(self, values: Mapping[str, JsonValue], tensors: Mapping[str, Tensor]) -> None:
         """Take back capacities and depths."""
-        capacities, depths = values["capacities"], values["depths"]
+        capacities, depths, ranks = values["capacities"], values["depths"], values["ranks"]
         assert isinstance(capacities, dict)
         assert isinstance(depths, dict)
+        assert isinstance(ranks, list)
+        self.ranks = torch.tensor([int(str(rank)) for rank in ranks])
         self.capacities = {name: Capacity(**figures) for name, figures in capacities.items()}  # type: ignore[arg-type]
         self._last_depths = {name: int(str(depth)) for name, depth in depths.items()}
 

@@ -8,6 +8,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from spinecli.checkpoints.masks import Masks
+from spinecli.errors import OptionError
 from spinecli.federation.device.device import importance_from, importance_tensors, mask_tensors, masks_from
 from spinecli.federation.device.importance import ScoreName
 from spinecli.federation.device.local_pruning import Importance, full_masks, narrowed
@@ -16,6 +17,8 @@ from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Rat
 from spinecli.federation.updates import kept_units
 from spinecli.lora.aggregation.contribution import restricted
 
+WARM_UP = 0.1
+"""Share of the rounds in which devices only measure importance, as LoRAPrune's warm-up does in its steps."""
 PRUNED_BY = 0.7
 """Share of the rounds after which every device that takes part stands at the target sparsity; the rest only tunes."""
 LARGEST_STEP = 0.1
@@ -33,10 +36,13 @@ class PruningServer(AdapterServer):
 
     def __init__(self, setting: Setting, ranks: Sequence[int], score: ScoreName) -> None:
         super().__init__(setting, ranks)
-        self.score: ScoreName = setting.tuning.score or score
+        chosen = setting.tuning.score or score
+        if chosen == "lora":
+            _require_all_groups(setting)
+        self.score: ScoreName = chosen
         self.masks: dict[str, Masks] = {}
         self.rounds_done = 0
-        self._class_of = {node.name: node.device_class for node in setting.nodes}
+        self.class_of = {node.name: node.device_class for node in setting.nodes}
         self._importance: dict[str, list[Importance]] = {}
 
     @property
@@ -49,6 +55,10 @@ class PruningServer(AdapterServer):
         """Where a device stands."""
         cuts = self.setting.cuts
         return cuts.ratio_of(cuts.widths_of(self.masks[device])) if device in self.masks else 0.0
+
+    def is_warming_up(self, round_number: int) -> bool:
+        """Whether devices only measure importance yet."""
+        return round_number < WARM_UP * self.setting.tuning.rounds
 
     def may_only_tune(self, round_number: int) -> bool:
         """Whether the target is due: who is not there yet goes there at once."""
@@ -64,9 +74,10 @@ class PruningServer(AdapterServer):
         return min(remaining, max(LARGEST_STEP, remaining / self.visits_left(round_number)))
 
     def visits_left(self, round_number: int) -> float:
-        """Rounds in which a device can expect to take part until the target is due, this one included."""
+        """Rounds in which a device can expect to be cut until the target is due, this one included."""
+        rounds = self.setting.tuning.rounds
         share = min(1.0, self.setting.cohort / len(self.setting.nodes))
-        return max(1.0, (PRUNED_BY * self.setting.tuning.rounds - round_number) * share)
+        return max(1.0, (PRUNED_BY * rounds - max(round_number, WARM_UP * rounds)) * share)
 
     def pruning_order(self, round_number: int, device: str, ranks: Sequence[int], target: float) -> Assignment:
         """Train at `ranks` and prune to `target`; the factors come in the shape of the device's masks."""
@@ -74,8 +85,10 @@ class PruningServer(AdapterServer):
         adapter = {
             name: restricted(factors, rows.get(name), columns.get(name)) for name, factors in self.cut_to(ranks).items()
         }
-        wanted = min(max(target, self.ratio(device)), self.sparsity)
-        return Assignment(tuple(ranks), adapter, self.head, pruning=Ratio(wanted, self.score))
+        warming_up = self.is_warming_up(round_number)
+        wanted = self.ratio(device) if warming_up else min(max(target, self.ratio(device)), self.sparsity)
+        pruning = Ratio(wanted, self.sparsity, self.score, collect_only=warming_up)
+        return Assignment(tuple(ranks), adapter, self.head, pruning=pruning)
 
     def masks_of(self, device: str) -> Masks | None:
         """The masks that a device last reported; None before its first."""
@@ -87,7 +100,7 @@ class PruningServer(AdapterServer):
             if update.masks is None or update.importance is None:
                 continue
             self.masks[update.device] = update.masks
-            name = self._class_of[update.device]
+            name = self.class_of[update.device]
             before = self._importance.get(name)
             self._importance[name] = (
                 list(update.importance)
@@ -107,7 +120,7 @@ class PruningServer(AdapterServer):
         Once the target is due, that is the target. A class that has not reported is cut by what the others say.
         """
         counts: dict[str, int] = {}
-        for name in self._class_of.values():
+        for name in self.class_of.values():
             counts[name] = counts.get(name, 0) + 1
         served = [Served(name, count, *self._consensus(name)) for name, count in counts.items()]
         return GlobalModel(self.adapter, self.head, served)
@@ -116,7 +129,7 @@ class PruningServer(AdapterServer):
         importance = self._importance.get(device_class) or next(iter(self._importance.values()), None)
         if importance is None:
             return None, 0.0
-        seen = [device for device in self.masks if self._class_of[device] == device_class] or list(self.masks)
+        seen = [device for device in self.masks if self.class_of[device] == device_class] or list(self.masks)
         cuts = self.setting.cuts
         due = self.may_only_tune(self.rounds_done)
         ratio = self.sparsity if due else sum(self.ratio(device) for device in seen) / len(seen)
@@ -152,6 +165,19 @@ class PruningServer(AdapterServer):
         blocks = self.setting.blocks
         self.masks = {str(device): masks_from(_under(str(device), tensors), blocks) for device in masked}
         self._importance = {str(name): importance_from(_under(str(name), tensors), blocks) for name in classes}
+
+
+def _require_all_groups(setting: Setting) -> None:
+    """The factors' gradients tell nothing of units whose projections carry no factors."""
+    attention, feed_forward = setting.family.attention, setting.family.feed_forward
+    names = {name.partition(f"{setting.family.blocks}.0.")[2] for name in setting.projections}
+    scored = bool(names & {*feed_forward.inputs, feed_forward.output})
+    if len(setting.cuts.kv_counts) > 1:
+        scored = scored and bool(names & set(attention.projections))
+    if not scored:
+        raise OptionError(
+            "--score lora measures only what carries LoRA; take --targets all, or --score salience, which needs none."
+        )
 
 
 def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class Tuning:
     rank: int = 8
     """Rank where a strategy uses one for all, and the mean rank of those that vary it."""
     smallest_rank: int = 4
-    largest_rank: int = 32
+    largest_rank: int = 16
     scale: float = 2.0
     """LoRA's alpha / rank, the same at every rank."""
     rounds: int = 50
@@ -82,6 +82,8 @@ class Ratio:
     """How a device is to prune in a round."""
 
     target: float
+    final: float
+    """Where it will stand after all rounds."""
     score: ScoreName
     collect_only: bool = False
 

@@ -1,0 +1,174 @@
+"""Small federations: tiny models, a fleet of five devices, labelled texts, and runs of a few short rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from families import WORDS, Recipe, recipe
+from torch import Tensor
+
+from spinecli.federation.engine import Lost
+from spinecli.federation.evaluation import evaluate
+from spinecli.federation.history import History, RoundRecord
+from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
+from spinecli.federation.rounds import Loop, RoundOptions
+from spinecli.federation.setup import Federation, set_up
+from spinecli.federation.state import RunState
+from spinecli.federation.strategies.strategy import Assignment, Tuning, Update
+from spinecli.lora.factors import Adapter
+
+LLAMA = recipe("llama", grouped=True)
+LABELS = ("calm", "loud")
+SLOW, FAST = 3, 2
+TUNING = Tuning(
+    rank=4,
+    smallest_rank=2,
+    largest_rank=6,
+    rounds=4,
+    local_steps=2,
+    batch_size=4,
+    length=16,
+    learning_rate=5e-3,
+    sparsity=0.4,
+    prune_interval=1,
+)
+_OWN_TUNING = set(Tuning.__dataclass_fields__) - {"rounds"}
+
+
+def fleet_text(
+    *, slow: int = SLOW, fast: int = FAST, dropout: float = 0.0, slow_gb: float = 1.0, fast_gb: float = 4.0
+) -> str:
+    return f"""
+name = "five"
+[[class]]
+name = "slow"
+count = {slow}
+modes = [4e8, 2e8]
+mode_rounds = 2
+up_mbps = [1, 2]
+down_mbps = [5, 10]
+memory_gb = {slow_gb}
+jitter = 0.2
+dropout = {dropout}
+latency_ms = 10
+[[class]]
+name = "fast"
+count = {fast}
+modes = 2e9
+mode_rounds = 0
+up_mbps = 4
+down_mbps = 20
+memory_gb = {fast_gb}
+dropout = {dropout}
+"""
+
+
+def labelled_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Texts whose words tell their label, mostly."""
+    chosen, half = random.Random(seed), len(WORDS) // 2
+    rows = []
+    for index in range(count):
+        label = index % 2
+        own, other = WORDS[label * half :][:half], WORDS[(1 - label) * half :][:half]
+        words = [chosen.choice(own if chosen.random() < 0.85 else other) for _ in range(chosen.randint(4, 7))]
+        rows.append({"text": " ".join(words), "label": LABELS[label]})
+    return rows
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes requests in a folder of its own, from values of `FederatedOptions`, `Tuning` and `fleet_text` by name."""
+
+    folder: Path
+    written: Callable[[Recipe], Path]
+
+    def __call__(self, made: Recipe = LLAMA, **changes: Any) -> FederatedRequest:
+        return open_request(self.options(made, **changes))
+
+    def options(
+        self, made: Recipe = LLAMA, *, fleet: Mapping[str, Any] | None = None, examples: int = 60, **changes: Any
+    ) -> FederatedOptions:
+        data, place = self.folder / "rows.jsonl", self.folder / "fleet.toml"
+        data.write_text("".join(json.dumps(row) + "\n" for row in labelled_rows(examples)))
+        place.write_text(fleet_text(**(fleet or {})))
+        rounds = changes.get("rounds", TUNING.rounds)
+        own = {name: changes.pop(name) for name in list(changes) if name in _OWN_TUNING}
+        plain = FederatedOptions(
+            str(self.written(made)),
+            str(data),
+            fleet=str(place),
+            evaluation_share=0.2,
+            max_length=TUNING.length,
+            cohort=3,
+            tuning=replace(TUNING, rounds=rounds, **own),
+        )
+        return replace(plain, **{"rounds": rounds, **changes})
+
+
+@dataclass(eq=False)
+class Watched:
+    """A federation that keeps what its strategy was told."""
+
+    request: FederatedRequest
+    federation: Federation = field(init=False)
+    history: History = field(init=False)
+    assignments: list[dict[str, Assignment]] = field(default_factory=list)
+    updates: list[Sequence[Update]] = field(default_factory=list)
+    lost: list[Sequence[Lost]] = field(default_factory=list)
+    states: list[RunState] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.federation = set_up(self.request)
+        self.history = History(None)
+        strategy: Any = self.federation.strategy
+        assign, absorb = strategy.assign, strategy.absorb
+
+        def assigning(number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+            self.assignments.append(assign(number, cohort))
+            return self.assignments[-1]
+
+        def absorbing(number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+            self.updates.append(updates)
+            self.lost.append(lost)
+            absorb(number, updates, lost)
+
+        strategy.assign, strategy.absorb = assigning, absorbing
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.federation.strategy.model().adapter
+
+    def go_on(self, rounds: int, **changes: Any) -> list[RoundRecord]:
+        """Run until `rounds` rounds are in the history; returns those that are new."""
+        before = len(self.history.rounds)
+        options: RoundOptions = replace(self.request.round_options(), **{"rounds": rounds, **changes})
+        federation = self.federation
+        loop = Loop(
+            options,
+            federation.engine,
+            federation.strategy,
+            federation.setting,
+            lambda model: evaluate(federation.base, model, self.request.evaluation),
+            self.states.append,
+        )
+        loop.run(self.history, lambda record: None)
+        return self.history.rounds[before:]
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    return digest({f"{name}.{side}": getattr(factors, side) for name, factors in adapter.items() for side in "ab"})
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A sum over names, dtypes, shapes and bytes, whatever the order."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().contiguous().view(-1).float().numpy().tobytes())
+    return found.hexdigest()
