@@ -109,7 +109,7 @@ def test_with_thirty_percent_of_the_devices_failing_a_run_finishes_learns_and_sa
 
 def test_nobody_who_can_take_part_ends_the_run_with_a_sentence(requests: Any) -> None:
     tiny = {"slow_gb": 1e-6, "fast_gb": 1e-6}
-    with pytest.raises(FederationError, match=r"No device of round 0 can hold.*--batch-size"):
+    with pytest.raises(FederationError, match=r"No device of the fleet can hold.*--batch-size"):
         Watched(requests(strategy="legend", fleet=tiny)).go_on(1)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from spinecli.errors import OptionError
 from spinecli.federation.engine import Node
 from spinecli.federation.history import History
+from spinecli.federation.setup import set_up
 from spinecli.federation.state import load_state
 from spinecli.federation.strategies import STRATEGIES, strategy_of
 from spinecli.federation.strategies.fedspine import allowed_ranks
@@ -201,6 +202,52 @@ def test_a_device_that_holds_no_block_sits_out(requests: Any) -> None:
     watched = legend(requests, fleet={"slow_gb": memory_between(requests, 0)})
     for record in watched.go_on(3):
         assert {device.device for device in record.devices} == {"fast-00", "fast-01"}
+
+
+def test_a_cohort_that_holds_nothing_makes_an_empty_round_and_the_run_goes_on(requests: Any) -> None:
+    memory = memory_between(requests, 0)
+    records = Watched(requests(strategy="legend", cohort=2, fleet={"slow_gb": memory})).go_on(12, evaluate_every=12)
+    empty = [record for record in records if not record.devices]
+    assert empty, "of twelve cohorts of two, one is of slow devices only"
+    assert all(record.seconds == 0 and record.idle_share == 0 and record.slowest is None for record in empty)
+    assert records[-1].ended > 0
+
+
+def test_ranks_that_a_traffic_goal_lowers_stay_lowered_also_when_resumed(requests: Any) -> None:
+    watched, other = (legend(requests, rounds=3) for _ in range(2))
+    strategy: Any = watched.federation.strategy
+    watched.go_on(1)
+    uniform = sum(device.bytes_down + device.bytes_up for device in watched.history.rounds[0].devices)
+    strategy.goals = replace(strategy.goals, traffic_budget=uniform * 0.4)
+    before = strategy.ranks.tolist()
+    record = watched.go_on(2)[0]
+    lowered = strategy.ranks.tolist()
+    assert sum(lowered) < sum(before)
+    assert record.bytes < uniform
+    for assignment in watched.assignments[1].values():
+        assert all(rank in (0, most) for rank, most in zip(assignment.ranks, lowered, strict=True))
+    restored: Any = other.federation.strategy
+    restored.restore(strategy.snapshot())
+    assert restored.ranks.tolist() == lowered
+    assert adapter_digest(other.adapter) == adapter_digest(watched.adapter)
+
+
+def test_a_device_that_was_never_seen_gets_the_smallest_rank(requests: Any) -> None:
+    watched = Watched(requests(strategy="fedspine-model", cohort=2, rounds=6, sparsity=0.0))
+    seen: set[str] = set()
+    for number in range(6):
+        watched.go_on(number + 1)
+        fresh = [set(each.ranks) for device, each in watched.assignments[number].items() if device not in seen]
+        assert all(ranks == {2} for ranks in fresh)
+        seen |= watched.assignments[number].keys()
+    assert any(max(each.ranks) > 2 for assigned in watched.assignments for each in assigned.values())
+
+
+@pytest.mark.parametrize("targets", ["query-value", "mlp.down_proj"])
+def test_the_factors_score_needs_factors_on_both_groups(requests: Any, targets: str) -> None:
+    with pytest.raises(OptionError, match="--targets all, or --score salience"):
+        set_up(requests(strategy="fedspine", targets=targets))
+    set_up(requests(strategy="fedspine", targets=targets, score="salience"))
 
 
 @pytest.mark.parametrize("strategy", PRUNING)
