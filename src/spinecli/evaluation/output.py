@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
-from spinecli.artifacts.directory import OutputOptions, check_output, fingerprint_of, work_directory
+from spinecli.artifacts.directory import OutputOptions, check_output
 from spinecli.artifacts.lineage import lineage_behind
-from spinecli.artifacts.manifest import Manifest, Source, Step, record_file, record_files
+from spinecli.artifacts.manifest import Manifest, Source, Step, record_file
+from spinecli.artifacts.run import Run
 from spinecli.calibration.rows import TokenRows
 from spinecli.checkpoints.source import describe_source
 from spinecli.evaluation.adapters import CONFIG_NAME, WEIGHTS_NAME
@@ -57,27 +58,15 @@ def write_evaluation(session: Session, source: Provenance, evaluation: Evaluatio
     parameters: dict[str, JsonValue] = session.settings.model_dump(mode="json", exclude={"perplexity": {"texts"}})
     seed = session.settings.tasks.seed if session.settings.tasks else 0
     check_output(output)
-    fingerprint = fingerprint_of("eval", parameters, seed, source.inputs)
-    with work_directory(replace(output, overwrite=True), fingerprint) as work:
+    run = Run("evaluation", "eval", parameters, seed, source.inputs, source.lineage)
+    with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
         (work.files / REPORT_NAME).write_text(report_html(evaluation, measured.started), encoding="utf-8")
         if can_plot():
             save_picture(evaluation, work.files / PICTURE_NAME)
-        manifest = Manifest(
-            kind="evaluation",
-            command="eval",
-            parameters=parameters,
-            seed=seed,
-            inputs=source.inputs,
-            outputs=record_files(work.files),
-            lineage=source.lineage,
-            summary=_summary(evaluation),
-            report={"comparison": [row.model_dump(mode="json") for row in evaluation.comparison]},
-            measured=measured,
-        )
-        work.publish(manifest)
-    return manifest.sealed()
+        report: dict[str, JsonValue] = {"comparison": [row.model_dump(mode="json") for row in evaluation.comparison]}
+        return run.publish(work, _summary(evaluation), report, measured)
 
 
 def _summary(evaluation: Evaluation) -> str:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from spinecli.artifacts.directory import (
-    OutputOptions,
-    WorkDirectory,
-    check_output,
-    fingerprint_of,
-    finished_run,
-    work_directory,
-)
-from spinecli.artifacts.manifest import Manifest, record_files
+from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output
+from spinecli.artifacts.manifest import Manifest
+from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.evaluation.plots import can_plot
 from spinecli.federation.deploy import deploy, merged_checkpoint, verify_deployed
@@ -48,32 +42,25 @@ def launch(
     can raise.
     """
     stopwatch = stopwatch or Stopwatch()
-    parameters, seed = request.parameters(), request.options.seed
-    fingerprint = fingerprint_of("fed-launch", parameters, seed, request.inputs)
-    if finished := finished_run(output, fingerprint):
+    run = Run(
+        kind="federated-adapter",
+        command="fed-launch",
+        parameters=request.parameters(),
+        seed=request.options.seed,
+        inputs=request.inputs,
+        lineage=request.lineage,
+    )
+    if finished := run.finished(output):
         return finished
     inputs = [request.checkpoint.path, *([request.options.plan] if request.options.plan else [])]
     check_output(output, inputs)
-    with work_directory(output, fingerprint) as work:
+    with run.working(output) as work:
         with stopwatch("loading"):
             federation = set_up(request)
         history = _run_rounds(request, federation, work, stopwatch, listener)
         with stopwatch("writing"):
             result = _write(request, federation, history.rounds, work.files)
-        manifest = Manifest(
-            kind="federated-adapter",
-            command="fed-launch",
-            parameters=parameters,
-            seed=seed,
-            inputs=request.inputs,
-            outputs=record_files(work.files),
-            lineage=request.lineage,
-            summary=_summary(request, result),
-            report=result.model_dump(mode="json"),
-            measured=stopwatch.measured(),
-        )
-        work.publish(manifest)
-    return manifest.sealed()
+        return run.publish(work, _summary(request, result), result.model_dump(mode="json"), stopwatch.measured())
 
 
 def _run_rounds(

@@ -11,16 +11,10 @@ from pydantic import JsonValue
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spinecli.artifacts.directory import (
-    OutputOptions,
-    check_output,
-    fingerprint_of,
-    finished_run,
-    require_space,
-    work_directory,
-)
+from spinecli.artifacts.directory import OutputOptions, check_output, require_space
 from spinecli.artifacts.journal import PassJournal
-from spinecli.artifacts.manifest import Manifest, record_files
+from spinecli.artifacts.manifest import Manifest
+from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.objective import Objective, objective_of
 from spinecli.calibration.reload import probe, streamed_logits, verify_written
@@ -127,13 +121,20 @@ def tune(
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can raise.
     """
     stopwatch = stopwatch or Stopwatch()
-    parameters, seed, student = request.parameters(), request.options.seed, request.student
-    fingerprint = fingerprint_of("tune", parameters, seed, request.inputs)
-    if finished := finished_run(output, fingerprint):
+    student = request.student
+    run = Run(
+        kind="tuned-checkpoint",
+        command="tune",
+        parameters=request.parameters(),
+        seed=request.options.seed,
+        inputs=request.inputs,
+        lineage=request.lineage,
+    )
+    if finished := run.finished(output):
         return finished
     check_output(output, [student.path, request.teacher.path])
     require_space(output.path.parent, student.bytes)
-    with work_directory(output, fingerprint) as work:
+    with run.working(output) as work:
         tuned = TunedWeights(work.state)
         outcome = tune_pass(request, tuned, PassJournal(work.state, "tuning"), stopwatch, progress)
         with stopwatch("writing"):
@@ -148,21 +149,5 @@ def tune(
             expected = outcome.logits if outcome.helps else streamed_logits(student, tokens, None, compute, stopwatch)
             difference = verify_written(work.files, tokens, expected, compute, stopwatch)
         layers = [layer for index in range(student.blocks) for layer in tuned.report(index)]
-        manifest = Manifest(
-            kind="tuned-checkpoint",
-            command="tune",
-            parameters=parameters,
-            seed=seed,
-            inputs=request.inputs,
-            outputs=record_files(work.files),
-            lineage=request.lineage,
-            summary=f"{request.options.method.value}, {outcome.summary}",
-            report={
-                **outcome.report(),
-                "layers": layers,
-                "largest_logit_difference": difference,
-            },
-            measured=stopwatch.measured(),
-        )
-        work.publish(manifest)
-    return manifest.sealed()
+        report = {**outcome.report(), "layers": layers, "largest_logit_difference": difference}
+        return run.publish(work, f"{request.options.method.value}, {outcome.summary}", report, stopwatch.measured())

@@ -9,16 +9,10 @@ from pathlib import Path
 from pydantic import JsonValue
 from safetensors.torch import save_file
 
-from spinecli.artifacts.directory import (
-    OutputOptions,
-    check_output,
-    fingerprint_of,
-    finished_run,
-    require_space,
-    work_directory,
-)
+from spinecli.artifacts.directory import OutputOptions, check_output, require_space
 from spinecli.artifacts.journal import PassJournal
-from spinecli.artifacts.manifest import Manifest, record_files
+from spinecli.artifacts.manifest import Manifest
+from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.objective import Objective, objective_of
 from spinecli.calibration.reload import probe, streamed_logits, verify_written
@@ -121,14 +115,19 @@ def prune(
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can raise.
     """
     stopwatch = stopwatch or Stopwatch()
-    parameters, seed = request.options.parameters(), request.options.seed
-    inputs = {"model": request.source, "calibration": request.calibration.source()}
-    fingerprint = fingerprint_of("prune", parameters, seed, inputs)
-    if finished := finished_run(output, fingerprint):
+    run = Run(
+        kind="pruned-checkpoint",
+        command="prune",
+        parameters=request.options.parameters(),
+        seed=request.options.seed,
+        inputs={"model": request.source, "calibration": request.calibration.source()},
+        lineage=request.lineage,
+    )
+    if finished := run.finished(output):
         return finished
     check_output(output, [request.checkpoint.path])
     require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.options.sparsity)))
-    with work_directory(output, fingerprint) as work:
+    with run.working(output) as work:
         decision = decide(request, work.state, stopwatch, progress)
         plan, checkpoint = decision.plan, request.checkpoint
         with stopwatch("writing"):
@@ -138,20 +137,9 @@ def prune(
             tokens, compute = probe(checkpoint, request.calibration.tokens), request.options.compute
             expected = streamed_logits(checkpoint, tokens, plan.masks, compute, stopwatch)
             difference = verify_written(work.files, tokens, expected, compute, stopwatch)
-        manifest = Manifest(
-            kind="pruned-checkpoint",
-            command="prune",
-            parameters=parameters,
-            seed=seed,
-            inputs=inputs,
-            outputs=record_files(work.files),
-            lineage=request.lineage,
-            summary=f"{request.method.name}, {plan.sparsity:.1%} of block parameters removed",
-            report={**decision.report(), "largest_logit_difference": difference},
-            measured=stopwatch.measured(),
-        )
-        work.publish(manifest)
-    return manifest.sealed()
+        summary = f"{request.method.name}, {plan.sparsity:.1%} of block parameters removed"
+        report = {**decision.report(), "largest_logit_difference": difference}
+        return run.publish(work, summary, report, stopwatch.measured())
 
 
 def _journal(state: Path | None, name: str) -> PassJournal | None:

@@ -10,8 +10,9 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from spinecli.artifacts.directory import OutputOptions, check_output, fingerprint_of, work_directory
-from spinecli.artifacts.manifest import Manifest, record_files
+from spinecli.artifacts.directory import OutputOptions, check_output
+from spinecli.artifacts.manifest import Manifest
+from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.errors import OptionError
 from spinecli.federation.planning.adapter_config import adapter_config
@@ -134,29 +135,15 @@ def plan(
     Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
     """
     stopwatch, request = stopwatch or Stopwatch(), decision.request
-    parameters, seed = request.parameters(), request.options.seed
     check_output(output, [request.checkpoint.path])
-    fingerprint = fingerprint_of("plan", parameters, seed, request.inputs)
-    with work_directory(replace(output, overwrite=True), fingerprint) as work:
+    run = Run(PLAN_KIND, "plan", request.parameters(), request.options.seed, request.inputs, request.lineage)
+    with run.working(replace(output, overwrite=True)) as work:
         with stopwatch("writing"):
             decision.tensors.save(work.files)
             _write_configurations(decision, work.files / CONFIGURATIONS)
             if picture:
                 save_picture(decision.outcome, decision.uniform, decision.tensors, work.files / PICTURE_NAME)
-        manifest = Manifest(
-            kind=PLAN_KIND,
-            command="plan",
-            parameters=parameters,
-            seed=seed,
-            inputs=request.inputs,
-            outputs=record_files(work.files),
-            lineage=request.lineage,
-            summary=decision.summary(),
-            report=decision.report(),
-            measured=stopwatch.measured(),
-        )
-        work.publish(manifest)
-    return manifest.sealed()
+        return run.publish(work, decision.summary(), decision.report(), stopwatch.measured())
 
 
 def _write_configurations(decision: PlanDecision, directory: Path) -> None:
