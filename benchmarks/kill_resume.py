@@ -22,9 +22,9 @@ from killing import clear, end_after, stage
 from spine_process import Step, contents, run_step, spine
 
 FEDERATION = (
-    *("--data", "builtin:tiny-topics", "--limit", 800, "--evaluation-limit", 100, "--max-length", 32),
-    *("--strategy", "fedspine", "--fleet", "jetson-10", "--cohort", 4, "--rounds", 8, "--local-steps", 4),
-    *("--batch-size", 8, "--prune-interval", 2, "--deploy"),
+    *("--data", "builtin:tiny-topics", "--limit", 400, "--evaluation-limit", 40, "--max-length", 32),
+    *("--strategy", "fedspine", "--fleet", "jetson-10", "--cohort", 3, "--rounds", 6, "--local-steps", 2),
+    *("--batch-size", 4, "--prune-interval", 1, "--deploy"),
 )
 
 
