@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test quality docs clean
 .DEFAULT_GOAL := help
@@ -32,7 +33,7 @@ demo: $(INSTALLED)
 	$(BIN)/spine demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check
