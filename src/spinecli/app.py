@@ -17,7 +17,7 @@ from spinecli.commands.tune import tune
 
 app = typer.Typer(
     name="spine",
-    help="Prune language models for small devices, recover them without training, and measure what is left.",
+    help="Make language models fit small devices and keep them learning there.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -36,7 +36,7 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Prune language models for small devices, recover them without training, and measure what is left."""
+    """Make language models fit small devices and keep them learning there."""
 
 
 app.command("prune")(prune)
