@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spinecli.calibration.rows import load_tokenizer
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.encoding import encode
@@ -112,7 +113,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
             )
         )
         federation = set_up(request)
-    whole = encode(request.splits.evaluation, _tokenizer(request.checkpoint.path), asked.max_length)
+    whole = encode(request.splits.evaluation, load_tokenizer(request.checkpoint.path), asked.max_length)
     evaluations = 0
 
     def measure(model: GlobalModel) -> Measurement:
@@ -144,12 +145,6 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
 def found(name: str, kind: str) -> str:
     """A name in ../shared, or what the user typed."""
     return str(SHARED / kind / name) if (SHARED / kind / name).exists() else name
-
-
-def _tokenizer(path: Path) -> Any:
-    from spinecli.calibration.rows import load_tokenizer
-
-    return load_tokenizer(path)
 
 
 def points(rounds: list[RoundRecord]) -> list[tuple[float, int, float]]:

@@ -30,13 +30,14 @@ from spinecli.errors import (
 )
 from spinecli.federation.conditions import conditions
 from spinecli.federation.fleet import load_fleet
-from spinecli.federation.planning.adapter_config import SCALE, adapter_config
+from spinecli.federation.planning.adapter_config import adapter_config
 from spinecli.federation.planning.artifact import PLAN_NAME, read_plan
 from spinecli.federation.planning.prediction import Predictor, first_speeds, memory_limits
 from spinecli.federation.planning.request import PlanOptions, open_request
 from spinecli.federation.planning.run import PlanDecision, decide
 from spinecli.federation.planning.run import plan as write_plan
 from spinecli.lora.cost import TrainingCosts
+from spinecli.lora.factors import DEFAULT_SCALE
 from spinecli.lora.planning.completion import completion_table
 
 Written = Callable[[Recipe], Path]
@@ -274,7 +275,7 @@ def test_peft_puts_the_planned_ranks_on_the_planned_blocks_and_nowhere_else(
             for block in range(4 - depth, 4)
             for target in decision.request.workload.targets
         }
-        assert scales == {float(SCALE)}
+        assert scales == {float(DEFAULT_SCALE)}
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         others = {name for name in trained if ".lora_" not in name}
         assert all("modules_to_save" in name for name in others)

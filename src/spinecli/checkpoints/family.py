@@ -120,6 +120,11 @@ class Family(_Data):
     """What llama.cpp calls the family; None if it has no such architecture."""
 
     @property
+    def projections(self) -> tuple[str, ...]:
+        """All coupled projections of a block, relative to it: attention, then feed-forward."""
+        return (*self.attention.projections, *self.feed_forward.inputs, self.feed_forward.output)
+
+    @property
     def heads_can_leave(self) -> bool:
         """Whether a checkpoint with fewer heads can be written at all."""
         return self.attention.cuttable or self.narrow_heads is not None

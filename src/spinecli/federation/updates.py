@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
-from torch import bool as torch_bool
 
-from spinecli.checkpoints.cutting import kept_rows
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import MessageError
 from spinecli.federation.device.device import importance_from, mask_shapes, mask_tensors, masks_from
@@ -48,7 +47,7 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
         raise MessageError(f"Its figures are malformed at {field!r}.") from error
     require_finite(tensors)
     masks = _checked_masks(tensors, setting, before) if assignment.pruning else None
-    rows, columns = kept_units(setting, masks)
+    rows, columns = setting.kept_units(masks)
     require_shapes(tensors, _expected(assignment, setting, rows, columns, with_masks=masks is not None))
     if assignment.shared_a:
         d_in = {name: projection.d_in for name, projection in setting.projections.items()}
@@ -56,6 +55,9 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
     else:
         adapter = adapter_from(tensors)
     adapter = {name: adapter[name] for name in setting.projections if name in adapter}
+    ratio = setting.cuts.ratio_of(setting.cuts.widths_of(masks)) if masks else 0.0
+    if metrics.ratio != ratio:
+        raise MessageError(f"Its ratio {metrics.ratio:g} is not the {ratio:g} of its masks.")
     return Update(
         device=reply.device,
         contribution=Contribution(adapter, float(metrics.examples), rows, columns),
@@ -66,33 +68,18 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
         forward_seconds=metrics.forward_seconds,
         backward_seconds=metrics.backward_seconds,
         timing=reply.timing,
-        ratio=setting.cuts.ratio_of(setting.cuts.widths_of(masks)) if masks else 0.0,
+        ratio=ratio,
         masks=masks,
         importance=importance_from(tensors, setting.blocks) if masks else None,
         ranks=assignment.ranks,
     )
 
 
-def kept_units(setting: Setting, masks: Masks | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Kept rows and kept columns of the adapted projections that have lost some, as indices by full name."""
-    rows: dict[str, Tensor] = {}
-    columns: dict[str, Tensor] = {}
-    if masks is None:
-        return rows, columns
-    for index, mask in enumerate(masks.blocks):
-        for relative, (axis, kept) in kept_rows(setting.family, mask, setting.cuts.dense).items():
-            name = f"{setting.family.blocks}.{index}.{relative}"
-            projection = setting.projections.get(name)
-            if projection is not None and len(kept) < (projection.d_in if axis else projection.d_out):
-                (columns if axis else rows)[name] = kept
-    return rows, columns
-
-
 def _checked_masks(tensors: Mapping[str, Tensor], setting: Setting, before: Masks | None) -> Masks:
     shapes = mask_shapes(setting.blocks, setting.cuts.dense)
     for name, shape in shapes.items():
         value = tensors.get(name)
-        if value is None or value.dtype is not torch_bool or tuple(value.shape) != shape or not bool(value.any()):
+        if value is None or value.dtype is not torch.bool or tuple(value.shape) != shape or not bool(value.any()):
             raise MessageError(f"{name} is missing or no mask of {shape[0]} units.")
     masks = masks_from(dict(tensors), setting.blocks)
     try:

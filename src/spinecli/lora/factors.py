@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+DEFAULT_SCALE = 2
+"""LoRA's alpha / rank, the same at every rank, so that a block's learning rate does not depend on its rank."""
+
 
 @dataclass(frozen=True, eq=False)
 class Factors:

@@ -59,19 +59,32 @@ def adapter_config(
     common = max(counts, key=lambda rank: (counts[rank], rank))  # of equally common ones the highest, in any order
     pattern: dict[str, JsonValue] = {name.replace(".", r"\."): rank for name, rank in ranks.items() if rank != common}
     return {
+        **plain_config(task_type, base, common, pattern, 1),
+        "target_modules": list[JsonValue](sorted(ranks)),
+        "modules_to_save": list[JsonValue](modules_to_save) or None,
+        "inference_mode": True,
+    }
+
+
+def plain_config(
+    task_type: str, base: str, rank: int, pattern: Mapping[str, JsonValue], scale: int
+) -> dict[str, JsonValue]:
+    """What every LoRA configuration of this project says, with alpha / rank = `scale` in every projection.
+
+    Args:
+        pattern: ranks that differ from `rank`, by PEFT's pattern of a projection's name.
+    """
+    return {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base,
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": pattern,
-        "alpha_pattern": dict(pattern),
-        "target_modules": list[JsonValue](sorted(ranks)),
-        "modules_to_save": list[JsonValue](modules_to_save) or None,
+        "r": rank,
+        "lora_alpha": scale * rank,
+        "rank_pattern": dict(pattern),
+        "alpha_pattern": {name: scale * int(str(each)) for name, each in pattern.items()},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
         "init_lora_weights": True,
-        "inference_mode": True,
     }

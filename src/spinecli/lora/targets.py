@@ -17,8 +17,7 @@ def target_projections(family: Family, selection: str = "all") -> tuple[str, ...
 
     Raises: OptionError if a name is none of the family's projections.
     """
-    attention, feed_forward = family.attention, family.feed_forward
-    everything = (*attention.projections, *feed_forward.inputs, feed_forward.output)
+    attention, everything = family.attention, family.projections
     named = {
         "all": everything,
         "attention": attention.projections,

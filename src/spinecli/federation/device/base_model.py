@@ -18,7 +18,7 @@ from spinecli.checkpoints.cutting import kept_rows
 from spinecli.checkpoints.masks import Masks
 from spinecli.federation.data.columns import Task
 from spinecli.federation.device.adapted_linear import AdaptedLinear
-from spinecli.federation.device.local_pruning import Cuts
+from spinecli.federation.device.local_pruning import Cuts, kept_units
 from spinecli.federation.device.task_model import load_task_model
 from spinecli.lora.factors import Adapter, Factors
 from spinecli.lora.targets import target_projections
@@ -60,20 +60,15 @@ class BaseModel:
         holder = self.model.get_submodule(self.family.blocks)
         self.blocks = [holder[index] for index in range(checkpoint.blocks)]
         self._projections = {
-            name: self._adapt(name) for index in range(checkpoint.blocks) for name in self._coupled(index)
+            name: self._adapt(name)
+            for index in range(checkpoint.blocks)
+            for name in (self.projection_name(index, relative) for relative in self.family.projections)
         }
         self.targets = target_projections(self.family, targets)
 
     def kept_units(self, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Kept rows and kept columns of every target projection that loses some, by full name, as indices."""
-        rows: dict[str, Tensor] = {}
-        columns: dict[str, Tensor] = {}
-        for index, mask in enumerate(masks.blocks):
-            for relative, (axis, kept) in kept_rows(self.family, mask, self.checkpoint.shape).items():
-                name = self.projection_name(index, relative)
-                if relative in self.targets and len(kept) < self._projections[name].dense_shape[axis]:
-                    (rows if axis == 0 else columns)[name] = kept
-        return rows, columns
+        return kept_units(masks, self.family, self.checkpoint.shape, self.target_shapes())
 
     @property
     def device(self) -> torch.device:
@@ -158,15 +153,15 @@ class BaseModel:
             if projection.a is not None and projection.b is not None
         }
 
-    def trainable(self, *, head: bool = True) -> list[nn.Parameter]:
-        """What a device trains: factors, then the head if it is to be trained."""
+    def trainable(self) -> list[nn.Parameter]:
+        """What a device trains: factors, then the head."""
         factors = [
             factor
             for projection in self._projections.values()
             for factor in (projection.a, projection.b)
             if factor is not None and factor.requires_grad
         ]
-        heads = [parameter for _, parameter in self._head_parameters()] if head else []
+        heads = [parameter for _, parameter in self._head_parameters()]
         for parameter in heads:
             parameter.requires_grad_(True)
         return [*factors, *heads]
@@ -175,11 +170,6 @@ class BaseModel:
         with torch.no_grad():
             for name, parameter in self._head_parameters():
                 parameter.copy_(head[name])
-
-    def _coupled(self, block: int) -> list[str]:
-        attention, feed_forward = self.family.attention, self.family.feed_forward
-        relatives = (*attention.projections, *feed_forward.inputs, feed_forward.output)
-        return [self.projection_name(block, relative) for relative in relatives]
 
     def _adapt(self, name: str) -> AdaptedLinear:
         """Replace one Linear of the model by an AdaptedLinear around it."""

@@ -139,6 +139,7 @@ class Salience:
         self._activity: dict[tuple[int, str], Tensor] = {}
         self._kurtosis: dict[tuple[int, str], Tensor] = {}
         self._gradient: dict[tuple[int, str], Tensor] = {}
+        self._weight_moments: dict[tuple[int, str], tuple[Tensor, Moments]] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -164,7 +165,7 @@ class Salience:
             key = (index, relative)
             flat = hidden.detach().flatten(0, -2).float()
             self._activity[key] = flat.abs().sum(dim=0)
-            self._kurtosis[key] = product_kurtosis(flat, projection.weight.float())
+            self._kurtosis[key] = product_kurtosis(moments(flat), self._moments_of(key, projection.weight))
 
             def keep_gradient(gradient: Tensor) -> None:
                 self._gradient[key] = gradient.detach().flatten(0, -2).float().abs().sum(dim=0)
@@ -172,6 +173,13 @@ class Salience:
             hidden.register_hook(keep_gradient)  # type: ignore[no-untyped-call]
 
         return observe
+
+    def _moments_of(self, key: tuple[int, str], weight: Tensor) -> Moments:
+        """A frozen weight's moments, computed once until a cut replaces the weight."""
+        known = self._weight_moments.get(key)
+        if known is None or known[0] is not weight:
+            known = self._weight_moments[key] = (weight, moments(weight.float()))
+        return known[1]
 
     @torch.no_grad()
     def after_backward(self, masks: Masks) -> None:
@@ -191,31 +199,37 @@ class Salience:
         return (salience / salience.mean().clamp_min(1e-30) + self._kurtosis[key].sqrt()).cpu()
 
 
-def product_kurtosis(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Kurtosis of the products W_ij X_tj over all i and t, for every j: (d_in,). 0 where they are all the same.
+Moments = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The first four raw moments of every column, (columns,) float64 each."""
+
+
+def moments(values: Tensor) -> Moments:
+    """Moments of every column of values (rows, columns), divided by its largest magnitude first; zeros stay zeros."""
+    # kurtosis does not depend on scale, and powers of small numbers would vanish
+    largest = values.abs().amax(dim=0)
+    scaled = values / largest.where(largest > 0, 1.0)
+    squared = scaled * scaled
+    first, second = _mean(scaled), _mean(squared)
+    return first, second, _mean(squared * scaled), _mean(squared * squared)
+
+
+def product_kurtosis(inputs: Moments, weight: Moments) -> Tensor:
+    """Kurtosis of the products W_ij X_tj over all i and t, for every j: (d_in,) float32. 0 where they are all the same.
 
     Args:
-        inputs: (tokens, d_in), weight: (d_out, d_in).
+        inputs: moments of X (tokens, d_in), weight: of W (d_out, d_in).
 
     The moments of a product over the full grid factorise, so no grid is formed.
     """
-    # kurtosis does not depend on scale, and powers of small numbers would vanish
-    x, w = _to_one(inputs), _to_one(weight)
-    first, second, third, fourth = (_moment(x, k) * _moment(w, k) for k in (1, 2, 3, 4))
+    first, second, third, fourth = (x * w for x, w in zip(inputs, weight, strict=True))
     variance = second - first**2
     central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
     varied = variance > _SAME * second
-    return torch.where(varied, central / variance.where(varied, 1.0) ** 2, 0.0).clamp_min(0).to(inputs.dtype)
+    return torch.where(varied, central / variance.where(varied, 1.0) ** 2, 0.0).clamp_min(0).float()
 
 
-def _to_one(values: Tensor) -> Tensor:
-    """Every column divided by its largest magnitude; columns of zeros stay."""
-    largest = values.abs().amax(dim=0)
-    return values / largest.where(largest > 0, 1.0)
-
-
-def _moment(values: Tensor, power: int) -> Tensor:
-    return values.pow(power).mean(dim=0, dtype=torch.float64)
+def _mean(values: Tensor) -> Tensor:
+    return values.mean(dim=0, dtype=torch.float64)
 
 
 SCORES: dict[ScoreName, type[LoraSensitivity] | type[Salience]] = {"lora": LoraSensitivity, "salience": Salience}

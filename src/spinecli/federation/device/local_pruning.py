@@ -6,7 +6,7 @@ Unit, ramp and interval follow FedSpine as docs/algorithms/fedspine.md reads it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import BlockCosts, block_costs
-from spinecli.checkpoints.cutting import Heads, head_counts
+from spinecli.checkpoints.cutting import Heads, head_counts, kept_rows
+from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
 
@@ -149,6 +150,23 @@ def narrowed(masks: Masks, widths: Widths, importance: Sequence[Importance], den
             )
         )
     return Masks(tuple(blocks))
+
+
+def kept_units(
+    masks: Masks, family: Family, dense: BlockShape, shapes: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Kept rows and kept columns of the adapted projections that have lost some, as indices by full name.
+
+    Args:
+        shapes: uncut (d_out, d_in) of the adapted projections, by full name.
+    """
+    kept_by_axis: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for index, mask in enumerate(masks.blocks):
+        for relative, (axis, kept) in kept_rows(family, mask, dense).items():
+            name = f"{family.blocks}.{index}.{relative}"
+            if name in shapes and len(kept) < shapes[name][axis]:
+                kept_by_axis[axis][name] = kept
+    return kept_by_axis
 
 
 def _best(scores: Tensor, present: Tensor, count: int) -> Tensor:

@@ -14,7 +14,6 @@ from spinecli.federation.device.importance import ScoreName
 from spinecli.federation.device.local_pruning import Importance, full_masks, narrowed
 from spinecli.federation.strategies.server import AdapterServer
 from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Ratio, Served, Setting, Update
-from spinecli.federation.updates import kept_units
 from spinecli.lora.aggregation.contribution import restricted
 
 WARM_UP = 0.1
@@ -81,7 +80,7 @@ class PruningServer(AdapterServer):
 
     def pruning_order(self, round_number: int, device: str, ranks: Sequence[int], target: float) -> Assignment:
         """Train at `ranks` and prune to `target`; the factors come in the shape of the device's masks."""
-        rows, columns = kept_units(self.setting, self.masks.get(device))
+        rows, columns = self.setting.kept_units(self.masks.get(device))
         adapter = {
             name: restricted(factors, rows.get(name), columns.get(name)) for name, factors in self.cut_to(ranks).items()
         }

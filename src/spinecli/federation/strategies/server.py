@@ -13,7 +13,7 @@ from spinecli.federation.engine import Snapshot
 from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Served, Setting, Update
 from spinecli.lora.aggregation.averaging import average_tensors
 from spinecli.lora.aggregation.contribution import Contribution
-from spinecli.lora.factors import Adapter, Factors, empty_b
+from spinecli.lora.factors import Factors, empty_b
 
 
 class AdapterServer:
@@ -43,9 +43,9 @@ class AdapterServer:
             if (rank := ranks[self.setting.projections[name].block]) > 0
         }
 
-    def ordered(self, ranks: Sequence[int], adapter: Adapter | None = None) -> Assignment:
-        """Train at `ranks`, from the global adapter unless another is given."""
-        return Assignment(tuple(ranks), self.cut_to(ranks) if adapter is None else adapter, self.head)
+    def ordered(self, ranks: Sequence[int]) -> Assignment:
+        """Train at `ranks`, from the global adapter."""
+        return Assignment(tuple(ranks), self.cut_to(ranks), self.head)
 
     def contributions(self, updates: Sequence[Update]) -> list[Contribution]:
         """The devices' factors in the order of the updates."""

@@ -15,12 +15,12 @@ from torch import Tensor
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import Masks
 from spinecli.federation.device.importance import ScoreName
-from spinecli.federation.device.local_pruning import Cuts, Importance
+from spinecli.federation.device.local_pruning import Cuts, Importance, kept_units
 from spinecli.federation.engine import Lost, Node, Snapshot, Timing
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.cost import TrainingCosts
-from spinecli.lora.factors import Adapter
+from spinecli.lora.factors import DEFAULT_SCALE, Adapter
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tuning:
     """Rank where a strategy uses one for all, and the mean rank of those that vary it."""
     smallest_rank: int = 4
     largest_rank: int = 16
-    scale: float = 2.0
+    scale: float = DEFAULT_SCALE
     """LoRA's alpha / rank, the same at every rank."""
     rounds: int = 50
     local_steps: int = 20
@@ -75,6 +75,13 @@ class Setting:
     bytes_per_weight: int = 4
     plan: LoraPlan | None = None
     """Where LEGEND starts from, if the user has made a plan."""
+
+    def kept_units(self, masks: Masks | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Kept rows and kept columns of the adapted projections that `masks` cut, as indices by full name."""
+        if masks is None:
+            return {}, {}
+        shapes = {name: (projection.d_out, projection.d_in) for name, projection in self.projections.items()}
+        return kept_units(masks, self.family, self.cuts.dense, shapes)
 
 
 @dataclass(frozen=True)

@@ -33,24 +33,22 @@ class Spectrum:
         total = float(energy.sum())
         return float(energy[rank:].sum()) / total if total > 0 else 0.0
 
-    def factors(self, rank: int, *, balanced: bool = False) -> Factors:
+    def factors(self, rank: int) -> Factors:
         """The best approximation with exactly `rank` components, strongest first, in float32.
 
-            B = U S,          A = V^T
-            B = U sqrt(S),    A = sqrt(S) V^T          balanced
+            B = U S,    A = V^T
 
-        A component of singular value 0 has a zero column in B and a unit row in A orthogonal to all others, also when
-        balanced: with both zero, no gradient would ever reach it. Only rows beyond d_in, which no orthogonal
-        direction is left for, are zero.
+        A component of singular value 0 has a zero column in B and a unit row in A orthogonal to all others: with both
+        zero, no gradient would ever reach it. Only rows beyond d_in, which no orthogonal direction is left for, are
+        zero.
         """
         kept = min(rank, len(self.values))
         d_out, d_in = self.left.shape[0], self.right.shape[1]
         values, right = self.values[:kept], self.right[:kept]
-        on_b, on_a = (values.sqrt(), torch.where(values > 0, values.sqrt(), 1.0)) if balanced else (values, None)
         a = torch.zeros(rank, d_in, dtype=torch.float64, device=right.device)
         b = torch.zeros(d_out, rank, dtype=torch.float64, device=right.device)
-        a[:kept] = right if on_a is None else right * on_a.unsqueeze(1)
-        b[:, :kept] = self.left[:, :kept] * on_b
+        a[:kept] = right
+        b[:, :kept] = self.left[:, :kept] * values
         if (missing := min(rank, d_in) - kept) > 0:
             a[kept : kept + missing] = _orthogonal_rows(right, missing)
         return Factors(a.float(), b.float())
@@ -69,13 +67,13 @@ def decompose(factors: Factors) -> Spectrum:
     return Spectrum(left * signs, values, right * signs.unsqueeze(1))
 
 
-def compress(factors: Factors, rank: int, *, balanced: bool = False) -> Factors:
+def compress(factors: Factors, rank: int) -> Factors:
     """The best approximation of B A with exactly `rank` components (Eckart and Young); see `Spectrum.factors`.
 
     Exact up to rounding where the product has no higher rank. Components are ordered by strength, so that `truncated`
     is again the best approximation of its rank.
     """
-    return decompose(factors).factors(rank, balanced=balanced)
+    return decompose(factors).factors(rank)
 
 
 def _orthogonal_rows(rows: Tensor, count: int) -> Tensor:
