@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DEFAULT_SCALE = 2
+DEFAULT_SCALE = 2.0
 """LoRA's alpha / rank, the same at every rank, so that a block's learning rate does not depend on its rank."""
 
 
