@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -14,6 +15,9 @@ from spinecli.commands.inspect import inspect
 from spinecli.commands.plan import plan
 from spinecli.commands.prune import prune
 from spinecli.commands.tune import tune
+
+# read when torch is loaded: threads that spin while they wait make a busy machine ten times slower
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="spine",

@@ -12,8 +12,7 @@ from torch import Tensor
 from spinecli.federation.conditions import Conditions, conditions
 from spinecli.federation.device.device import Device, DeviceMemory
 from spinecli.federation.engine import Job, Lost, Reply
-from spinecli.federation.engines import local
-from spinecli.federation.engines.local import LocalEngine, simulated_device
+from spinecli.federation.engines.local import LocalEngine, Simulated, VirtualMeter
 from spinecli.federation.fleet import Fleet, load_fleet
 from spinecli.federation.messages import Message
 from spinecli.federation.state import RunState, load_state
@@ -33,13 +32,21 @@ def fleet_of(folder: Path, **changes: Any) -> Fleet:
     return load_fleet(str(path))
 
 
-def engine_of(fleet: Fleet) -> LocalEngine:
+class NoData:
+    def label_counts(self, examples: Sequence[int]) -> tuple[int, ...]:
+        return (len(examples), 0)
+
+
+def bare(name: str, examples: int) -> Simulated[Device]:
+    """A device without a model."""
+    nothing, data, meter = cast("Any", None), cast("Any", NoData()), VirtualMeter()
+    return Simulated(Device(name, nothing, nothing, data, range(examples), DeviceMemory(), meter), meter)
+
+
+def engine_of(fleet: Fleet) -> LocalEngine[Device]:
     """Devices whose work is `answer`: no model, but FLOPs and bytes."""
-    devices = {}
-    for number, spec in enumerate(fleet.devices):
-        work = Device(spec.name, *cast("Any", (None, None, None)), range(number + 1), DeviceMemory(), cast("Any", None))
-        devices[spec.name] = simulated_device(spec, work)
-    return LocalEngine(fleet, devices, SEED)
+    devices = {spec.name: bare(spec.name, number + 1) for number, spec in enumerate(fleet.devices)}
+    return LocalEngine(fleet, devices, answer, SEED)
 
 
 def answer(kind: str, message: Message, device: Device) -> Message:
@@ -47,12 +54,6 @@ def answer(kind: str, message: Message, device: Device) -> Message:
         device.meter.charge(phase, flops)
     device.memory.tensors["count"] = device.memory.tensors.get("count", torch.tensor(0)) + 1
     return Message({"kind": kind, "from": device.name}, {"value": torch.ones(len(device.indices), 100)})
-
-
-@pytest.fixture(autouse=True)
-def scripted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "requests" not in request.fixturenames:
-        monkeypatch.setattr(local, "handle", answer)
 
 
 def job(device: str, number: int = 0, size: int = 50) -> Job:
@@ -212,12 +213,9 @@ def test_the_snapshot_of_another_engine_is_refused(fleet: Fleet) -> None:
         engine.restore(snapshot)
 
 
-def test_work_outside_of_a_job_is_refused(fleet: Fleet) -> None:
-    device = simulated_device(
-        fleet.devices[0], Device("a", *cast("Any", (None, None, None)), (), DeviceMemory(), cast("Any", None))
-    )
+def test_work_outside_of_a_job_is_refused() -> None:
     with pytest.raises(RuntimeError, match="outside of a job"):
-        device.meter.charge("forward", 1.0)
+        VirtualMeter().charge("forward", 1.0)
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -19,7 +19,7 @@ from spinecli.federation.device.device import Device, DeviceMemory, mask_tensors
 from spinecli.federation.device.handle import TRAIN, handle
 from spinecli.federation.device.local_pruning import Importance, Widths, full_masks, narrowed
 from spinecli.federation.device.wire import adapter_from, adapter_tensors, head_tensors, outputs_tensors, shared_a
-from spinecli.federation.engines.local import simulated_device
+from spinecli.federation.engines.local import VirtualMeter
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.setup import set_up
@@ -40,18 +40,17 @@ class Bench:
     def __post_init__(self) -> None:
         federation = set_up(self.request)
         self.base: BaseModel = federation.base
-        spec = self.request.fleet.devices[0]
-        plain = Device(
-            spec.name,
+        self.spec = self.request.fleet.devices[0]
+        self.meter = VirtualMeter()
+        self.device = Device(
+            self.spec.name,
             self.base,
             federation.setting.costs,
             self.request.train,
             self.request.parts[0],
             DeviceMemory(),
-            None,  # type: ignore[arg-type]
+            self.meter,
         )
-        self.simulated = simulated_device(spec, plain)
-        self.device = self.simulated.work
         self.tensors = {**adapter_tensors(self.fresh()), **head_tensors(self.base.head())}
 
     def fresh(self) -> Adapter:
@@ -75,7 +74,7 @@ class Bench:
             "clip_norm": 1.0,
             **order,
         }
-        self.simulated.meter.begin(conditions(self.simulated.spec, self.seed, number))
+        self.meter.begin(conditions(self.spec, self.seed, number))
         return handle(TRAIN, Message(header, self.tensors if tensors is None else tensors), self.device)
 
     def masks_in(self, reply: Message) -> Masks:
@@ -232,6 +231,6 @@ def test_the_loss_is_told_at_both_ends(requests: Any) -> None:
     reply = bench.train(0, steps=1)
     assert reply.header["loss_before"] == reply.header["loss_after"]
     assert {"forward_seconds", "backward_seconds"} <= reply.header.keys()
-    assert bench.simulated.meter.total == pytest.approx(
+    assert bench.meter.total == pytest.approx(
         reply.header["forward_seconds"] + reply.header["backward_seconds"]  # type: ignore[operator]
     )

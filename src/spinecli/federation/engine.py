@@ -24,6 +24,8 @@ class Node:
     device_class: str
     memory_bytes: int
     examples: int
+    label_counts: tuple[int, ...] = ()
+    """How many examples it has of each label; empty where there are no labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,10 @@ class Job:
     kind: str
     round: int
     message: Message
+    part: int = 0
+    """Which of the round's exchanges with this device it is, counted from 0."""
+    parts: int = 1
+    """How many exchanges the round has."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,9 @@ class Engine(Protocol):
         Args:
             deadline: seconds after which the missing answers are given up; None waits for all.
         """
+
+    def work(self, flops: float) -> None:
+        """The server has computed so much since the last exchange; only a virtual clock needs to be told."""
 
     def now(self) -> float:
         """Seconds on this engine's clock since the run began."""

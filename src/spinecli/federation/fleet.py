@@ -30,6 +30,8 @@ else:
     import tomli as tomllib
 
 MOST_DEVICES = 100_000
+DEFAULT_SERVER_FLOPS = 1e13
+"""Effective FLOP/s of the server where a fleet does not say; only split training lets the server compute."""
 _BUILT_IN = re.compile(r"^([a-z]+)-([0-9]{1,9})$")
 
 
@@ -86,6 +88,7 @@ class DeviceClass(_Data):
 
 class _FleetFile(_Data):
     name: str = Field(min_length=1)
+    server_flops: _Speed = DEFAULT_SERVER_FLOPS
     classes: Annotated[tuple[DeviceClass, ...], BeforeValidator(_listed), Field(alias="class", min_length=1)]
 
 
@@ -106,6 +109,8 @@ class Fleet:
     classes: tuple[DeviceClass, ...]
     reference: str
     """As the user typed it."""
+    server_flops: float = DEFAULT_SERVER_FLOPS
+    """Effective FLOP/s of the server."""
 
     @cached_property
     def devices(self) -> tuple[DeviceSpec, ...]:
@@ -118,7 +123,11 @@ class Fleet:
 
     def source(self) -> Source:
         """The fleet as an input of a step; its sum covers the values, not how the file writes them."""
-        content = {"name": self.name, "class": [device_class.model_dump(mode="json") for device_class in self.classes]}
+        content = {
+            "name": self.name,
+            "server_flops": self.server_flops,
+            "class": [device_class.model_dump(mode="json") for device_class in self.classes],
+        }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         record = FileRecord(sha256=hashlib.sha256(text).hexdigest(), bytes=len(text))
         return Source(reference=self.reference, files={"fleet": record})
@@ -194,7 +203,7 @@ def _parse(text: str, where: str, reference: str) -> Fleet:
     total = sum(device_class.count for device_class in file.classes)
     if total > MOST_DEVICES:
         raise FleetError(f"{where} has {total} devices over all classes; lower count to at most {MOST_DEVICES} in all.")
-    return Fleet(file.name, file.classes, reference)
+    return Fleet(file.name, file.classes, reference, file.server_flops)
 
 
 def _complaint(raw: dict[str, Any], error: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.device import Device, DeviceMemory
-from spinecli.federation.engines.local import LocalEngine, VirtualMeter, simulated_device
+from spinecli.federation.device.handle import handle
+from spinecli.federation.engines.local import LocalEngine, Simulated, VirtualMeter
 from spinecli.federation.planning.workload import head_of
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.strategies import strategy_of
@@ -19,7 +20,7 @@ class Federation:
     """A run that is ready to begin."""
 
     base: BaseModel
-    engine: LocalEngine
+    engine: LocalEngine[Device]
     setting: Setting
     strategy: Strategy
 
@@ -38,13 +39,12 @@ def set_up(request: FederatedRequest) -> Federation:
     )
     head = head_of(checkpoint, request.labels)
     costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
-    devices = {
-        spec.name: simulated_device(
-            spec, Device(spec.name, base, costs, request.train, part, DeviceMemory(), VirtualMeter())
-        )
-        for spec, part in zip(request.fleet.devices, request.parts, strict=True)
-    }
-    engine = LocalEngine(request.fleet, devices, options.seed)
+    devices: dict[str, Simulated[Device]] = {}
+    for spec, part in zip(request.fleet.devices, request.parts, strict=True):
+        meter = VirtualMeter()
+        device = Device(spec.name, base, costs, request.train, part, DeviceMemory(), meter)
+        devices[spec.name] = Simulated(device, meter)
+    engine = LocalEngine(request.fleet, devices, handle, options.seed)
     setting = Setting(
         nodes=engine.nodes(),
         projections={

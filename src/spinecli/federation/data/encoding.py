@@ -48,6 +48,13 @@ class Encoded:
         """(rows,) int64: tokens of each row."""
         return torch.tensor([len(row) for row in self.tokens])
 
+    def label_counts(self, examples: Sequence[int]) -> tuple[int, ...]:
+        """How many of these examples have each label; empty for language modelling."""
+        if not len(self.labels):
+            return ()
+        counts = torch.bincount(self.labels[list(examples)], minlength=int(self.labels.max()) + 1)
+        return tuple(counts.tolist())
+
     def rows_of(self, examples: Sequence[int]) -> list[int]:
         """The rows that these examples became."""
         return [row for example in examples for row in range(self.offsets[example], self.offsets[example + 1])]

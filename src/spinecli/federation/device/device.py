@@ -125,6 +125,11 @@ class Device:
         """Size of the private data set."""
         return len(self.indices)
 
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """Examples of each label; empty for language modelling."""
+        return self.data.label_counts(self.indices)
+
 
 def mask_shapes(blocks: int, dense: BlockShape) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that `mask_tensors` makes."""

@@ -2,21 +2,22 @@
 
 Messages are packed and unpacked for real, so their bytes are those of a network. Devices work one after another here,
 and at the same time on the virtual clock: a device's round is download, compute and upload, from its conditions in that
-round, and the exchange ends when the last answer is in or the deadline has come. The server's own work takes no time.
+round, and the exchange ends when the last answer is in or the deadline has come. The server's own work takes the time
+that its FLOPs take at the fleet's server speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 from pydantic import JsonValue
 
 from spinecli.federation.conditions import Conditions, conditions
-from spinecli.federation.device.device import Device, DeviceMemory
-from spinecli.federation.device.handle import handle
+from spinecli.federation.device.device import DeviceMemory
 from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot, Timing
-from spinecli.federation.fleet import DeviceSpec, Fleet
+from spinecli.federation.fleet import Fleet
 from spinecli.federation.messages import Message
 
 
@@ -47,28 +48,55 @@ class VirtualMeter:
         return sum(self._seconds.values())
 
 
-@dataclass(frozen=True, eq=False)
-class SimulatedDevice:
-    """A device of the fleet and what it does its work with."""
+class Worker(Protocol):
+    """What a device does its work with."""
 
-    spec: DeviceSpec
-    work: Device
+    @property
+    def memory(self) -> DeviceMemory:
+        """What stays on it from round to round."""
+
+    @property
+    def examples(self) -> int:
+        """Size of its data set."""
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """Examples of each label; empty where there are no labels."""
+
+
+Work = TypeVar("Work", bound=Worker)
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated(Generic[Work]):
+    """A device of the fleet: its work, and the meter that its work charges."""
+
+    work: Work
     meter: VirtualMeter
 
 
-class LocalEngine:
+class LocalEngine(Generic[Work]):
     """Runs a fleet in this process.
 
     Args:
         fleet: the devices.
         devices: what each does its work with, by name.
+        handle: what a device does with a message, given what it does its work with.
         seed: of the fleet's conditions.
     """
 
-    def __init__(self, fleet: Fleet, devices: Mapping[str, SimulatedDevice], seed: int) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        devices: Mapping[str, Simulated[Work]],
+        handle: Callable[[str, Message, Work], Message],
+        seed: int,
+    ) -> None:
         self._fleet = fleet
         self._devices = devices
+        self._handle = handle
         self._seed = seed
+        self._specs = {spec.name: spec for spec in fleet.devices}
         self._clock = 0.0
         self._usual_seconds: dict[str, float] = {}
 
@@ -80,6 +108,7 @@ class LocalEngine:
                 spec.device_class.name,
                 spec.device_class.memory_bytes,
                 self._devices[spec.name].work.examples,
+                self._devices[spec.name].work.label_counts,
             )
             for spec in self._fleet.devices
         ]
@@ -87,6 +116,10 @@ class LocalEngine:
     def now(self) -> float:
         """Virtual seconds since the run began."""
         return self._clock
+
+    def work(self, flops: float) -> None:
+        """Move the clock on by what the fleet's server needs for `flops`."""
+        self._clock += flops / self._fleet.server_flops
 
     def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
         """Let every device do its job; the clock moves on to when the server has what it waits for."""
@@ -98,16 +131,16 @@ class LocalEngine:
         return outcomes
 
     def _ask(self, job: Job, start: float) -> Reply | Lost:
-        device = self._devices[job.device]
-        current = conditions(device.spec, self._seed, job.round)
+        device, spec = self._devices[job.device], self._specs[job.device]
+        current = conditions(spec, self._seed, job.round)
         sent = job.message.pack()
         started = start + current.download_seconds(len(sent))
-        if current.fails_at is not None:
-            # its work is lost, so it is not done: it breaks off within the time that its last round took
-            gone = started + current.fails_at * self._usual_seconds.get(job.device, 0.0)
+        if current.fails_at is not None and (share := current.fails_at * job.parts - job.part) < 1:
+            # its work is lost, so it is not done: it breaks off within the time that its last exchange took
+            gone = started + max(share, 0.0) * self._usual_seconds.get(job.device, 0.0)
             return Lost(job.device, "failed", "the device failed in its round", gone - start, len(sent))
         device.meter.begin(current)
-        answer = handle(job.kind, Message.unpack(sent), device.work).pack()
+        answer = self._handle(job.kind, Message.unpack(sent), device.work).pack()
         self._usual_seconds[job.device] = device.meter.total
         finished = started + device.meter.total
         arrived = finished + current.upload_seconds(len(answer))
@@ -137,12 +170,6 @@ class LocalEngine:
                 key.removeprefix(prefix): value for key, value in snapshot.tensors.items() if key.startswith(prefix)
             }
             device.work.memory.tensors = kept
-
-
-def simulated_device(spec: DeviceSpec, work: Device) -> SimulatedDevice:
-    """A device whose time is counted on the virtual clock."""
-    meter = VirtualMeter()
-    return SimulatedDevice(spec, replace(work, meter=meter, memory=DeviceMemory()), meter)
 
 
 def _seconds(outcome: Reply | Lost) -> float:

@@ -29,7 +29,7 @@ def adapter_config(
     pattern: dict[str, JsonValue] = {rf"{container}\.{index}\..+": rank for index, rank in held.items()}
     highest = max(held.values())
     return {
-        **plain_config("CAUSAL_LM" if labels is None else "SEQ_CLS", base, highest, pattern, DEFAULT_SCALE),
+        **plain_config("CAUSAL_LM" if labels is None else "SEQ_CLS", base, highest, pattern, int(DEFAULT_SCALE)),
         "target_modules": list(targets),
         "exclude_modules": list(_also_matched(family, targets)) or None,
         "layers_to_transform": list(held),
