@@ -21,7 +21,9 @@ from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingP
 MANIFEST_NAME = "spine.json"
 FORMAT_VERSION = 1
 
-ArtifactKind = Literal["pruned-checkpoint", "tuned-checkpoint", "evaluation", "lora-plan", "federated-adapter"]
+ArtifactKind = Literal[
+    "pruned-checkpoint", "tuned-checkpoint", "evaluation", "lora-plan", "federated-adapter", "joined-checkpoint"
+]
 
 
 class _Record(BaseModel):

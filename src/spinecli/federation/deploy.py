@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.errors import VerificationError
-from spinecli.federation.data.batches import IGNORED, collate
+from spinecli.federation.data import columns as data_columns
+from spinecli.federation.data.batches import IGNORED, Batch, collate
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.local_pruning import full_masks
@@ -24,7 +26,8 @@ from spinecli.federation.device.objective import answers_of
 from spinecli.federation.evaluation import adapter_for
 from spinecli.federation.strategies.strategy import GlobalModel, Served
 
-_PROBE_ROWS = 4
+PROBE_ROWS = 4
+"""Held-out examples that a written checkpoint is tried on."""
 _TOLERANCE = 1e-3
 _COARSE_TOLERANCE = 0.05
 """For checkpoints stored in half precision, to which the merged weights are rounded."""
@@ -41,12 +44,17 @@ def merged_checkpoint(base: BaseModel, model: GlobalModel, labels: Sequence[str]
         values[f"{name}.weight"] = stored.float() + factors.product()
     settings: dict[str, Any] = {}
     if classifies:
-        settings = {
-            "id2label": {str(index): label for index, label in enumerate(labels)},
-            "label2id": {label: index for index, label in enumerate(labels)},
-            "pad_token_id": pad_id,
-        }
+        settings = label_settings(labels, pad_id)
     return fine_tuned(source, Task.classification if classifies else Task.causal_lm, values, settings)
+
+
+def label_settings(labels: Sequence[str], pad_id: int) -> dict[str, Any]:
+    """Keys of a classifier's config.json."""
+    return {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "pad_token_id": pad_id,
+    }
 
 
 def deploy(directory: Path, merged: Checkpoint, served: Served) -> None:
@@ -61,22 +69,36 @@ def verify_deployed(directory: Path, base: BaseModel, model: GlobalModel, served
 
     Raises: VerificationError.
     """
-    batch = collate(probe, list(range(min(_PROBE_ROWS, len(probe)))))
+    batch = collate(probe, list(range(min(PROBE_ROWS, len(probe)))))
     with base.lent(model.head, served.masks):
         base.attach(adapter_for(base, model, served), trainable=False)
         expected, _ = answers_of(base, batch)
+    return verify_answers(directory, batch, expected, base.task, base.compute)
+
+
+@torch.no_grad()
+def verify_answers(
+    directory: Path, batch: Batch, expected: Tensor, task: data_columns.Task, compute: ComputeOptions
+) -> float:
+    """Open the checkpoint in `directory` with plain transformers; how far its logits are from those expected.
+
+    Args:
+        expected: logits, one row an answer.
+
+    Raises: VerificationError.
+    """
     transformers_logging.disable_progress_bar()
     checkpoint = Checkpoint.open(directory)
     written, info = auto_class(checkpoint.task).from_pretrained(
-        directory, dtype=base.compute.dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
+        directory, dtype=compute.dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
     )
     if absent := sorted({*info["missing_keys"], *info["mismatched_keys"]}):
         raise VerificationError(f"{directory} lacks {absent[0]}; nothing was published.")
-    inputs = {name: value.to(base.device) for name, value in batch.model_inputs().items()}
-    logits = written.to(base.device).eval()(**inputs).logits.float()
-    found = logits if base.task == "classification" else logits[:, :-1][batch.labels[:, 1:] != IGNORED]
+    inputs = {name: value.to(compute.device) for name, value in batch.model_inputs().items()}
+    logits = written.to(compute.device).eval()(**inputs).logits.float()
+    found = logits if task == "classification" else logits[:, :-1][batch.labels[:, 1:] != IGNORED]
     difference = float((found - expected).abs().max())
-    precise = checkpoint.storage_dtype is torch.float32 and base.compute.dtype is torch.float32
+    precise = checkpoint.storage_dtype is torch.float32 and compute.dtype is torch.float32
     tolerance = (_TOLERANCE if precise else _COARSE_TOLERANCE) * max(1.0, float(expected.abs().max()))
     if not difference <= tolerance:
         raise VerificationError(

@@ -38,6 +38,8 @@ class DeviceRecord(_Record):
     """Blocks with LoRA."""
     rank: float = 0.0
     """Mean rank of the blocks with LoRA."""
+    batch: int = 0
+    """Rows an iteration in split training."""
 
 
 class Measurement(_Record):
@@ -46,6 +48,31 @@ class Measurement(_Record):
     loss: float
     accuracy: float
     """Share of right labels; for a language model, of right next tokens."""
+
+
+class IterationRecord(_Record):
+    """One iteration of split training."""
+
+    ended: float
+    """When the server had its features, in seconds of the engine's clock."""
+    rows: int
+    """Of the features that came."""
+    loss: float | None
+    """Before the server's step; None if the iteration was dropped because a device was lost in it."""
+
+
+class SplitRecord(_Record):
+    """What split training adds to a round."""
+
+    divergence: float
+    """KL divergence of the labels in the merged batch from those of the fleet, in nats."""
+    selected_divergence: float
+    """The same before batches were refined."""
+    feasible: bool
+    """Whether the divergence keeps its limit."""
+    predicted_seconds: float | None
+    """Of an iteration; None while no device's pace is known."""
+    iterations: tuple[IterationRecord, ...] = ()
 
 
 class RoundRecord(_Record):
@@ -59,6 +86,7 @@ class RoundRecord(_Record):
     learning_rate: float
     evaluation: Measurement | None = None
     devices: tuple[DeviceRecord, ...]
+    split: SplitRecord | None = None
 
     @property
     def seconds(self) -> float:

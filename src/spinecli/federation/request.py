@@ -24,7 +24,7 @@ from spinecli.federation.fleet import Fleet, load_fleet
 from spinecli.federation.planning.artifact import LoraPlan, read_plan
 from spinecli.federation.rounds import RoundOptions
 from spinecli.federation.schedule import Schedule
-from spinecli.federation.strategies import strategy_of
+from spinecli.federation.strategies import SPLITTING, strategy_of
 from spinecli.federation.strategies.strategy import Tuning
 from spinecli.lora.targets import target_projections
 
@@ -152,7 +152,8 @@ def open_request(options: FederatedOptions) -> FederatedRequest:
     Raises: OptionError, FleetError, DataError, and every class of `spinecli.errors` that a checkpoint can cause.
     """
     _check_options(options)
-    strategy_of(options.strategy)
+    if options.strategy not in SPLITTING:
+        strategy_of(options.strategy)
     fleet = load_fleet(options.fleet)
     checkpoint = Checkpoint.open(resolve_checkpoint(options.model))
     target_projections(checkpoint.family, options.targets)

@@ -59,17 +59,12 @@ class Loop:
             device.device: record.round for record in history.rounds for device in record.devices if device.lost is None
         }
         for number in range(len(history.rounds), self.options.rounds):
-            if self._reached(history.rounds):
+            if reached_target(history.rounds, self.options.target_accuracy):
                 return
             record = self._round(number, acknowledged)
             history.append(record)
             self.save(RunState(number + 1, self.strategy.snapshot(), self.engine.snapshot()))
             listener(record)
-
-    def _reached(self, rounds: Sequence[RoundRecord]) -> bool:
-        target = self.options.target_accuracy
-        last = rounds[-1].evaluation if rounds else None
-        return target is not None and last is not None and last.accuracy >= target
 
     def _round(self, number: int, acknowledged: dict[str, int]) -> RoundRecord:
         options, setting = self.options, self.setting
@@ -147,6 +142,12 @@ class Loop:
         except MessageError as error:
             timing = outcome.timing
             return Lost(outcome.device, "refused", str(error), timing.arrived - began, timing.bytes_down)
+
+
+def reached_target(rounds: Sequence[RoundRecord], target: float | None) -> bool:
+    """Whether the last round was measured at `target` or above."""
+    last = rounds[-1].evaluation if rounds else None
+    return target is not None and last is not None and last.accuracy >= target
 
 
 def _device_record(

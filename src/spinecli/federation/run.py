@@ -26,7 +26,7 @@ DEPLOYED_DIRECTORY = "deployed"
 MASKS_DIRECTORY = "masks"
 
 
-def _unheard(record: RoundRecord) -> None:
+def unheard(record: RoundRecord) -> None:
     """Nobody listens."""
 
 
@@ -34,7 +34,7 @@ def launch(
     request: FederatedRequest,
     output: OutputOptions,
     stopwatch: Stopwatch | None = None,
-    listener: Listener = _unheard,
+    listener: Listener = unheard,
 ) -> Manifest:
     """Fine-tune over the fleet into a new directory.
 
@@ -60,7 +60,7 @@ def launch(
         history = _run_rounds(request, federation, work, stopwatch, listener)
         with stopwatch("writing"):
             result = _write(request, federation, history.rounds, work.files)
-        return run.publish(work, _summary(request, result), result.model_dump(mode="json"), stopwatch.measured())
+        return run.publish(work, summary_of(request, result), result.model_dump(mode="json"), stopwatch.measured())
 
 
 def _run_rounds(
@@ -113,6 +113,7 @@ def _write(
     return summarised(rounds, options.target_accuracy, groups)
 
 
-def _summary(request: FederatedRequest, result: FederatedResult) -> str:
+def summary_of(request: FederatedRequest, result: FederatedResult) -> str:
+    """One line for `spine.json`."""
     found = f", accuracy {result.accuracy:.1%}" if result.accuracy is not None else ""
     return f"{request.options.strategy}, {result.rounds} rounds on {request.fleet.name}{found}"

@@ -28,10 +28,13 @@ STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {
     "fedspine-model": FedSpineModel,
 }
 
+SPLITTING = ("mergesfl", "sfl-fm", "sfl-br", "splitfed", "fedavg")
+"""Further names that --strategy takes: those of `spinecli.split`, which builds on this package."""
+
 
 def strategy_of(name: str) -> Callable[[Setting], Strategy]:
     """The strategy called `name`; OptionError with the list of known ones."""
     try:
         return STRATEGIES[name]
     except KeyError:
-        raise OptionError(f"--strategy {name} is none of {', '.join(STRATEGIES)}.") from None
+        raise OptionError(f"--strategy {name} is none of {', '.join((*STRATEGIES, *SPLITTING))}.") from None

@@ -1,0 +1,181 @@
+"""Split strategies side by side: accuracy at equal virtual time, and time and traffic to a target accuracy.
+
+    python benchmarks/split.py --model minilm-L6 --data sst2 --partition shards:1 --results split-runs.jsonl
+
+Each run is a line in the results file; runs that are there already are not repeated, so the command can be stopped and
+started again. The table at the end is over all runs in the file that have the same settings; `accuracy at` reads every
+run's last evaluation within the time that the fastest strategy needed for all its rounds. Needs the checkpoints and
+data in ../shared, or paths of your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from federation import found, mean, points, to_target
+
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.evaluation.quiet import quiet_libraries
+from spinecli.federation.data.columns import DataOptions
+from spinecli.federation.history import History
+from spinecli.federation.request import FederatedOptions, open_request
+from spinecli.federation.results import summarised
+from spinecli.federation.strategies.strategy import Tuning
+from spinecli.split.model import Ways
+from spinecli.split.request import SplitOptions, split_request
+from spinecli.split.run import loop_of
+from spinecli.split.setup import set_up
+from spinecli.split.strategies import SPLIT_STRATEGIES
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm-L6")
+    parser.add_argument("--data", default="sst2")
+    parser.add_argument("--fleet", default="jetson-80")
+    parser.add_argument("--partition", default="shards:1")
+    parser.add_argument("--strategies", default=",".join(SPLIT_STRATEGIES))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--cohort", type=int, default=10)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--largest-batch", type=int, default=32)
+    parser.add_argument("--max-length", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--bottom", default="lora")
+    parser.add_argument("--top", default="lora")
+    parser.add_argument("--cut-layer", type=int, default=None)
+    parser.add_argument("--selection", default="greedy")
+    parser.add_argument("--feature-dtype", default="fp32")
+    parser.add_argument("--divergence-limit", type=float, default=0.05)
+    parser.add_argument("--examined", type=int, default=400, help="held-out examples of an evaluation")
+    parser.add_argument("--limit", type=int, default=None, help="at most so many training examples")
+    parser.add_argument("--target", type=float, default=0.7)
+    parser.add_argument("--results", type=Path, default=Path("split-runs.jsonl"))
+    parser.add_argument("--table-only", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
+    done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    apart = ("strategies", "seeds", "target", "results", "table_only")
+    settings = {key: value for key, value in vars(asked).items() if key not in apart}
+    known = {(run["strategy"], run["seed"]) for run in done if run["settings"] == settings}
+    for seed in map(int, asked.seeds.split(",")):
+        for strategy in asked.strategies.split(","):
+            if (strategy, seed) in known or asked.table_only:
+                continue
+            run = one_run(strategy, seed, asked) | {"settings": settings}
+            done.append(run)
+            with asked.results.open("a") as handle:
+                handle.write(json.dumps(run) + "\n")
+            print(
+                f"{strategy} seed {seed}: accuracy {run['accuracy']:.3f}, {run['wall_seconds']:.0f} s here", flush=True
+            )
+    print_table([run for run in done if run["settings"] == settings], asked.target)
+
+
+def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
+    started = time.perf_counter()
+    tuning = Tuning(
+        rounds=asked.rounds,
+        local_steps=asked.iterations,
+        batch_size=asked.batch_size,
+        length=asked.max_length,
+        learning_rate=asked.learning_rate,
+    )
+    with quiet_libraries():
+        federated = open_request(
+            FederatedOptions(
+                model=found(asked.model, "models"),
+                data=found(asked.data, "datasets"),
+                strategy=strategy,
+                fleet=asked.fleet,
+                partition=asked.partition,
+                data_options=DataOptions(limit=asked.limit),
+                max_length=asked.max_length,
+                rounds=asked.rounds,
+                cohort=asked.cohort,
+                tuning=tuning,
+                evaluation_limit=asked.examined,
+                seed=seed,
+            )
+        )
+        request = split_request(
+            federated,
+            SplitOptions(
+                cut_layer=asked.cut_layer,
+                ways=Ways(asked.bottom, asked.top, tuning.rank, tuning.scale),
+                feature_dtype=asked.feature_dtype,
+                optimizer=asked.optimizer,
+                largest_batch=asked.largest_batch,
+                divergence_limit=asked.divergence_limit,
+                selection=asked.selection,
+            ),
+        )
+        federation = set_up(request)
+    history = History(None)
+    loop_of(request, federation, Stopwatch(), None).run(history, lambda record: None)
+    result = summarised(history.rounds, None)
+    splits = [record.split for record in history.rounds if record.split is not None]
+    return {
+        "strategy": strategy,
+        "seed": seed,
+        "cut": request.cut,
+        "accuracy": result.accuracy,
+        "seconds": result.seconds,
+        "bytes": result.bytes,
+        "idle_share": result.idle_share,
+        "divergence": statistics.fmean(split.divergence for split in splits),
+        "infeasible": sum(not split.feasible for split in splits),
+        "rows": statistics.fmean(sum(device.batch for device in record.devices) for record in history.rounds),
+        "devices": statistics.fmean(len(record.devices) for record in history.rounds),
+        "points": points(history.rounds),
+        "wall_seconds": time.perf_counter() - started,
+    }
+
+
+def accuracy_at(run: dict[str, Any], seconds: float) -> float:
+    """Of the last evaluation within `seconds`; NaN if there was none."""
+    return next((accuracy for when, _, accuracy in reversed(run["points"]) if when <= seconds), math.nan)
+
+
+def print_table(runs: list[dict[str, Any]], target: float) -> None:
+    shared = min((run["seconds"] for run in runs), default=0.0)
+    print(
+        f"\n| strategy | runs | devices, rows | KL | idle | accuracy at {shared:.0f} s | final accuracy "
+        f"| time to {target:.0%} | MB to {target:.0%} | whole time | MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for strategy in SPLIT_STRATEGIES:
+        mine = [run for run in runs if run["strategy"] == strategy]
+        if not mine:
+            continue
+        reached = [hit for run in mine if (hit := to_target(run, target)) is not None]
+        times = f"{mean(hit[0] for hit in reached):.0f} s" if reached else "never"
+        sent = f"{mean(hit[1] for hit in reached) / 1e6:.0f}" if reached else ""
+        if 0 < len(reached) < len(mine):
+            times += f" ({len(reached)} of {len(mine)})"
+        accuracies = [run["accuracy"] for run in mine]
+        spread = f" ± {statistics.stdev(accuracies):.1%}" if len(mine) > 1 else ""
+        early = mean(accuracy_at(run, shared) for run in mine)
+        print(
+            f"| {strategy} | {len(mine)} | {mean(run['devices'] for run in mine):.0f}, "
+            f"{mean(run['rows'] for run in mine):.0f} | {mean(run['divergence'] for run in mine):.3f} "
+            f"| {mean(run['idle_share'] for run in mine):.0%} | {early:.1%} | {mean(accuracies):.1%}{spread} "
+            f"| {times} | {sent} | {mean(run['seconds'] for run in mine):.0f} s "
+            f"| {mean(run['bytes'] for run in mine) / 1e6:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The plan of one round: who takes part, with which batch, and what that will take.
+
+MergeSFL's control module, its steps put together; see docs/algorithms/mergesfl.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spinecli.federation.seeding import torch_generator
+from spinecli.split.control.batches import idle_share, regulated_batches
+from spinecli.split.control.estimates import Paces, paces_of
+from spinecli.split.control.options import ControlOptions
+from spinecli.split.control.population import Population
+from spinecli.split.control.priority import priorities
+from spinecli.split.control.refinement.problem import Problem
+from spinecli.split.control.refinement.refine import Refinement, refined
+from spinecli.split.control.scaling import scaled_up
+from spinecli.split.control.selection.candidates import Candidates
+from spinecli.split.control.selection.registry import selection_of
+from spinecli.split.control.state import ControlState
+
+
+@dataclass(frozen=True)
+class ControlPlan:
+    """Of one round."""
+
+    cohort: dict[str, int]
+    """Rows an iteration by device, in the order of the population."""
+    divergence: float
+    """KL(Phi_S || Phi_0) of the merged batch, in nats."""
+    selected_divergence: float
+    """The same with the batches as they were before their refinement."""
+    feasible: bool
+    """Whether the divergence keeps its limit."""
+    start_batch: int
+    """The largest batch that the selection started from: D, or half of it, and so on, where D was infeasible."""
+    seconds: float | None
+    """Of an iteration, predicted; None while no pace is known."""
+    idle_share: float | None
+    """Share of it that devices wait, predicted; None while no pace is known."""
+
+    @property
+    def rows(self) -> int:
+        """Of the merged batch."""
+        return sum(self.cohort.values())
+
+
+def plan_round(
+    state: ControlState, population: Population, options: ControlOptions, seed: int, round_number: int
+) -> ControlPlan:
+    """Batches by Eq. 9, a cohort, its batches refined by Eq. 14 and raised to the budget.
+
+    Where the divergence cannot keep its limit while the budget holds fewer devices than may take part, all is tried
+    again from half the batches, and so on; the limit itself stays. Before any pace is known, batches start equal, are
+    refined as if all rows took the same time, and are not raised. Without regulation they are equal and stay so. The
+    same arguments give the same plan.
+    """
+    planner = _Planner(state, population, options, torch_generator(seed, "selection", round_number))
+    start = planner.largest if planner.paced else min(options.equal_batch, planner.largest)
+    attempts = [planner.attempt(start)]
+    while options.regulation and start > 1 and not attempts[-1].refinement.feasible and not attempts[-1].full:
+        start //= 2
+        attempts.append(planner.attempt(start))
+    return planner.plan(min(attempts, key=lambda attempt: attempt.order))
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """A cohort and its batches, before these are raised to the budget."""
+
+    start_batch: int
+    cohort: Tensor
+    problem: Problem
+    refinement: Refinement
+    full: bool
+    """Whether no further device could take part, however small the batches."""
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """Feasible ones first; otherwise by divergence."""
+        return not self.refinement.feasible, self.refinement.divergence
+
+
+class _Planner:
+    """What all attempts of a round have in common."""
+
+    def __init__(
+        self, state: ControlState, population: Population, options: ControlOptions, generator: torch.Generator
+    ) -> None:
+        known = paces_of(state.paces, list(zip(population.names, population.classes, strict=True)))
+        self._paces = None if known is None else Paces.of(known)
+        self._population, self._options, self._generator = population, options, generator
+        self._priorities = priorities(state.counts(population))
+        # Nobody alone may exceed the budget.
+        self.largest = math.floor(min(options.largest_batch, options.budget_rows))
+        self._limits = population.limits.clamp(max=self.largest)
+        self.paced = options.regulation and known is not None
+
+    def attempt(self, start: int) -> _Attempt:
+        """Selection and refinement from batches of at most `start` rows."""
+        population, options = self._population, self._options
+        batches = self._limits.clamp(max=start)
+        if self._paces is not None and self.paced:
+            batches = regulated_batches(self._paces, start, self._limits)
+        candidates = Candidates(
+            batches=batches,
+            distributions=population.distributions,
+            reference=population.reference,
+            priorities=self._priorities,
+            budget_rows=options.budget_rows,
+            largest_cohort=options.largest_cohort,
+        )
+        cohort = selection_of(options.selection).select(candidates, self._generator)
+        unknown = torch.ones(len(cohort), dtype=torch.float64)
+        problem = Problem(
+            batches=batches[cohort],
+            distributions=population.distributions[cohort],
+            reference=population.reference,
+            row_seconds=unknown if self._paces is None else self._paces.row_seconds[cohort],
+            limits=self._limits[cohort],
+            budget_rows=options.budget_rows,
+            divergence_limit=options.divergence_limit,
+        )
+        refinement = refined(problem) if options.regulation else Refinement.of(problem.batches, problem)
+        full = len(cohort) == min(options.largest_cohort, candidates.devices)
+        return _Attempt(start, cohort, problem, refinement, full)
+
+    def plan(self, attempt: _Attempt) -> ControlPlan:
+        """The attempt with its batches raised to the budget, where paces are known, and its prediction."""
+        problem, refinement = attempt.problem, attempt.refinement
+        # Where the limit cannot be kept, raising the batches must not make it worse.
+        highest = max(problem.divergence_limit, refinement.divergence)
+        if self.paced:
+            raised = scaled_up(
+                refinement.batches,
+                problem.limits,
+                self.largest,
+                problem.budget_rows,
+                lambda batches: float(problem.divergence(batches)) <= highest,
+            )
+            refinement = Refinement.of(raised, problem)
+        durations = None
+        if self._paces is not None:
+            durations = self._paces.of_cohort(attempt.cohort).durations(refinement.batches)
+        names = [self._population.names[index] for index in attempt.cohort.tolist()]
+        return ControlPlan(
+            cohort=dict(zip(names, refinement.batches.tolist(), strict=True)),
+            divergence=refinement.divergence,
+            selected_divergence=float(problem.divergence(problem.batches)),
+            feasible=refinement.feasible,
+            start_batch=attempt.start_batch,
+            seconds=None if durations is None else float(durations.max()),
+            idle_share=None if durations is None else idle_share(durations),
+        )

@@ -1,0 +1,51 @@
+"""The devices that a server can choose from, as the control module sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from spinecli.split.control.divergence import label_distributions, reference_distribution
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Devices in a fixed order.
+
+    Raises: ValueError if there is none, if the parts are of different lengths, or if a device has no example or cannot
+    hold a single row.
+    """
+
+    names: Sequence[str]
+    classes: Sequence[str]
+    """Of devices that are alike, so that one tells of another."""
+    label_counts: Tensor
+    """(devices, labels) int64; where there are no labels, one column with the number of examples."""
+    memory_rows: Tensor | None = None
+    """Most rows that each device's memory holds, (devices,) int64; None where memory is no matter."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.names), len(self.classes), len(self.label_counts), len(self.limits)}
+        if len(lengths) > 1 or not self.names:
+            raise ValueError("Names, classes, label counts and memory must be of the same devices, at least one.")
+        if bool((self.label_counts < 0).any()) or int(self.limits.min()) < 1:
+            raise ValueError("Every device needs at least one example, and memory for at least one row.")
+
+    @cached_property
+    def limits(self) -> Tensor:
+        """Most rows of each device's batch, (devices,) int64: no example twice, and no more than memory holds."""
+        examples = self.label_counts.sum(dim=1)
+        return examples if self.memory_rows is None else examples.minimum(self.memory_rows)
+
+    @cached_property
+    def distributions(self) -> Tensor:
+        """V, (devices, labels) float64."""
+        return label_distributions(self.label_counts)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Phi_0, (labels,) float64."""
+        return reference_distribution(self.distributions)

@@ -1,0 +1,1 @@
+"""Ways to choose the cohort of a round, behind one interface."""

@@ -1,0 +1,106 @@
+"""What the two halves of a split model cost, counted from shapes: FLOPs and memory.
+
+The rules are those of `lora.cost`. Where all weights are trained, backward takes twice what forward takes: once for the
+gradients of the weights, once for those of the inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Size
+
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import Task
+from spinecli.federation.planning.workload import Head
+from spinecli.lora.block_cost import BlockLayout
+from spinecli.lora.cost import StepCost
+from spinecli.lora.targets import target_projections
+from spinecli.split.model import Ways
+
+_VALUE_BYTES = 4
+_STATE_VALUES = {"adamw": 4, "sgd": 2}
+"""Per trained number: itself, its gradient, and what the optimiser keeps of it."""
+
+
+@dataclass(frozen=True)
+class SplitCosts:
+    """Costs of one checkpoint cut before block `cut`."""
+
+    layout: BlockLayout
+    checkpoint: Checkpoint
+    cut: int
+    ways: Ways
+    head: Head
+    optimizer: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, cut: int, ways: Ways, head: Head, optimizer: str) -> SplitCosts:
+        """Read off a checkpoint what the costs depend on; no weight is read."""
+        targets = frozenset(target_projections(checkpoint.family, ways.targets))
+        return cls(BlockLayout.of(checkpoint, targets), checkpoint, cut, ways, head, optimizer)
+
+    def bottom(self, rows: int, length: int) -> StepCost:
+        """Forward and backward of one batch on a device, padded tokens included."""
+        return self._blocks(self.cut, self.ways.bottom, rows * length, length, reached=False)
+
+    def top(self, rows: int, length: int) -> StepCost:
+        """Forward and backward of one batch on the server, down to the gradients of the features."""
+        blocks = self.checkpoint.blocks - self.cut
+        inner = self._blocks(blocks, self.ways.top, rows * length, length, reached=True)
+        head = 2 * self.head.weights * (rows * length if self.head.per_token else rows)
+        return StepCost(
+            inner.forward_flops + head, inner.backward_flops + head * (1 + (self.head.trained or self._trains_head))
+        )
+
+    def whole(self, rows: int, length: int) -> StepCost:
+        """Both halves on one machine."""
+        bottom, top = self.bottom(rows, length), self.top(rows, length)
+        return StepCost(bottom.forward_flops + top.forward_flops, bottom.backward_flops + top.backward_flops)
+
+    def bottom_memory(self, rows: int, length: int) -> int:
+        """Bytes on a device at the end of a forward pass: its weights, what autograd keeps, what is trained."""
+        layout, shape = self.layout, self.checkpoint.shape
+        frozen = self._embedding_parameters() + self.cut * layout.parameters(shape)
+        saved = 0
+        if self.ways.bottom == "full":
+            trained = frozen
+            # a weight's gradient needs its input, as that of LoRA's A does
+            every = replace(layout, targets=frozenset(layout.family.projections))
+            saved = self.cut * every.cost(shape, 1, length, reached=True).saved_values
+        else:
+            trained = self.cut * layout.adapter_parameters(shape, self.ways.rank)
+            reached = False
+            for _ in range(self.cut):
+                cost = layout.cost(shape, self.ways.rank, length, reached)
+                saved, reached = saved + cost.saved_values, cost.reached
+        kept = _STATE_VALUES[self.optimizer] * trained
+        return _VALUE_BYTES * (frozen * (self.ways.bottom == "lora") + rows * length * saved + kept)
+
+    def bottom_parameters(self) -> int:
+        """Numbers that are trained, and travel, of the bottom."""
+        if self.ways.bottom == "full":
+            return self._embedding_parameters() + self.cut * self.layout.parameters(self.checkpoint.shape)
+        return self.cut * self.layout.adapter_parameters(self.checkpoint.shape, self.ways.rank)
+
+    @property
+    def _trains_head(self) -> bool:
+        return self.ways.top == "full"
+
+    def _blocks(self, count: int, way: str, tokens: int, length: int, *, reached: bool) -> StepCost:
+        shape = self.checkpoint.shape
+        if way == "full":
+            forward = count * self.layout.cost(shape, 0, length, reached=True).forward_flops
+            return StepCost(tokens * forward, tokens * 2 * forward)
+        forward = backward = 0
+        for _ in range(count):
+            cost = self.layout.cost(shape, self.ways.rank, length, reached)
+            forward, backward, reached = forward + cost.forward_flops, backward + cost.backward_flops, cost.reached
+        return StepCost(tokens * forward, tokens * backward)
+
+    def _embedding_parameters(self) -> int:
+        """Everything outside the blocks but the head; a final norm is counted, too, which is small."""
+        checkpoint = self.checkpoint
+        base = checkpoint.blocks_path.partition(".")[0] + "." if checkpoint.task is not Task.encoding else ""
+        names = [name for name in checkpoint.outer_names() if name.startswith(base)]
+        return sum(Size(checkpoint.tensors[name].shape).numel() for name in names)

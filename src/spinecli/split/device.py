@@ -1,0 +1,216 @@
+"""What a device does in a split round: bottoms forward, waits for its gradients, and takes a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spinecli.errors import MessageError
+from spinecli.federation.data.batches import Batch, batches
+from spinecli.federation.data.encoding import Encoded
+from spinecli.federation.device.device import DeviceMemory, Meter
+from spinecli.federation.messages import Message, require_finite, require_shapes
+from spinecli.federation.seeding import torch_generator
+from spinecli.lora.cost import StepCost
+from spinecli.split.cost import SplitCosts
+from spinecli.split.features import packed, unpacked, unpadded
+from spinecli.split.messages import (
+    BEGIN,
+    FEATURES,
+    FINISH,
+    GRADIENT,
+    LOCAL,
+    STEP,
+    TRAINED,
+    BeginOrder,
+    StepOrder,
+)
+from spinecli.split.model import SplitModel
+from spinecli.split.optimizers import optimizer_of
+
+_Order = TypeVar("_Order", bound=BaseModel)
+
+_ENDS = 4
+"""The loss before and after local training are means over the first and the last quarter of its steps."""
+
+
+@dataclass(eq=False)
+class Session:
+    """A device in the middle of a round."""
+
+    order: BeginOrder
+    bottom: dict[str, Tensor]
+    """Trained tensors, leaves of the graph."""
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[Batch]
+    iteration: int = -1
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(rows, length, d_model), with the graph that waits for gradients."""
+    mask: Tensor = field(default_factory=lambda: torch.empty(0))
+    cost: StepCost = field(default_factory=lambda: StepCost(0, 0))
+
+
+@dataclass(eq=False)
+class SplitDevice:
+    """Everything that a device's half of the work needs."""
+
+    name: str
+    model: SplitModel
+    costs: SplitCosts
+    data: Encoded
+    indices: Sequence[int]
+    """The examples that are this device's own."""
+    memory: DeviceMemory
+    meter: Meter
+    session: Session | None = None
+
+    @property
+    def examples(self) -> int:
+        """Size of the private data set."""
+        return len(self.indices)
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """Examples of each label; empty for language modelling."""
+        return self.data.label_counts(self.indices)
+
+
+def handle(kind: str, message: Message, device: SplitDevice) -> Message:
+    """Do what a message asks for.
+
+    Raises: MessageError if the message is not one that a device knows, does not fit its round, or holds numbers that
+        are none.
+    """
+    require_finite(message.tensors)
+    if kind == BEGIN:
+        return _begin(message, device)
+    if kind == STEP:
+        return _step(message, device)
+    if kind == FINISH:
+        return _finish(message, device)
+    if kind == LOCAL:
+        return _train_locally(message, device)
+    raise MessageError(f"A device knows no request {kind!r}.")
+
+
+def _begin(message: Message, device: SplitDevice) -> Message:
+    """Take over the bottom and send the first features."""
+    order = _order(BeginOrder, message)
+    device.session = _open(order, message, device, device.model.bottom_names)
+    return _forward(device, device.session)
+
+
+def _step(message: Message, device: SplitDevice) -> Message:
+    """Take a step along the gradients, if there are any, and send the next features."""
+    session = _session(message, device)
+    _backward(message, device, session)
+    return _forward(device, session)
+
+
+def _finish(message: Message, device: SplitDevice) -> Message:
+    """Take the last step and give the bottom back."""
+    session = _session(message, device)
+    _backward(message, device, session)
+    device.session = None
+    return Message({}, {TRAINED + name: value.detach() for name, value in session.bottom.items()})
+
+
+def _train_locally(message: Message, device: SplitDevice) -> Message:
+    """All steps of the round on the whole model, without a server in between."""
+    order, model = _order(BeginOrder, message), device.model
+    session = _open(order, message, device, (*model.bottom_names, *model.top_names))
+    losses = []
+    for batch in session.batches:
+        loss = functional.cross_entropy(*model.joined_answers(session.bottom, batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        _descend(session)
+        cost = device.costs.whole(*batch.input_ids.shape)
+        device.meter.charge("forward", cost.forward_flops)
+        device.meter.charge("backward", cost.backward_flops)
+        losses.append(float(loss.detach()))
+    end = max(1, len(losses) // _ENDS)
+    figures = {
+        "examples": device.examples,
+        "loss_before": sum(losses[:end]) / end,
+        "loss_after": sum(losses[-end:]) / end,
+    }
+    return Message(dict(figures), {TRAINED + name: value.detach() for name, value in session.bottom.items()})
+
+
+def _open(order: BeginOrder, message: Message, device: SplitDevice, names: Sequence[str]) -> Session:
+    start = {**device.model.bottom_start, **device.model.top_start}
+    received = {name.removeprefix(TRAINED): value for name, value in message.tensors.items()}
+    require_shapes(received, {name: tuple(start[name].shape) for name in names})
+    place = device.model.compute.device
+    trained = {name: value.to(place, torch.float32, copy=True).requires_grad_(True) for name, value in received.items()}
+    generator = torch_generator(order.seed, "batches", device.name, order.round)
+    return Session(
+        order,
+        trained,
+        optimizer_of(order.optimizer, list(trained.values()), order.learning_rate),
+        batches(device.data, device.indices, order.batch_size, order.steps, generator),
+    )
+
+
+def _forward(device: SplitDevice, session: Session) -> Message:
+    batch = next(session.batches, None)
+    if batch is None:
+        raise MessageError(f"Round {session.order.round} has no more than {session.order.steps} iterations.")
+    session.iteration += 1
+    session.features = device.model.features(session.bottom, batch)
+    session.mask = batch.attention_mask
+    session.cost = device.costs.bottom(*batch.input_ids.shape)
+    device.meter.charge("forward", session.cost.forward_flops)
+    labels = batch.labels
+    if device.model.task == "language":
+        labels = unpadded(labels, batch.attention_mask)
+    sent = packed(unpadded(session.features.detach(), session.mask), session.order.feature_dtype)
+    tensors = {
+        "lengths": session.mask.sum(dim=1).to(torch.int32),
+        "labels": labels.to(torch.int32),
+        **{FEATURES + name: value for name, value in sent.items()},
+    }
+    return Message({"iteration": session.iteration}, tensors)
+
+
+def _backward(message: Message, device: SplitDevice, session: Session) -> None:
+    own = {name.removeprefix(GRADIENT): value for name, value in message.tensors.items() if name.startswith(GRADIENT)}
+    features, mask = session.features, session.mask
+    session.features = torch.empty(0)
+    if not own:
+        return
+    tokens = int(mask.sum())
+    gradients = unpacked(own, tokens, device.model.d_model, session.order.feature_dtype)
+    spread = torch.zeros(*mask.shape, device.model.d_model)
+    spread[mask.bool()] = gradients
+    features.backward(spread.to(features))  # type: ignore[no-untyped-call]
+    _descend(session)
+    device.meter.charge("backward", session.cost.backward_flops)
+
+
+def _descend(session: Session) -> None:
+    nn.utils.clip_grad_norm_(list(session.bottom.values()), session.order.clip_norm)
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+
+
+def _session(message: Message, device: SplitDevice) -> Session:
+    order = _order(StepOrder, message)
+    session = device.session
+    if session is None or session.order.round != order.round or session.iteration != order.iteration:
+        raise MessageError(f"{device.name} is not in iteration {order.iteration} of round {order.round}.")
+    return session
+
+
+def _order(kind: type[_Order], message: Message) -> _Order:
+    try:
+        return kind.model_validate(message.header)
+    except ValidationError as error:
+        field_name = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise MessageError(f"The order is malformed at {field_name!r}.") from error

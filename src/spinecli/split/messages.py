@@ -1,0 +1,165 @@
+"""What server and device say to each other in a split round, and how the server checks what it is told.
+
+begin   ▶ bottom, learning rate, batch size        ◀ features and labels of the first batch
+step    ▶ gradients of the features it has sent    ◀ features and labels of the next batch
+finish  ▶ gradients of the features it has sent    ◀ its bottom
+local   ▶ the whole model                          ◀ the whole model (the unsplit reference)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from spinecli.errors import MessageError
+from spinecli.federation.data.batches import IGNORED
+from spinecli.federation.data.columns import Task
+from spinecli.federation.messages import Message, require_finite, require_shapes
+from spinecli.split.features import FeatureDtype, padded, unpacked
+
+BEGIN, STEP, FINISH, LOCAL = "split-begin", "split-step", "split-finish", "split-local"
+
+Optimizer = Literal["adamw", "sgd"]
+
+TRAINED = "trained."
+GRADIENT = "gradient."
+FEATURES = "features."
+
+_Figures = TypeVar("_Figures", bound=BaseModel)
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BeginOrder(_Header):
+    """How a device trains in this round."""
+
+    round: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    optimizer: Optimizer
+    clip_norm: float = Field(gt=0)
+    feature_dtype: FeatureDtype
+
+
+class StepOrder(_Header):
+    """What the gradients of a message belong to; a message without gradients drops the features."""
+
+    round: int = Field(ge=0)
+    iteration: int = Field(ge=0)
+    """The iteration whose features the gradients are of."""
+
+
+class FeatureFigures(_Header):
+    """What stands beside features."""
+
+    iteration: int = Field(ge=0)
+
+
+class LocalFigures(_Header):
+    """What stands beside a locally trained model."""
+
+    examples: int = Field(ge=1)
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBatch:
+    """One device's features, checked."""
+
+    hidden: Tensor
+    """(rows, length, d_model) float32, zero where padded."""
+    attention_mask: Tensor
+    """(rows, length) int64."""
+    labels: Tensor
+    """(rows,) classes, or (rows, length) tokens with IGNORED where nothing is learned."""
+
+    @property
+    def rows(self) -> int:
+        """Examples, or pieces of text."""
+        return len(self.attention_mask)
+
+    @property
+    def answers(self) -> int:
+        """What the loss is a mean over: labels, or learned tokens."""
+        targets = self.labels if self.labels.dim() == 1 else self.labels[:, 1:]
+        return int((targets != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a batch of features must be like."""
+
+    task: Task
+    d_model: int
+    choices: int
+    """Labels, or tokens of the vocabulary."""
+    longest: int
+    """Tokens of a row at most."""
+    feature_dtype: FeatureDtype
+
+
+def checked_features(message: Message, rows: int, iteration: int, expected: Expected) -> FeatureBatch:
+    """Validate a device's features; MessageError with what is wrong."""
+    figures = _validated(FeatureFigures, message)
+    if figures.iteration != iteration:
+        raise MessageError(f"It answers iteration {figures.iteration}, not {iteration}.")
+    tensors = message.tensors
+    lengths = tensors.get("lengths")
+    if lengths is None or lengths.dtype is not torch.int32 or tuple(lengths.shape) != (rows,):
+        raise MessageError(f"It does not say how long each of its {rows} rows is.")
+    if int(lengths.min()) < 1 or int(lengths.max()) > expected.longest:
+        raise MessageError(
+            f"Its rows have {int(lengths.min())} to {int(lengths.max())} tokens, not 1 to {expected.longest}."
+        )
+    tokens = int(lengths.sum())
+    labels = tensors.get("labels")
+    count = rows if expected.task == "classification" else tokens
+    if labels is None or labels.dtype is not torch.int32 or tuple(labels.shape) != (count,):
+        raise MessageError(f"It does not send {count} labels.")
+    lowest = 0 if expected.task == "classification" else IGNORED
+    known = (labels >= 0) & (labels < expected.choices) | (labels == lowest)
+    if not bool(known.all()):
+        raise MessageError(f"Its label {int(labels[~known][0])} is none of the {expected.choices} that there are.")
+    own = {name.removeprefix(FEATURES): value for name, value in tensors.items() if name.startswith(FEATURES)}
+    if strangers := tensors.keys() - {"lengths", "labels", *(FEATURES + name for name in ("values", "scales"))}:
+        raise MessageError(f"{sorted(strangers)[0]} was not asked for.")
+    hidden, mask = padded(unpacked(own, tokens, expected.d_model, expected.feature_dtype), lengths)
+    targets = labels.to(torch.int64)
+    if expected.task == "language":
+        targets, _ = padded(targets, lengths)
+        targets = targets.masked_fill(mask == 0, IGNORED)
+    return FeatureBatch(hidden, mask, targets)
+
+
+def checked_parameters(message: Message, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Validate what a device has trained; MessageError with what is wrong."""
+    tensors = {name.removeprefix(TRAINED): value for name, value in message.tensors.items()}
+    require_finite(tensors)
+    require_shapes(tensors, shapes)
+    for name, value in tensors.items():
+        if value.dtype is not torch.float32:
+            raise MessageError(f"{name} is {value.dtype}, not float32.")
+    return tensors
+
+
+def checked_local_figures(message: Message) -> LocalFigures:
+    """Validate what stands beside a locally trained model; MessageError."""
+    return _validated(LocalFigures, message)
+
+
+def _validated(kind: type[_Figures], message: Message) -> _Figures:
+    try:
+        return kind.model_validate(message.header)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise MessageError(f"Its figures are malformed at {field!r}.") from error

@@ -1,0 +1,88 @@
+"""From a request to everything the rounds need: the cut model, the simulated devices, the server's half."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spinecli.federation.device.device import DeviceMemory
+from spinecli.federation.engine import Node
+from spinecli.federation.engines.local import LocalEngine, Simulated, VirtualMeter
+from spinecli.split.control.population import Population
+from spinecli.split.cost import SplitCosts
+from spinecli.split.device import SplitDevice, handle
+from spinecli.split.messages import Expected
+from spinecli.split.model import SplitModel
+from spinecli.split.request import SplitRequest
+from spinecli.split.server import MergedTop, Top, TopsApart
+
+
+@dataclass(frozen=True, eq=False)
+class SplitFederation:
+    """A run that is ready to begin."""
+
+    model: SplitModel
+    engine: LocalEngine[SplitDevice]
+    population: Population
+    top: Top
+    bottom: dict[str, Tensor]
+    costs: SplitCosts
+    expected: Expected
+
+
+def set_up(request: SplitRequest) -> SplitFederation:
+    """Load the model once and lend it to the server and every device of the fleet."""
+    federated, options = request.federated, request.options
+    checkpoint, run = federated.checkpoint, federated.options
+    task = federated.splits.train.task
+    model = SplitModel(
+        checkpoint,
+        task,
+        federated.labels or 0,
+        request.cut,
+        options.ways,
+        federated.train.pad_id,
+        run.seed,
+        run.compute,
+    )
+    costs = request.costs()
+    devices: dict[str, Simulated[SplitDevice]] = {}
+    for spec, part in zip(federated.fleet.devices, federated.parts, strict=True):
+        meter = VirtualMeter()
+        device = SplitDevice(spec.name, model, costs, federated.train, part, DeviceMemory(), meter)
+        devices[spec.name] = Simulated(device, meter)
+    engine = LocalEngine(federated.fleet, devices, handle, run.seed)
+    kind = MergedTop if request.strategy.merged else TopsApart
+    longest = int(federated.train.lengths.max())
+    return SplitFederation(
+        model=model,
+        engine=engine,
+        population=population_of(engine.nodes(), costs, longest),
+        top=kind(model, model.top_start, options.optimizer, run.clip_norm),
+        bottom=dict(model.bottom_start),
+        costs=costs,
+        expected=Expected(
+            task=task,
+            d_model=checkpoint.d_model,
+            choices=federated.labels or int(checkpoint.config.vocab_size),
+            longest=longest,
+            feature_dtype=options.feature_dtype,
+        ),
+    )
+
+
+def population_of(nodes: Sequence[Node], costs: SplitCosts, longest: int) -> Population:
+    """The devices as the control module sees them; without labels, one label that all examples have."""
+    fixed = costs.bottom_memory(0, longest)
+    row = max(1, costs.bottom_memory(1, longest) - fixed)
+    held = [max(1, (node.memory_bytes - fixed) // row) for node in nodes]
+    counts = [node.label_counts or (node.examples,) for node in nodes]
+    return Population(
+        names=[node.name for node in nodes],
+        classes=[node.device_class for node in nodes],
+        label_counts=torch.tensor(counts),
+        memory_rows=torch.tensor(held),
+    )
