@@ -42,21 +42,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--partition", default="shards:1")
     parser.add_argument("--strategies", default=",".join(SPLIT_STRATEGIES))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--cohort", type=int, default=10)
-    parser.add_argument("--iterations", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--largest-batch", type=int, default=32)
-    parser.add_argument("--max-length", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=5)
+    parser.add_argument("--largest-batch", type=int, default=24)
+    parser.add_argument("--max-length", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--bottom", default="lora")
-    parser.add_argument("--top", default="lora")
+    parser.add_argument("--top", default="full")
     parser.add_argument("--cut-layer", type=int, default=None)
     parser.add_argument("--selection", default="greedy")
     parser.add_argument("--feature-dtype", default="fp32")
     parser.add_argument("--divergence-limit", type=float, default=0.05)
-    parser.add_argument("--examined", type=int, default=400, help="held-out examples of an evaluation")
+    parser.add_argument("--evaluate-every", type=int, default=1)
+    parser.add_argument("--examined", type=int, default=200, help="held-out examples of an evaluation")
     parser.add_argument("--limit", type=int, default=None, help="at most so many training examples")
     parser.add_argument("--target", type=float, default=0.7)
     parser.add_argument("--results", type=Path, default=Path("split-runs.jsonl"))
@@ -106,6 +107,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
                 rounds=asked.rounds,
                 cohort=asked.cohort,
                 tuning=tuning,
+                evaluate_every=asked.evaluate_every,
                 evaluation_limit=asked.examined,
                 seed=seed,
             )

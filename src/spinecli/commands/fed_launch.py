@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from spinecli.commands import options
-from spinecli.commands.fed_launch_view import label_view, live_rounds, opening, result_view
+from spinecli.commands.fed_launch_view import label_view, live_rounds, opening, result_view, split_opening
 from spinecli.console import Terminal
 
 _STRATEGIES = "fedspine, fedspine-model, fed-loraprune, legend, fedit, hetlora, flexlora, flora or ffa-lora"
+_SPLITTING = "mergesfl, sfl-fm, sfl-br, splitfed or fedavg"
+_SPLIT_PANEL = f"Split training ({_SPLITTING})"
 
 
 class Schedule(str, Enum):
@@ -29,6 +31,37 @@ class Score(str, Enum):
 
     lora = "lora"
     salience = "salience"
+
+
+class Way(str, Enum):
+    """What is trained of one half of a split model."""
+
+    lora = "lora"
+    full = "full"
+
+
+class FeatureDtype(str, Enum):
+    """How features and their gradients travel."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+class Optimizer(str, Enum):
+    """How split training goes downhill."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Selection(str, Enum):
+    """How MergeSFL looks for a cohort."""
+
+    greedy = "greedy"
+    genetic = "genetic"
+    priority = "priority"
+    random = "random"
 
 
 class Task(str, Enum):
@@ -48,7 +81,9 @@ def fed_launch(
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Directory to write; appears whole or not at all.")] = None,
-    strategy: Annotated[str, typer.Option("--strategy", help=f"How to federate: {_STRATEGIES}.")] = "fedspine",
+    strategy: Annotated[
+        str, typer.Option("--strategy", help=f"How to federate: {_STRATEGIES}; or split the model: {_SPLITTING}.")
+    ] = "fedspine",
     fleet: Annotated[
         str, typer.Option("--fleet", help="A fleet file, or jetson-N, phones-N, uniform-N for N devices.")
     ] = "jetson-80",
@@ -93,7 +128,14 @@ def fed_launch(
     cohort: Annotated[int, typer.Option("--cohort", help="Devices that take part in a round.")] = 10,
     local_steps: Annotated[int, typer.Option("--local-steps", help="Training steps of a device in a round.")] = 20,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Rows in a training step.")] = 16,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="AdamW's learning rate.")] = 1e-3,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            help="Learning rate. Default: 1e-3, or 2e-4 where the model is split.",
+            show_default=False,
+        ),
+    ] = None,
     schedule: Annotated[
         Schedule, typer.Option("--schedule", help="How the learning rate goes over the rounds.")
     ] = Schedule.linear,
@@ -128,6 +170,88 @@ def fed_launch(
     deploy: Annotated[
         bool, typer.Option("--deploy", help="Also write, for each class of devices, the checkpoint it would run.")
     ] = False,
+    cut_layer: Annotated[
+        str | None,
+        typer.Option(
+            "--cut-layer",
+            help="Blocks on the devices, or auto: as fits their memory and links. Default: auto.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    bottom: Annotated[
+        Way | None,
+        typer.Option(
+            "--bottom",
+            help="Train LoRA or all weights on the devices. Default: lora.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[
+        Way | None,
+        typer.Option(
+            "--top",
+            help="Train LoRA or all weights on the server. Default: full.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    feature_dtype: Annotated[
+        FeatureDtype | None,
+        typer.Option(
+            "--feature-dtype",
+            help="How features travel. Default: fp32.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    ingress: Annotated[
+        float | None,
+        typer.Option(
+            "--ingress",
+            help="Megabytes of features that the server takes in an iteration. Default: those of --cohort devices with "
+            "--batch-size rows each, in fp32.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    largest_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--largest-batch",
+            help="Most rows of a device's batch. Default: 64.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    divergence_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--divergence-limit",
+            help="How far, in nats, merged labels may be from the fleet's. Default: 0.05.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    selection: Annotated[
+        Selection | None,
+        typer.Option(
+            "--selection",
+            help="How the cohort is looked for. Default: greedy.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    optimizer: Annotated[
+        Optimizer | None,
+        typer.Option(
+            "--optimizer",
+            help="How both halves go downhill. Default: adamw.",
+            rich_help_panel=_SPLIT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show how the data lies on the devices and train nothing.")
     ] = False,
@@ -152,13 +276,33 @@ def fed_launch(
         from spinecli.federation.request import FederatedOptions, open_request
         from spinecli.federation.results import FederatedResult
         from spinecli.federation.run import launch
+        from spinecli.federation.strategies import SPLITTING
         from spinecli.federation.strategies.strategy import Tuning
+        from spinecli.split.request import SPLIT_RATE, split_options, split_request
+        from spinecli.split.run import launch as launch_split
 
         if out is None and not dry_run:
             raise OptionError("Name the directory to write with --out, or add --dry-run to train nothing.")
+        given = {
+            "--cut-layer": cut_layer,
+            "--bottom": bottom and bottom.value,
+            "--top": top and top.value,
+            "--feature-dtype": feature_dtype and feature_dtype.value,
+            "--ingress": ingress,
+            "--largest-batch": largest_batch,
+            "--divergence-limit": divergence_limit,
+            "--selection": selection and selection.value,
+            "--optimizer": optimizer and optimizer.value,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if chosen and strategy not in SPLITTING:
+            raise OptionError(f"{next(iter(chosen))} belongs to split training; {strategy} has no use for it.")
         stopwatch = Stopwatch()
         if out is not None and not resume:
             check_output(OutputOptions(out, overwrite, resume))
+        rate = (
+            (SPLIT_RATE if strategy in SPLITTING else Tuning.learning_rate) if learning_rate is None else learning_rate
+        )
         tuning = Tuning(
             rank=rank,
             smallest_rank=smallest_rank,
@@ -168,7 +312,7 @@ def fed_launch(
             local_steps=local_steps,
             batch_size=batch_size,
             length=max_length,
-            learning_rate=learning_rate,
+            learning_rate=rate,
             sparsity=sparsity,
             prune_interval=prune_interval,
             score=score.value if score else None,
@@ -214,12 +358,21 @@ def fed_launch(
         terminal.note(opening(request))
         if plan is not None and strategy != "legend":
             terminal.note(f"{strategy} decides by itself and does not read {plan}; legend does")
-        if request.train.shortened:
+        if shortened := request.train.shortened:
+            share = "all" if shortened == len(request.splits.train) else f"{shortened}"
             terminal.note(
-                f"{request.train.shortened} examples are longer than --max-length {max_length} and were shortened"
+                f"{share} of the {len(request.splits.train)} examples are longer than --max-length {max_length} tokens "
+                "and were shortened"
             )
+        output = OutputOptions(out, overwrite, resume)
+        if strategy in SPLITTING:
+            split = split_request(request, split_options(chosen, request.options))
+            terminal.note(split_opening(split))
         with quiet_libraries(debug), live_rounds(terminal, rounds) as listener:
-            manifest = launch(request, OutputOptions(out, overwrite, resume), stopwatch, listener)
+            if strategy in SPLITTING:
+                manifest = launch_split(split, output, stopwatch, listener)
+            else:
+                manifest = launch(request, output, stopwatch, listener)
         result = FederatedResult.model_validate(manifest.report)
         measured = stopwatch.measured()
         value = {"out": str(out), **result.model_dump(mode="json"), "measured": measured.model_dump(mode="json")}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spinecli.federation.request import FederatedRequest
     from spinecli.federation.results import FederatedResult
     from spinecli.federation.rounds import Listener
+    from spinecli.split.request import SplitRequest
 
 _SHOWN_ROUNDS = 12
 _COLUMNS = ("round", "time", "accuracy", "loss", "slowest", "idle", "traffic", "pruned", "lost")
@@ -46,7 +47,9 @@ def _silent(record: RoundRecord) -> None:
 def _rounds_table(records: Sequence[RoundRecord], rounds: int) -> Table:
     rows = [_round_row(record) for record in records[-_SHOWN_ROUNDS:]]
     done = f"round {records[-1].round + 1} of {rounds}" if records else f"the first of {rounds} rounds is under way"
-    return table(done, _COLUMNS, rows, words=(4,), note="Time and waiting are the fleet's, not this machine's.")
+    splitting = any(record.split is not None for record in records)
+    columns = tuple("KL" if splitting and name == "pruned" else name for name in _COLUMNS)
+    return table(done, columns, rows, words=(4,), note="Time and waiting are the fleet's, not this machine's.")
 
 
 def _round_row(record: RoundRecord) -> tuple[str, ...]:
@@ -61,9 +64,16 @@ def _round_row(record: RoundRecord) -> tuple[str, ...]:
         record.slowest or "",
         f"{record.idle_share:.0%}",
         size(record.bytes),
-        f"{sum(answered) / len(answered):.0%}" if answered else "",
+        _last_column(record, answered),
         str(lost) if lost else "",
     )
+
+
+def _last_column(record: RoundRecord, ratios: Sequence[float]) -> str:
+    """How much is pruned, or in split training how far the merged labels are from the fleet's."""
+    if record.split is not None:
+        return f"{record.split.divergence:.3f}"
+    return f"{sum(ratios) / len(ratios):.0%}" if ratios else ""
 
 
 def opening(request: FederatedRequest) -> str:
@@ -73,6 +83,17 @@ def opening(request: FederatedRequest) -> str:
     return (
         f"{options.strategy} on {request.fleet.name}: {len(request.fleet.devices)} devices, {options.cohort} a round; "
         f"{len(splits.train)} examples, {kind}, {options.partition}; {len(request.evaluation)} held out"
+    )
+
+
+def split_opening(request: SplitRequest) -> str:
+    """One line on where the model is cut and what crosses the cut."""
+    blocks, ways = request.federated.checkpoint.blocks, request.options.ways
+    if not request.strategy.split:
+        return f"unsplit: every device trains the whole model ({ways.bottom})"
+    return (
+        f"{request.cut} of {blocks} blocks on the devices ({ways.bottom}), the rest on the server ({ways.top}); "
+        f"up to {request.row_budget:.0f} rows of features an iteration in {request.options.feature_dtype}"
     )
 
 

@@ -72,6 +72,8 @@ class SplitRecord(_Record):
     """Whether the divergence keeps its limit."""
     predicted_seconds: float | None
     """Of an iteration; None while no device's pace is known."""
+    probed_bytes: int = 0
+    """What a first look at all devices took, before the first round was planned."""
     iterations: tuple[IterationRecord, ...] = ()
 
 
@@ -96,7 +98,8 @@ class RoundRecord(_Record):
     @property
     def bytes(self) -> int:
         """Traffic of the round, both ways."""
-        return sum(device.bytes_down + device.bytes_up for device in self.devices)
+        probed = self.split.probed_bytes if self.split else 0
+        return probed + sum(device.bytes_down + device.bytes_up for device in self.devices)
 
     @property
     def idle_share(self) -> float:

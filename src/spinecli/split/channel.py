@@ -53,6 +53,10 @@ class Talk:
         """From its answers until everybody's."""
         return sum(end - timing.arrived for end, timing in zip(self.ended, self.timings, strict=True))
 
+    def refuse(self, device: str, explanation: str) -> None:
+        """Leave the device out from now on; the bytes of its last answer stay with their timing."""
+        self.lost = Lost(device, "refused", explanation, self.timings[-1].seconds, bytes_down=0)
+
 
 class Channel:
     """The conversation of one round.
@@ -121,7 +125,6 @@ class Channel:
         parts = self._order.steps + 1
         part = self._iteration if kind != FINISH else self._order.steps
         jobs = [Job(device, kind, self._order.round, message, part, parts) for device, message in messages.items()]
-        began = self._engine.now()
         outcomes = self._engine.exchange(jobs, self._deadline)
         ended = self._engine.now()
         answers: dict[str, _Checked] = {}
@@ -134,8 +137,7 @@ class Channel:
             try:
                 answers[job.device] = check(job.device, outcome.message)
             except MessageError as error:
-                timing = outcome.timing
-                talk.lost = Lost(job.device, "refused", str(error), timing.arrived - began, timing.bytes_down)
+                talk.refuse(job.device, str(error))
         return answers
 
     @staticmethod

@@ -1,65 +1,59 @@
-"""Where to cut: what fits every class of devices, and loads them with as much as their links let pass unnoticed.
+"""Where to cut: what fits every class of devices, and as deep as costs next to no time.
 
-Features are (tokens, d_model) wherever a transformer is cut, so a deeper cut sends no more; it costs the devices
-computing time, spares the server, and keeps what leaves a device further from its texts. The cut is the deepest one
-whose computing takes a device of the slowest class no longer than its transfer does. This rule is this project's own.
+Features are (tokens, d_model) wherever a transformer is cut, so a deeper cut sends no fewer of them, and takes longer:
+the devices compute more, and their bottoms are larger. What it buys is that features are further from the texts they
+come from, and work taken off the server. So the cut is the deepest one whose iterations take the slowest device at most
+a tenth longer than those of the shallowest. This rule is this project's own, see docs/algorithms/mergesfl.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from spinecli.errors import OptionError
-from spinecli.federation.conditions import conditions
-from spinecli.federation.fleet import DeviceSpec, Fleet
-from spinecli.split.cost import SplitCosts
+from spinecli.federation.conditions import Conditions, conditions
+from spinecli.federation.fleet import Fleet
+
+_SLACK = 1.1
 
 
 @dataclass(frozen=True)
-class Iteration:
+class Demand:
     """What an iteration of a cut asks of a device."""
 
     memory_bytes: int
     flops: int
+    feature_bytes: int
+    """Of one batch; the gradients that come back are as many."""
+    bottom_bytes: float
+    """Of the bottom, which travels once a round, shared out over the round's iterations."""
+
+    def seconds(self, now: Conditions) -> float:
+        """Of an iteration under these conditions."""
+        size = self.feature_bytes + self.bottom_bytes
+        transfer = now.upload_seconds(0) + now.download_seconds(0)
+        transfer += 8 * size / now.up_bits_per_second + 8 * size / now.down_bits_per_second
+        return now.compute_seconds(self.flops) + transfer
 
 
-def iteration_of(costs: SplitCosts, rows: int, length: int) -> Iteration:
-    """One batch through the bottom and back."""
-    return Iteration(costs.bottom_memory(rows, length), costs.bottom(rows, length).flops)
-
-
-def choose_cut(cuts: dict[int, Iteration], message_bytes: int, fleet: Fleet, seed: int) -> int:
+def choose_cut(demands: Mapping[int, Demand], fleet: Fleet, seed: int) -> int:
     """The cut, given what each possible one asks for.
 
     Args:
-        message_bytes: features of one batch; the gradients that come back are as many.
+        demands: by the number of blocks in the bottom.
         seed: of the fleet's conditions; those of the first round count, with jitter at its median.
 
     Raises: OptionError naming the class that cannot hold even the shallowest bottom.
     """
     smallest = min(fleet.classes, key=lambda found: found.memory_bytes)
-    fitting = [cut for cut, asked in cuts.items() if asked.memory_bytes <= smallest.memory_bytes]
+    fitting = [cut for cut, demand in sorted(demands.items()) if demand.memory_bytes <= smallest.memory_bytes]
     if not fitting:
-        shallowest = min(cuts)
+        shallowest = min(demands)
         raise OptionError(
             f"Devices of class {smallest.name} have {smallest.memory_gb:g} GB, and the bottom cut before block "
-            f"{shallowest} needs {cuts[shallowest].memory_bytes / 1e9:.2g} GB; lower --batch-size or --max-length."
+            f"{shallowest} needs {demands[shallowest].memory_bytes / 1e9:.2g} GB; lower --batch-size or --max-length."
         )
-
-    def unnoticed(cut: int) -> bool:
-        return all(
-            _compute_seconds(device, cuts[cut].flops, seed) <= _transfer_seconds(device, message_bytes, seed)
-            for device in fleet.devices
-        )
-
-    return max((cut for cut in fitting if unnoticed(cut)), default=min(fitting))
-
-
-def _compute_seconds(device: DeviceSpec, flops: int, seed: int) -> float:
-    now = conditions(device, seed, 0)
-    return now.compute_seconds(flops) / now.jitter
-
-
-def _transfer_seconds(device: DeviceSpec, size: int, seed: int) -> float:
-    now = conditions(device, seed, 0)
-    return now.upload_seconds(size) + now.download_seconds(size)
+    present = [replace(conditions(device, seed, 0), jitter=1.0) for device in fleet.devices]
+    slowest = {cut: max(demands[cut].seconds(now) for now in present) for cut in fitting}
+    return max(cut for cut in fitting if slowest[cut] <= _SLACK * slowest[fitting[0]])

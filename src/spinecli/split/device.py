@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spinecli.errors import MessageError
-from spinecli.federation.data.batches import Batch, batches
+from spinecli.federation.data.batches import Batch, batches, collate
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.device import DeviceMemory, Meter
 from spinecli.federation.messages import Message, require_finite, require_shapes
@@ -26,9 +26,12 @@ from spinecli.split.messages import (
     FINISH,
     GRADIENT,
     LOCAL,
+    PAYLOAD,
+    PROBE,
     STEP,
     TRAINED,
     BeginOrder,
+    ProbeOrder,
     StepOrder,
 )
 from spinecli.split.model import SplitModel
@@ -96,6 +99,8 @@ def handle(kind: str, message: Message, device: SplitDevice) -> Message:
         return _finish(message, device)
     if kind == LOCAL:
         return _train_locally(message, device)
+    if kind == PROBE:
+        return _probe(message, device)
     raise MessageError(f"A device knows no request {kind!r}.")
 
 
@@ -119,6 +124,20 @@ def _finish(message: Message, device: SplitDevice) -> Message:
     _backward(message, device, session)
     device.session = None
     return Message({}, {TRAINED + name: value.detach() for name, value in session.bottom.items()})
+
+
+def _probe(message: Message, device: SplitDevice) -> Message:
+    """Rows forward and backward through the bottom as the checkpoint has it; nothing is learned and nothing told."""
+    order = _order(ProbeOrder, message)
+    require_shapes(message.tensors, {PAYLOAD: tuple(message.tensors.get(PAYLOAD, torch.empty(0)).shape)})
+    own = device.data.rows_of(device.indices)
+    batch = collate(device.data, [own[number % len(own)] for number in range(order.rows)])
+    bottom = {name: value.clone().requires_grad_(True) for name, value in device.model.bottom_start.items()}
+    device.model.features(bottom, batch).sum().backward()  # type: ignore[no-untyped-call]
+    cost = device.costs.bottom(*batch.input_ids.shape)
+    device.meter.charge("forward", cost.forward_flops)
+    device.meter.charge("backward", cost.backward_flops)
+    return Message({}, {PAYLOAD: torch.zeros_like(message.tensors[PAYLOAD])})
 
 
 def _train_locally(message: Message, device: SplitDevice) -> Message:
@@ -148,7 +167,8 @@ def _open(order: BeginOrder, message: Message, device: SplitDevice, names: Seque
     received = {name.removeprefix(TRAINED): value for name, value in message.tensors.items()}
     require_shapes(received, {name: tuple(start[name].shape) for name in names})
     place = device.model.compute.device
-    trained = {name: value.to(place, torch.float32, copy=True).requires_grad_(True) for name, value in received.items()}
+    # in a fixed order, which that of a message is not: the norm of all gradients is a sum, and sums depend on it
+    trained = {name: received[name].to(place, torch.float32, copy=True).requires_grad_(True) for name in names}
     generator = torch_generator(order.seed, "batches", device.name, order.round)
     return Session(
         order,
@@ -181,12 +201,12 @@ def _forward(device: SplitDevice, session: Session) -> Message:
 
 def _backward(message: Message, device: SplitDevice, session: Session) -> None:
     own = {name.removeprefix(GRADIENT): value for name, value in message.tensors.items() if name.startswith(GRADIENT)}
-    features, mask = session.features, session.mask
-    session.features = torch.empty(0)
-    if not own:
+    mask, gradients = session.mask, None
+    if own:
+        gradients = unpacked(own, int(mask.sum()), device.model.d_model, session.order.feature_dtype)
+    features, session.features = session.features, torch.empty(0)
+    if gradients is None:
         return
-    tokens = int(mask.sum())
-    gradients = unpacked(own, tokens, device.model.d_model, session.order.feature_dtype)
     spread = torch.zeros(*mask.shape, device.model.d_model)
     spread[mask.bool()] = gradients
     features.backward(spread.to(features))  # type: ignore[no-untyped-call]

@@ -35,7 +35,6 @@ def train_locally(
     ]
     talks = {device: Talk(rows) for device, rows in cohort.items()}
     updates = {}
-    began = engine.now()
     outcomes = engine.exchange(jobs, deadline)
     for job, outcome in zip(jobs, outcomes, strict=True):
         talk = talks[job.device]
@@ -51,6 +50,5 @@ def train_locally(
                 checked_parameters(outcome.message, shapes), figures.examples, figures.loss_before, figures.loss_after
             )
         except MessageError as error:
-            timing = outcome.timing
-            talk.lost = Lost(job.device, "refused", str(error), timing.arrived - began, timing.bytes_down)
+            talk.refuse(job.device, str(error))
     return updates, talks

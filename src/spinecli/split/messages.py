@@ -22,13 +22,17 @@ from spinecli.federation.data.columns import Task
 from spinecli.federation.messages import Message, require_finite, require_shapes
 from spinecli.split.features import FeatureDtype, padded, unpacked
 
-BEGIN, STEP, FINISH, LOCAL = "split-begin", "split-step", "split-finish", "split-local"
+BEGIN, STEP, FINISH, LOCAL, PROBE = "split-begin", "split-step", "split-finish", "split-local", "split-probe"
 
 Optimizer = Literal["adamw", "sgd"]
 
 TRAINED = "trained."
 GRADIENT = "gradient."
 FEATURES = "features."
+PAYLOAD = "payload"
+
+_MOST_EXAMPLES = 2**53
+"""Counts up to here are exact as floats, which weights are."""
 
 _Figures = TypeVar("_Figures", bound=BaseModel)
 
@@ -58,6 +62,12 @@ class StepOrder(_Header):
     """The iteration whose features the gradients are of."""
 
 
+class ProbeOrder(_Header):
+    """Compute so many rows, keep what comes out, and send as many bytes back as came."""
+
+    rows: int = Field(ge=1, le=64)
+
+
 class FeatureFigures(_Header):
     """What stands beside features."""
 
@@ -67,7 +77,7 @@ class FeatureFigures(_Header):
 class LocalFigures(_Header):
     """What stands beside a locally trained model."""
 
-    examples: int = Field(ge=1)
+    examples: int = Field(ge=1, le=_MOST_EXAMPLES)
     loss_before: float
     loss_after: float
 
@@ -138,18 +148,21 @@ def checked_features(message: Message, rows: int, iteration: int, expected: Expe
     if expected.task == "language":
         targets, _ = padded(targets, lengths)
         targets = targets.masked_fill(mask == 0, IGNORED)
-    return FeatureBatch(hidden, mask, targets)
+    batch = FeatureBatch(hidden, mask, targets)
+    if not batch.answers:
+        raise MessageError("Its labels leave nothing to learn.")
+    return batch
 
 
 def checked_parameters(message: Message, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Validate what a device has trained; MessageError with what is wrong."""
+    """Validate what a device has trained, and put it in the order of `shapes`; MessageError with what is wrong."""
     tensors = {name.removeprefix(TRAINED): value for name, value in message.tensors.items()}
     require_finite(tensors)
     require_shapes(tensors, shapes)
     for name, value in tensors.items():
         if value.dtype is not torch.float32:
             raise MessageError(f"{name} is {value.dtype}, not float32.")
-    return tensors
+    return {name: tensors[name] for name in shapes}
 
 
 def checked_local_figures(message: Message) -> LocalFigures:

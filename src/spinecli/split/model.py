@@ -43,7 +43,7 @@ class Ways:
     """What is trained of each half. The head is always trained, as part of the top."""
 
     bottom: Way = "lora"
-    top: Way = "lora"
+    top: Way = "full"
     rank: int = 8
     scale: float = 2.0
     """LoRA's alpha / rank."""
@@ -57,7 +57,7 @@ class SplitModel:
     Args:
         checkpoint: where the weights start.
         task: `classification` puts a head of `labels` outputs on it, `language` keeps the language model's own.
-        cut: blocks in the bottom, from 1 to all of them; with all of them the top is only what follows the blocks.
+        cut: blocks in the bottom, at least 1; with all of them nothing is split, and only `joined_answers` is of use.
         ways: what is trained.
         pad_id: token that fills up short rows.
         seed: of LoRA's A, and of a head that the checkpoint does not bring.

@@ -24,4 +24,4 @@ def pace_of(talk: Talk, steps: int) -> Pace | None:
         return observed_pace(whole, uploads[1:], downloads[:1])
     middle = [k for k in range(1, min(steps, len(timings))) if talk.trained[k]]
     iterations = [Iteration(talk.rows, timings[k].compute_seconds, uploads[k], downloads[k]) for k in middle]
-    return observed_pace(iterations, [uploads[0], *uploads[steps:]], [downloads[0], *downloads[steps:]])
+    return observed_pace(iterations, [*uploads[:1], *uploads[steps:]], [*downloads[:1], *downloads[steps:]])

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from pydantic import JsonValue
 
 from spinecli.errors import OptionError
 from spinecli.federation.planning.workload import Head, head_of
-from spinecli.federation.request import FederatedRequest
+from spinecli.federation.request import FederatedOptions, FederatedRequest
 from spinecli.split.control.options import ControlOptions
 from spinecli.split.cost import SplitCosts
-from spinecli.split.cut_layer import choose_cut, iteration_of
+from spinecli.split.cut_layer import Demand, choose_cut
 from spinecli.split.features import FeatureDtype, bytes_per_token
 from spinecli.split.messages import Optimizer
-from spinecli.split.model import Ways
+from spinecli.split.model import Way, Ways
 from spinecli.split.strategies import SPLIT_STRATEGIES, SplitStrategy
+
+SPLIT_RATE = 2e-4
+"""Learning rate where the user names none: lower than LoRA's, since the top's weights themselves are trained."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,41 @@ class SplitOptions:
     selection: str = "greedy"
 
 
+def split_options(given: Mapping[str, str | int | float], federated: FederatedOptions) -> SplitOptions:
+    """Options from what a user gave, by option name; the rest has its default.
+
+    Raises: OptionError.
+    """
+    plain, tuning = SplitOptions(), federated.tuning
+    ways = Ways(
+        bottom=cast("Way", given.get("--bottom", plain.ways.bottom)),
+        top=cast("Way", given.get("--top", plain.ways.top)),
+        rank=tuning.rank,
+        scale=tuning.scale,
+        targets=federated.targets,
+    )
+    ingress = given.get("--ingress")
+    return SplitOptions(
+        cut_layer=_cut_layer(str(given.get("--cut-layer", "auto"))),
+        ways=ways,
+        feature_dtype=cast("FeatureDtype", given.get("--feature-dtype", plain.feature_dtype)),
+        optimizer=cast("Optimizer", given.get("--optimizer", plain.optimizer)),
+        largest_batch=int(given.get("--largest-batch", plain.largest_batch)),
+        divergence_limit=float(given.get("--divergence-limit", plain.divergence_limit)),
+        ingress_mb=None if ingress is None else float(ingress),
+        selection=str(given.get("--selection", plain.selection)),
+    )
+
+
+def _cut_layer(given: str) -> int | None:
+    if given == "auto":
+        return None
+    try:
+        return int(given)
+    except ValueError:
+        raise OptionError(f"--cut-layer {given!r} is no number of blocks; give one, or auto.") from None
+
+
 @dataclass(frozen=True, eq=False)
 class SplitRequest:
     """A federated request with what splitting adds to it."""
@@ -52,6 +92,11 @@ class SplitRequest:
     """Of one row's features in a message, on average over the training data."""
     ingress_bytes: float
     """Of features an iteration, at most."""
+
+    @property
+    def row_budget(self) -> float:
+        """Rows of features an iteration that the ingress takes."""
+        return self.ingress_bytes / self.row_bytes
 
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""
@@ -77,7 +122,7 @@ class SplitRequest:
         general = ControlOptions(
             largest_batch=max(self.options.largest_batch, federated.tuning.batch_size),
             divergence_limit=self.options.divergence_limit,
-            budget_rows=self.ingress_bytes / self.row_bytes,
+            budget_rows=self.row_budget,
             largest_cohort=federated.cohort,
             equal_batch=federated.tuning.batch_size,
             selection=self.options.selection,
@@ -121,10 +166,15 @@ def _cut(federated: FederatedRequest, options: SplitOptions, head: Head) -> int:
                 f"--cut-layer {options.cut_layer} must leave blocks on both sides: from 1 to {checkpoint.blocks - 1}."
             )
         return options.cut_layer
-    length = int(federated.train.lengths.max())
-    asked = {}
+    rows, length = tuning.batch_size, int(federated.train.lengths.max())
+    features = rows * length * bytes_per_token(checkpoint.d_model, options.feature_dtype)
+    demands = {}
     for cut in range(1, checkpoint.blocks):
         costs = SplitCosts.of(checkpoint, cut, options.ways, head, options.optimizer)
-        asked[cut] = iteration_of(costs, tuning.batch_size, length)
-    message = tuning.batch_size * length * bytes_per_token(checkpoint.d_model, options.feature_dtype)
-    return choose_cut(asked, message, federated.fleet, federated.options.seed)
+        demands[cut] = Demand(
+            memory_bytes=costs.bottom_memory(rows, length),
+            flops=costs.bottom(rows, length).flops,
+            feature_bytes=features,
+            bottom_bytes=costs.bottom_parameters() * 4 / tuning.local_steps,
+        )
+    return choose_cut(demands, federated.fleet, federated.options.seed)

@@ -31,7 +31,8 @@ from spinecli.split.local_round import train_locally
 from spinecli.split.messages import BeginOrder, Expected, FeatureBatch, Optimizer
 from spinecli.split.model import Parameters
 from spinecli.split.observation import pace_of
-from spinecli.split.server import Top
+from spinecli.split.probe import look_at
+from spinecli.split.server import Top, UnusableFeaturesError
 
 _BOTTOM, _TOP = "bottom.", "top."
 
@@ -66,6 +67,8 @@ class SplitLoop:
     evaluate: Callable[[Parameters], Measurement]
     save: Callable[[RunState], None]
     state: ControlState
+    row_bytes: float
+    """Of one row's features, on average."""
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -103,6 +106,8 @@ class SplitLoop:
 
     def _round(self, number: int) -> RoundRecord:
         rate = learning_rate(self.training.learning_rate, self.options.schedule, number, self.options.rounds)
+        began = self.engine.now()
+        probed = self._look() if number == 0 and self.training.split and self.control.regulation else 0
         plan = plan_round(self.state, self.population, self.control, self.training.seed, number)
         order = BeginOrder(
             round=number,
@@ -114,7 +119,6 @@ class SplitLoop:
             clip_norm=self.options.clip_norm,
             feature_dtype=self.expected.feature_dtype,
         )
-        began = self.engine.now()
         talks, iterations, losses = self._split(order, plan) if self.training.split else self._local(order, plan)
         ended = self.engine.now()
         due = (number + 1) % self.options.evaluate_every == 0 or number + 1 == self.options.rounds
@@ -130,9 +134,16 @@ class SplitLoop:
                 selected_divergence=plan.selected_divergence,
                 feasible=plan.feasible,
                 predicted_seconds=plan.seconds,
+                probed_bytes=probed,
                 iterations=tuple(iterations),
             ),
         )
+
+    def _look(self) -> int:
+        """Find out how fast every device is, and how many bytes that took."""
+        look = look_at(self.engine, self.population.names, self.row_bytes, self.options.deadline)
+        self.state = self.state.after_round(look.paces, [])
+        return look.bytes
 
     def _split(
         self, order: BeginOrder, plan: ControlPlan
@@ -148,9 +159,13 @@ class SplitLoop:
         for iteration in range(order.steps):
             ended, loss, gradients = self.engine.now(), None, {}
             if features and len(features) == len(asked):
-                loss, gradients = self._step(features)
-                for device, batch in features.items():
-                    answers[device] += batch.answers
+                try:
+                    loss, gradients = self._step(features)
+                except UnusableFeaturesError as error:
+                    for device in error.devices:
+                        channel.talks[device].refuse(device, "The top makes no finite numbers of its features.")
+                for device in gradients:
+                    answers[device] += features[device].answers
             iterations.append(
                 IterationRecord(ended=ended, rows=sum(batch.rows for batch in features.values()), loss=loss)
             )

@@ -98,6 +98,7 @@ def loop_of(
         evaluate=measure,
         save=save,
         state=ControlState(),
+        row_bytes=request.row_bytes,
     )
 
 

@@ -27,6 +27,18 @@ from spinecli.split.optimizers import optimizer_of
 _MOMENT = "moment."
 
 
+class UnusableFeaturesError(Exception):
+    """A step would not have been along finite numbers; nothing was trained.
+
+    Attributes:
+        devices: those whose features are to blame; none where it may as well be the top.
+    """
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        super().__init__(f"no finite step on the features of {', '.join(devices) or 'the devices'}")
+        self.devices = list(devices)
+
+
 class Top(ABC):
     """The server's half and how it is trained.
 
@@ -51,6 +63,8 @@ class Top(ABC):
 
         Returns: the mean loss over all answers, before the step, and for every device the gradient (tokens, d_model)
             of its own mean loss, real tokens only.
+
+        Raises: UnusableFeaturesError if the loss or a gradient is not finite; then no step was taken.
         """
 
     @abstractmethod
@@ -67,7 +81,7 @@ class Top(ABC):
 
     def _loss(self, trained: Parameters, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
         """Mean loss, and the features as a leaf of its graph."""
-        hidden = batch.hidden.to(self.model.compute.device, self.model.compute.dtype).requires_grad_(True)
+        hidden = batch.hidden.detach().to(self.model.compute.device, self.model.compute.dtype).requires_grad_(True)
         logits, targets = self.model.answers(trained, hidden, batch.attention_mask, batch.labels)
         return functional.cross_entropy(logits, targets), hidden
 
@@ -106,6 +120,7 @@ class MergedTop(Top):
             device: unpadded(gradient, mask) * (merged.answers / part.answers)
             for device, part, gradient, mask in zip(batches, parts, slices, masks, strict=True)
         }
+        _require_usable([loss], [self.trained], gradients)
         self._descend(self.trained, self._descent)
         return float(loss.detach()), gradients
 
@@ -113,10 +128,11 @@ class MergedTop(Top):
         """The top is what it is."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The top, and what the optimizer remembers of each tensor."""
-        kept = {name: value.detach() for name, value in self.trained.items()}
+        """The top, and what the optimizer remembers of each tensor; copies, since both change in place."""
+        kept = {name: value.detach().clone() for name, value in self.trained.items()}
         for name, value in self.trained.items():
-            kept |= {f"{_MOMENT}{key}.{name}": moment for key, moment in self._descent.state.get(value, {}).items()}
+            state = self._descent.state.get(value, {})
+            kept |= {f"{_MOMENT}{key}.{name}": moment.clone() for key, moment in state.items()}
         return kept
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -148,15 +164,19 @@ class TopsApart(Top):
 
     def step(self, batches: Mapping[str, FeatureBatch]) -> tuple[float, dict[str, Tensor]]:
         """One step of every top on its own device's features."""
-        total, answers, gradients = 0.0, 0, {}
+        losses, gradients = {}, {}
         for device, batch in batches.items():
-            loss, hidden = self._loss(self._tops[device], batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses[device], hidden = self._loss(self._tops[device], batch)
+            losses[device].backward()  # type: ignore[no-untyped-call]
             assert hidden.grad is not None
             gradients[device] = unpadded(hidden.grad, batch.attention_mask)
+        _require_usable(list(losses.values()), [self._tops[device] for device in batches], gradients)
+        for device in batches:
             self._descend(self._tops[device], self._descents[device])
-            total, answers = total + float(loss.detach()) * batch.answers, answers + batch.answers
-        return total / answers, gradients
+        answers = sum(batch.answers for batch in batches.values())
+        return sum(
+            float(losses[device].detach()) * batch.answers for device, batch in batches.items()
+        ) / answers, gradients
 
     def end(self, weights: Mapping[str, float]) -> None:
         """The common top is the weighted mean; with nobody left it stays what it was."""
@@ -190,3 +210,19 @@ def merged_batch(parts: Sequence[FeatureBatch]) -> FeatureBatch:
         torch.cat([widened(part.attention_mask, 0) for part in parts]),
         torch.cat(labels),
     )
+
+
+def _require_usable(losses: Sequence[Tensor], tops: Sequence[Parameters], gradients: Mapping[str, Tensor]) -> None:
+    """Refuse a step that would spoil the top, and with it the whole run.
+
+    Rows of a batch know nothing of each other, so what is not finite behind one device's features is its own doing;
+    where that is so for all devices, the top itself has diverged.
+    """
+    steps = [value.grad for top in tops for value in top.values() if value.grad is not None]
+    if all(bool(torch.isfinite(value).all()) for value in (*losses, *steps, *gradients.values())):
+        return
+    for top in tops:
+        for value in top.values():
+            value.grad = None
+    blamed = [device for device, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
+    raise UnusableFeaturesError(blamed if len(blamed) < len(gradients) else [])

@@ -38,7 +38,7 @@ class ControlPlan:
     feasible: bool
     """Whether the divergence keeps its limit."""
     start_batch: int
-    """The largest batch that the selection started from: D, or half of it, and so on, where D was infeasible."""
+    """The largest batch that the selection started from, lowered by halves where it was infeasible."""
     seconds: float | None
     """Of an iteration, predicted; None while no pace is known."""
     idle_share: float | None
@@ -55,13 +55,16 @@ def plan_round(
 ) -> ControlPlan:
     """Batches by Eq. 9, a cohort, its batches refined by Eq. 14 and raised to the budget.
 
+    The fastest device starts from the largest batch, D at most, with which a full cohort of average devices stays
+    within the budget: larger batches would fill it with fewer devices and make everybody's iteration longer.
+
     Where the divergence cannot keep its limit while the budget holds fewer devices than may take part, all is tried
     again from half the batches, and so on; the limit itself stays. Before any pace is known, batches start equal, are
     refined as if all rows took the same time, and are not raised. Without regulation they are equal and stay so. The
     same arguments give the same plan.
     """
     planner = _Planner(state, population, options, torch_generator(seed, "selection", round_number))
-    start = planner.largest if planner.paced else min(options.equal_batch, planner.largest)
+    start = planner.start()
     attempts = [planner.attempt(start)]
     while options.regulation and start > 1 and not attempts[-1].refinement.feasible and not attempts[-1].full:
         start //= 2
@@ -100,6 +103,19 @@ class _Planner:
         self.largest = math.floor(min(options.largest_batch, options.budget_rows))
         self._limits = population.limits.clamp(max=self.largest)
         self.paced = options.regulation and known is not None
+
+    def start(self) -> int:
+        """The largest batch that the first attempt starts from."""
+        options = self._options
+        if self._paces is None or not self.paced:
+            return min(options.equal_batch, self.largest)
+        devices = min(options.largest_cohort, len(self._limits))
+        low, high = 1, self.largest
+        while low < high:
+            middle = (low + high + 1) // 2
+            rows = devices * float(regulated_batches(self._paces, middle, self._limits).double().mean())
+            low, high = (middle, high) if rows <= options.budget_rows else (low, middle - 1)
+        return low
 
     def attempt(self, start: int) -> _Attempt:
         """Selection and refinement from batches of at most `start` rows."""
