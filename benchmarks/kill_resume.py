@@ -26,6 +26,11 @@ FEDERATION = (
     *("--strategy", "fedspine", "--fleet", "jetson-10", "--cohort", 3, "--rounds", 6, "--local-steps", 2),
     *("--batch-size", 4, "--prune-interval", 1, "--deploy"),
 )
+SPLIT = (
+    *("--data", "builtin:tiny-topics", "--limit", 400, "--evaluation-limit", 40, "--max-length", 32),
+    *("--strategy", "mergesfl", "--partition", "shards:1", "--fleet", "jetson-10", "--cohort", 3, "--rounds", 6),
+    *("--local-steps", 3, "--batch-size", 4),
+)
 
 
 def kill_and_resume(step: str, undisturbed: Step, seconds: float, kills: int, source: random.Random) -> int:
@@ -60,7 +65,7 @@ def main() -> int:
     parser.add_argument("--sparsity", type=float, default=0.3)
     parser.add_argument("--kills", type=int, default=10, help="kills of each step")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--steps", default="", help="only these: prune, tune, fed-launch")
+    parser.add_argument("--steps", default="", help="only these: prune, tune, fed-launch, split")
     options = parser.parse_args()
     source = random.Random(options.seed)
     differed = 0
@@ -70,6 +75,7 @@ def main() -> int:
             "prune": ("prune", options.model, "--sparsity", options.sparsity),
             "tune": ("tune", folder / "prune"),
             "fed-launch": ("fed-launch", options.model, *FEDERATION),
+            "split": ("fed-launch", options.model, *SPLIT),
         }
         if options.steps:
             steps = {step: arguments for step, arguments in steps.items() if step in options.steps.split(",")}

@@ -132,10 +132,17 @@ def result_view(result: FederatedResult, request: FederatedRequest, out: Path, s
             (f"time to {result.target_accuracy:.1%}", duration(result.seconds_to_target or 0) if reached else "never"),
             (f"traffic to {result.target_accuracy:.1%}", size(result.bytes_to_target or 0) if reached else "never"),
         ]
+    if result.divergence is not None:
+        figures.append(("KL of merged labels", f"{result.divergence:.3f} nats"))
     pruned = [f"{group.group} {group.ratio:.1%}" for group in result.groups if group.ratio > 0]
     if pruned:
         figures.append(("block parameters removed", ", ".join(pruned)))
     lines = []
+    if result.infeasible_rounds:
+        lines.append(
+            f"in {result.infeasible_rounds} of {result.rounds} rounds no cohort kept --divergence-limit; a larger "
+            "--cohort or --ingress would help"
+        )
     if result.lost:
         reasons: dict[str, int] = {}
         for each in result.lost.values():

@@ -42,6 +42,10 @@ class FederatedResult(BaseModel):
     lost: dict[str, dict[str, int]]
     """How often each device was lost, by reason; devices that never were are left out."""
     groups: tuple[ClassResult, ...] = ()
+    divergence: float | None = None
+    """Of merged from the fleet's labels, in nats, mean over the rounds; None where the model is not split."""
+    infeasible_rounds: int = 0
+    """Rounds in which it could not keep its limit."""
 
 
 def summarised(
@@ -50,6 +54,7 @@ def summarised(
     """Sum up finished rounds."""
     evaluations = [record.evaluation for record in rounds if record.evaluation is not None]
     reached = _first_reaching(rounds, target)
+    splits = [record.split for record in rounds if record.split is not None]
     lost: dict[str, Counter[str]] = {}
     for record in rounds:
         for device in record.devices:
@@ -68,6 +73,8 @@ def summarised(
         idle_share=sum(record.idle_share for record in rounds) / len(rounds) if rounds else 0.0,
         lost={device: dict(sorted(reasons.items())) for device, reasons in sorted(lost.items())},
         groups=tuple(groups),
+        divergence=sum(split.divergence for split in splits) / len(splits) if splits else None,
+        infeasible_rounds=sum(not split.feasible for split in splits),
     )
 
 
