@@ -3,258 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from spinecli.commands import fed_launch_options as federated
 from spinecli.commands import options
 from spinecli.commands.fed_launch_view import label_view, live_rounds, opening, result_view, split_opening
 from spinecli.console import Terminal
 
-_STRATEGIES = "fedspine, fedspine-model, fed-loraprune, legend, fedit, hetlora, flexlora, flora or ffa-lora"
-_SPLITTING = "mergesfl, sfl-fm, sfl-br, splitfed or fedavg"
-_SPLIT_PANEL = f"Split training ({_SPLITTING})"
-
-
-class Schedule(str, Enum):
-    """How the learning rate goes over the rounds."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class Score(str, Enum):
-    """How devices measure importance."""
-
-    lora = "lora"
-    salience = "salience"
-
-
-class Way(str, Enum):
-    """What is trained of one half of a split model."""
-
-    lora = "lora"
-    full = "full"
-
-
-class FeatureDtype(str, Enum):
-    """How features and their gradients travel."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    int8 = "int8"
-
-
-class Optimizer(str, Enum):
-    """How split training goes downhill."""
-
-    adamw = "adamw"
-    sgd = "sgd"
-
-
-class Selection(str, Enum):
-    """How MergeSFL looks for a cohort."""
-
-    greedy = "greedy"
-    genetic = "genetic"
-    priority = "priority"
-    random = "random"
-
-
-class Task(str, Enum):
-    """What is learned from the data."""
-
-    classification = "classification"
-    language = "language"
-
 
 def fed_launch(
     model: Annotated[str, typer.Argument(help="Checkpoint: a directory, a hub id, or builtin:tiny.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            help="Training data: a .tsv, .csv, .jsonl or .txt file, a directory, or a hub data set.",
-        ),
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="Directory to write; appears whole or not at all.")] = None,
-    strategy: Annotated[
-        str, typer.Option("--strategy", help=f"How to federate: {_STRATEGIES}; or split the model: {_SPLITTING}.")
-    ] = "fedspine",
-    fleet: Annotated[
-        str, typer.Option("--fleet", help="A fleet file, or jetson-N, phones-N, uniform-N for N devices.")
-    ] = "jetson-80",
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", help="A directory that spine plan wrote, for LEGEND to start from.", show_default=False),
-    ] = None,
-    partition: Annotated[
-        str,
-        typer.Option("--partition", help="How data is dealt out: iid, dirichlet:ALPHA, shards:LABELS or column:NAME."),
-    ] = "iid",
-    evaluation: Annotated[
-        str | None,
-        typer.Option(
-            "--evaluation",
-            help="Held-out data. Default: found beside the training data, or a share of it.",
-            show_default=False,
-        ),
-    ] = None,
-    evaluation_share: Annotated[
-        float, typer.Option("--evaluation-share", help="Share to hold out where there is no held-out data.")
-    ] = 0.1,
-    text_column: Annotated[
-        str | None,
-        typer.Option("--text-column", help="Column of the text. Default: by its name.", show_default=False),
-    ] = None,
-    pair_column: Annotated[
-        str | None, typer.Option("--pair-column", help="Column of a second text, if there is one.", show_default=False)
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option("--label-column", help="Column of the label. Default: by its name.", show_default=False),
-    ] = None,
-    task: Annotated[
-        Task | None, typer.Option("--task", help="What to learn. Default: as the columns suggest.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="At most so many examples of each file.", min=1, show_default=False)
-    ] = None,
-    max_length: Annotated[int, typer.Option("--max-length", help="Longest row in tokens.")] = 128,
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds to run.")] = 50,
-    cohort: Annotated[int, typer.Option("--cohort", help="Devices that take part in a round.")] = 10,
-    local_steps: Annotated[int, typer.Option("--local-steps", help="Training steps of a device in a round.")] = 20,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows in a training step.")] = 16,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--learning-rate",
-            help="Learning rate. Default: 1e-3, or 2e-4 where the model is split.",
-            show_default=False,
-        ),
-    ] = None,
-    schedule: Annotated[
-        Schedule, typer.Option("--schedule", help="How the learning rate goes over the rounds.")
-    ] = Schedule.linear,
-    clip_norm: Annotated[float, typer.Option("--clip-norm", help="Largest norm of a step's gradient.")] = 1.0,
-    rank: Annotated[int, typer.Option("--rank", help="LoRA rank, or the mean rank of strategies that vary it.")] = 8,
-    smallest_rank: Annotated[int, typer.Option("--smallest-rank", help="Lowest rank of strategies that vary it.")] = 4,
-    largest_rank: Annotated[int, typer.Option("--largest-rank", help="Highest rank of strategies that vary it.")] = 16,
-    lora_scale: Annotated[float, typer.Option("--lora-scale", help="LoRA's alpha / rank, at every rank.")] = 2.0,
-    targets: Annotated[
-        str, typer.Option("--targets", help="Projections with LoRA: all, attention, query-value, or names.")
-    ] = "all",
-    sparsity: Annotated[
-        float, typer.Option("--sparsity", help="Share of the block parameters that pruning strategies remove, 0 to 1.")
-    ] = 0.5,
-    prune_interval: Annotated[int, typer.Option("--prune-interval", help="Local steps between two cuts.")] = 20,
-    score: Annotated[
-        Score | None,
-        typer.Option("--score", help="How importance is measured. Default: the strategy's own.", show_default=False),
-    ] = None,
-    deadline: Annotated[
-        float | None,
-        typer.Option("--deadline", help="Seconds after which missing answers are given up.", show_default=False),
-    ] = None,
-    evaluate_every: Annotated[int, typer.Option("--evaluate-every", help="Rounds between two evaluations.")] = 1,
-    evaluation_limit: Annotated[
-        int, typer.Option("--evaluation-limit", help="At most so many held-out examples.")
-    ] = 2000,
-    target_accuracy: Annotated[
-        float | None,
-        typer.Option("--target-accuracy", help="Stop as soon as an evaluation reaches it, 0 to 1.", show_default=False),
-    ] = None,
-    deploy: Annotated[
-        bool, typer.Option("--deploy", help="Also write, for each class of devices, the checkpoint it would run.")
-    ] = False,
-    cut_layer: Annotated[
-        str | None,
-        typer.Option(
-            "--cut-layer",
-            help="Blocks on the devices, or auto: as fits their memory and links. Default: auto.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    bottom: Annotated[
-        Way | None,
-        typer.Option(
-            "--bottom",
-            help="Train LoRA or all weights on the devices. Default: lora.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    top: Annotated[
-        Way | None,
-        typer.Option(
-            "--top",
-            help="Train LoRA or all weights on the server. Default: full.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    feature_dtype: Annotated[
-        FeatureDtype | None,
-        typer.Option(
-            "--feature-dtype",
-            help="How features travel. Default: fp32.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    ingress: Annotated[
-        float | None,
-        typer.Option(
-            "--ingress",
-            help="Megabytes of features that the server takes in an iteration. Default: those of --cohort devices with "
-            "--batch-size rows each, in fp32.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    largest_batch: Annotated[
-        int | None,
-        typer.Option(
-            "--largest-batch",
-            help="Most rows of a device's batch. Default: 64.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    divergence_limit: Annotated[
-        float | None,
-        typer.Option(
-            "--divergence-limit",
-            help="How far, in nats, merged labels may be from the fleet's. Default: 0.05.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    selection: Annotated[
-        Selection | None,
-        typer.Option(
-            "--selection",
-            help="How the cohort is looked for. Default: greedy.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    optimizer: Annotated[
-        Optimizer | None,
-        typer.Option(
-            "--optimizer",
-            help="How both halves go downhill. Default: adamw.",
-            rich_help_panel=_SPLIT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show how the data lies on the devices and train nothing.")
-    ] = False,
+    data: federated.Data,
+    out: federated.Out = None,
+    strategy: federated.Strategy = "fedspine",
+    fleet: federated.Fleet = "jetson-80",
+    plan: federated.Plan = None,
+    partition: federated.Partition = "iid",
+    evaluation: federated.Evaluation = None,
+    evaluation_share: federated.EvaluationShare = 0.1,
+    text_column: federated.TextColumn = None,
+    pair_column: federated.PairColumn = None,
+    label_column: federated.LabelColumn = None,
+    task: federated.TaskChoice = None,
+    limit: federated.Limit = None,
+    max_length: federated.MaxLength = 128,
+    rounds: federated.Rounds = 50,
+    cohort: federated.Cohort = 10,
+    local_steps: federated.LocalSteps = 20,
+    batch_size: federated.BatchSize = 16,
+    learning_rate: federated.LearningRate = None,
+    schedule: federated.ScheduleChoice = federated.Schedule.linear,
+    clip_norm: federated.ClipNorm = 1.0,
+    rank: federated.Rank = 8,
+    smallest_rank: federated.SmallestRank = 4,
+    largest_rank: federated.LargestRank = 16,
+    lora_scale: federated.LoraScale = 2.0,
+    targets: federated.Targets = "all",
+    sparsity: federated.Sparsity = 0.5,
+    prune_interval: federated.PruneInterval = 20,
+    score: federated.ScoreChoice = None,
+    deadline: federated.Deadline = None,
+    evaluate_every: federated.EvaluateEvery = 1,
+    evaluation_limit: federated.EvaluationLimit = 2000,
+    target_accuracy: federated.TargetAccuracy = None,
+    deploy: federated.Deploy = False,
+    cut_layer: federated.CutLayer = None,
+    bottom: federated.BottomWay = None,
+    top: federated.TopWay = None,
+    feature_dtype: federated.FeatureDtypeChoice = None,
+    ingress: federated.Ingress = None,
+    largest_batch: federated.LargestBatch = None,
+    divergence_limit: federated.DivergenceLimit = None,
+    selection: federated.SelectionChoice = None,
+    optimizer: federated.OptimizerChoice = None,
+    dry_run: federated.DryRun = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.ComputeDtype = options.Dtype.float32,
@@ -297,6 +101,10 @@ def fed_launch(
         chosen = {name: value for name, value in given.items() if value is not None}
         if chosen and strategy not in SPLITTING:
             raise OptionError(f"{next(iter(chosen))} belongs to split training; {strategy} has no use for it.")
+        if deploy and strategy in SPLITTING:
+            raise OptionError(
+                f"--deploy has no use with {strategy}, which writes the joined checkpoint anyway; drop it."
+            )
         stopwatch = Stopwatch()
         if out is not None and not resume:
             check_output(OutputOptions(out, overwrite, resume))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError, UnsafeFileError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
 
 
 def adapter_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -39,6 +42,27 @@ def adapter_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(handle.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise DamagedArtifactError(f"{weights} is truncated or not safetensors; fetch the adapter again.") from error
+
+
+def classifies(directory: Path) -> bool:
+    """Whether the adapter in `directory`, which `adapter_shapes` has checked, makes a classifier of its model.
+
+    Raises: DamagedArtifactError.
+    """
+    file = directory / CONFIG_NAME
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedArtifactError(f"{file} is not readable JSON; fetch the adapter again.") from error
+    if not isinstance(config, dict):
+        raise DamagedArtifactError(f"{file} is no JSON object; fetch the adapter again.")
+    return config.get("task_type") == "SEQ_CLS"
+
+
+def adapter_tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor of an adapter that `adapter_shapes` has checked, by its name in the model without PEFT's prefix."""
+    with safe_open(directory / WEIGHTS_NAME, framework="pt") as handle:
+        return {name.removeprefix(_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
 
 def attach_adapter(model: PreTrainedModel, directory: Path, base: str) -> PeftModel:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from spinecli.evaluation.latency import paired_ratio
-from spinecli.evaluation.results import Better, Form, LatencyResult, ModelResult, Rates, Row, Weights
+from spinecli.evaluation.results import Better, Form, ModelResult, Rates, Row, Weights
 from spinecli.evaluation.tasks import TaskFigure, task_figures
 
 
 def compare(models: Sequence[ModelResult]) -> tuple[Row, ...]:
     """All figures that at least one model has, in the order of the table."""
-    rows = [*_weights(models), *_perplexities(models), *_tasks(models), *_speeds(models), *_memories(models)]
+    rows = [
+        *_weights(models),
+        *_perplexities(models),
+        *_tasks(models),
+        *_classification(models),
+        *_speeds(models),
+        *_passes(models),
+        *_memories(models),
+    ]
     return tuple(row for row in rows if any(value is not None for value in row.values))
 
 
@@ -85,25 +93,48 @@ def _tasks(models: Sequence[ModelResult]) -> list[Row]:
     return rows
 
 
-def _speeds(models: Sequence[ModelResult]) -> list[Row]:
-    first = models[0].latency
-    if first is None:
+def _classification(models: Sequence[ModelResult]) -> list[Row]:
+    results = [model.classification for model in models if model.classification is not None]
+    if not results:
         return []
-    latencies = [model.latency for model in models if model.latency is not None]
-
-    def speed(name: str, get: Callable[[LatencyResult], Rates]) -> Row:
-        return Row(
-            figure=name,
-            better="higher",
-            form="rate",
-            values=tuple(get(latency).median for latency in latencies),
-            ratios=tuple(paired_ratio(get(latency), get(first)) for latency in latencies),
-        )
-
+    data = results[0].description
+    accuracy = _row(f"accuracy, {data}", "higher", "score", [result.accuracy for result in results])
+    errors = tuple(result.accuracy_error for result in results)
     return [
-        speed("prefill, tokens/s", lambda latency: latency.prefill),
-        speed("decode, tokens/s", lambda latency: latency.decode),
+        accuracy.model_copy(update={"deviations": errors}),
+        _row(f"macro F1, {data}", "higher", "score", [result.macro_f1 for result in results]),
+        _row(f"loss, {data}", "lower", "score", [result.nll for result in results]),
     ]
+
+
+def _speeds(models: Sequence[ModelResult]) -> list[Row]:
+    latencies = [model.latency for model in models if model.latency is not None]
+    if not latencies:
+        return []
+    return [
+        _speed("prefill, tokens/s", [latency.prefill for latency in latencies]),
+        _speed("decode, tokens/s", [latency.decode for latency in latencies]),
+    ]
+
+
+def _passes(models: Sequence[ModelResult]) -> list[Row]:
+    passes = [model.forward for model in models if model.forward is not None]
+    if not passes:
+        return []
+    return [
+        _speed("forward, rows/s", [each.rows for each in passes]),
+        _speed("forward, tokens/s", [each.tokens for each in passes]),
+    ]
+
+
+def _speed(figure: str, measured: Sequence[Rates]) -> Row:
+    return Row(
+        figure=figure,
+        better="higher",
+        form="rate",
+        values=tuple(each.median for each in measured),
+        ratios=tuple(paired_ratio(each, measured[0]) for each in measured),
+    )
 
 
 def _memories(models: Sequence[ModelResult]) -> list[Row]:

@@ -13,8 +13,9 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from spinecli.errors import OptionError
 from spinecli.evaluation.results import LatencyResult, Rates
 from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationSettings
 from spinecli.progress import Progress, silent
+
+_Timed = TypeVar("_Timed")
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ def time_generation(model: nn.Module, prompt: Tensor, new_tokens: int) -> Second
     """
     # like generate(), compute the head for the last position only, wherever the architecture can
     last_only: dict[str, Any] = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
-    start = _now(prompt.device)
+    start = seconds_now(prompt.device)
     output = model(input_ids=prompt, use_cache=True, **last_only)
     token = output.logits[:, -1:].argmax(dim=-1)
-    prefilled = _now(prompt.device)
+    prefilled = seconds_now(prompt.device)
     for _ in range(new_tokens - 1):
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         token = output.logits[:, -1:].argmax(dim=-1)
-    return Seconds(prefilled - start, _now(prompt.device) - prefilled)
+    return Seconds(prefilled - start, seconds_now(prompt.device) - prefilled)
 
 
 def measure_latency(
@@ -85,14 +88,11 @@ def measure_latency(
 
     `prompts` holds one a model, all (batch, prompt_length) int64, on the models' device.
     """
-    rounds = settings.warmup + settings.repeats
-    taken: list[list[Seconds]] = [[] for _ in models]
-    for turn in range(rounds):
-        for index, (model, prompt) in enumerate(zip(models, prompts, strict=True)):
-            seconds = time_generation(model, prompt, settings.new_tokens)
-            if turn >= settings.warmup:
-                taken[index].append(seconds)
-            progress("latency", turn * len(models) + index + 1, rounds * len(models))
+    generations = [
+        partial(time_generation, model, prompt, settings.new_tokens)
+        for model, prompt in zip(models, prompts, strict=True)
+    ]
+    taken = in_turns(generations, settings, progress)
     prefilled = prompts[0].numel()
     decoded = len(prompts[0]) * (settings.new_tokens - 1)
     return [
@@ -104,8 +104,23 @@ def measure_latency(
     ]
 
 
+def in_turns(
+    timed: Sequence[Callable[[], _Timed]], settings: GenerationSettings, progress: Progress = silent
+) -> list[list[_Timed]]:
+    """Call everything once a round, in order; what each returned in the rounds that count."""
+    rounds = settings.warmup + settings.repeats
+    taken: list[list[_Timed]] = [[] for _ in timed]
+    for turn in range(rounds):
+        for index, measure in enumerate(timed):
+            found = measure()
+            if turn >= settings.warmup:
+                taken[index].append(found)
+            progress("latency", turn * len(timed) + index + 1, rounds * len(timed))
+    return taken
+
+
 def rates(samples: Sequence[float]) -> Rates:
-    """Median, minimum and maximum of tokens per second."""
+    """Median, minimum and maximum of what was done per second."""
     return Rates(median=median(samples), minimum=min(samples), maximum=max(samples), samples=tuple(samples))
 
 
@@ -119,7 +134,7 @@ def _keeps_last_logits(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(bare).forward).parameters
 
 
-def _now(device: torch.device) -> float:
+def seconds_now(device: torch.device) -> float:
     """The clock, after everything queued on an accelerator has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Peak memory of loading a model and generating with it, measured in a fresh process per model.
+"""Peak memory of loading a model and generating or classifying with it, measured in a fresh process per model.
 
 The measuring process itself cannot be asked: its peak covers every model it has held so far.
 """
@@ -17,7 +17,7 @@ from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, Settings
 
 
 def measure_memory(subject: Subject, settings: Settings) -> MemoryResult:
-    """Start a process that loads the model, generates once, and reports its own peak.
+    """Start a process that loads the model, runs it once, and reports its own peak.
 
     Raises: MeasurementError if that process dies, for want of memory for instance.
     """

@@ -1,4 +1,4 @@
-"""The process that `measure_memory` starts: load one model, generate once, print the peak resident memory.
+"""The process that `measure_memory` starts: load one model, run it once, print the peak resident memory.
 
 Reads a request as JSON on stdin, prints one line `REPORT_MARK [peak, peak before loading, device peak]` in bytes.
 """
@@ -19,6 +19,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     import torch
 
+    from spinecli.evaluation.forward import time_forward
     from spinecli.evaluation.latency import random_prompt, time_generation
     from spinecli.evaluation.models import load_model, open_subjects
     from spinecli.evaluation.quiet import quiet_libraries
@@ -31,7 +32,11 @@ def main() -> None:
         before = peak_memory() or 0
         model = load_model(subject, device=request["device"], dtype=request["dtype"])
         prompt = random_prompt(subject.vocabulary, request["prompt_length"], request["batch_size"])
-        time_generation(model, prompt.to(request["device"]), request["new_tokens"])
+        prompt = prompt.to(request["device"])
+        if subject.classifies:
+            time_forward(model, prompt)
+        else:
+            time_generation(model, prompt, request["new_tokens"])
     device = torch.device(request["device"])
     device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     sys.stdout.write(REPORT_MARK + json.dumps([peak_memory() or 0, before, device_peak]) + "\n")

@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from spinecli.artifacts.manifest import MANIFEST_NAME, read_manifest
+from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import model_size
 from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.errors import NonFiniteWeightsError, UnsupportedFamilyError, UserError
-from spinecli.evaluation.adapters import adapter_shapes, attach_adapter
+from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
+from spinecli.evaluation.adapters import adapter_shapes, attach_adapter, classifies
+from spinecli.evaluation.classifiers import adapted_classifier, padded_classifier
 from spinecli.evaluation.results import Weights
 
 # Tokens of context at which the cost of attention scores is counted.
 FLOPS_CONTEXT = 256
+
+_JOINED = "joined-checkpoint"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,13 @@ class Subject:
     reference: str
     """As the user named it."""
     checkpoint: Checkpoint
+    """With the head of its adapter, if that makes a classifier of it."""
     adapter: Path | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is a classifier; else it is a causal language model."""
+        return self.checkpoint.task is Task.classification
 
     @property
     def path(self) -> Path:
@@ -42,8 +52,7 @@ class Subject:
     @property
     def positions(self) -> int | None:
         """Longest sequence that the model was made for; None if its configuration does not say."""
-        value = getattr(self.checkpoint.config, "max_position_embeddings", None)
-        return int(value) if value else None
+        return self.checkpoint.positions
 
     @property
     def vocabulary(self) -> int:
@@ -52,27 +61,41 @@ class Subject:
 
 
 def open_subjects(references: Sequence[tuple[str, Path | None]]) -> list[Subject]:
-    """Open models by (reference, adapter); no weights are read.
+    """Open models by (reference, adapter); no weights are read but those of a head that an adapter brings.
 
-    Raises: UnsupportedFamilyError for what is no causal language model, and whatever `resolve_checkpoint`,
-    `Checkpoint.open` and `adapter_shapes` raise.
+    Raises: UnsupportedFamilyError for what is neither a causal language model nor a classifier, OptionError if there
+    are some of both, and whatever `resolve_checkpoint`, `Checkpoint.open` and `adapter_shapes` raise.
     """
-    opened = []
-    for reference, adapter in references:
-        if adapter is not None:
-            adapter_shapes(adapter)
-        checkpoint = Checkpoint.open(resolve_checkpoint(reference))
-        if checkpoint.task is not Task.causal_lm:
-            raise UnsupportedFamilyError(
-                f"{reference} is no causal language model but a {checkpoint.task.value} checkpoint, which spine eval "
-                "cannot measure; name a language model."
-            )
-        opened.append((reference, checkpoint, adapter))
-    names = [_name(reference, adapter) for reference, _, adapter in opened]
-    return [
+    opened = [_open(reference, adapter) for reference, adapter in references]
+    names = [_name(reference, adapter) for reference, adapter in references]
+    subjects = [
         Subject(label, reference, checkpoint, adapter)
-        for label, (reference, checkpoint, adapter) in zip(_unique(names, references), opened, strict=True)
+        for label, (reference, adapter), checkpoint in zip(_unique(names, references), references, opened, strict=True)
     ]
+    classifier = next((subject for subject in subjects if subject.classifies), None)
+    language_model = next((subject for subject in subjects if not subject.classifies), None)
+    if classifier and language_model:
+        raise OptionError(
+            f"{classifier.label} is a classifier and {language_model.label} is a language model, which no measure "
+            "compares; name models of one kind."
+        )
+    return subjects
+
+
+def _open(reference: str, adapter: Path | None) -> Checkpoint:
+    if adapter is not None:
+        adapter_shapes(adapter)
+    checkpoint = Checkpoint.open(resolve_checkpoint(reference))
+    if adapter is not None and classifies(adapter):
+        return adapted_classifier(checkpoint, adapter, reference)
+    if checkpoint.task is Task.classification:
+        return padded_classifier(checkpoint)
+    if checkpoint.task is not Task.causal_lm:
+        raise UnsupportedFamilyError(
+            f"{reference} is a {checkpoint.task.value} checkpoint and answers nothing that spine eval measures; name "
+            "a language model or a classifier."
+        )
+    return checkpoint
 
 
 def weights_of(subject: Subject) -> Weights:
@@ -81,8 +104,10 @@ def weights_of(subject: Subject) -> Weights:
     sizes = {name: torch.Size(stored.shape).numel() for name, stored in checkpoint.tensors.items()}
     in_blocks = {name for index in range(checkpoint.blocks) for name in checkpoint.block_names(index).values()}
     model = model_size(checkpoint, checkpoint.blocks, checkpoint.shape, FLOPS_CONTEXT)
-    shapes = adapter_shapes(subject.adapter).values() if subject.adapter else ()
-    adapter = sum(torch.Size(shape).numel() for shape in shapes)
+    shapes = adapter_shapes(subject.adapter) if subject.adapter else {}
+    # the head that an adapter brings is already among the classifier's own tensors
+    added = [shape for name, shape in shapes.items() if name.removeprefix("base_model.model.") not in sizes]
+    adapter = sum(torch.Size(shape).numel() for shape in added)
     return Weights(
         parameters=sum(sizes.values()),
         block_parameters=sum(sizes[name] for name in in_blocks),
@@ -97,14 +122,18 @@ def load_model(subject: Subject, *, device: str, dtype: str) -> PreTrainedModel:
 
     Raises: NonFiniteWeightsError, and everything `attach_adapter` raises.
     """
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = auto_class(subject.checkpoint.task).from_pretrained(
         subject.path,
         config=subject.checkpoint.config,
         dtype=getattr(torch, dtype),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        # a head that an adapter replaces may be of another size
+        ignore_mismatched_sizes=subject.classifies and subject.adapter is not None,
     )
+    if subject.classifies:
+        model.config.use_cache = False  # every row is read once
     for name, value in model.named_parameters():
         if value.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
             raise NonFiniteWeightsError(
@@ -116,14 +145,26 @@ def load_model(subject: Subject, *, device: str, dtype: str) -> PreTrainedModel:
 
 
 def dense_reference(subject: Subject) -> str | None:
-    """How the checkpoint that this one was made from was named; None if spine did not write this one."""
+    """How the checkpoint that this one was made from was named; None if spine did not write this one.
+
+    A classifier's is the one that was trained to classify, because what came before it may be a language model.
+    """
     if not (subject.path / MANIFEST_NAME).is_file():
         return None
     try:
-        lineage = read_manifest(subject.path).lineage
+        manifest = read_manifest(subject.path)
     except UserError:  # it only serves a note and a default here; `provenance` and `spine inspect` judge it
         return None
-    return lineage[0].reference if lineage else None
+    steps = _steps_after_training(manifest) if subject.classifies else manifest.lineage
+    return steps[0].reference if steps else None
+
+
+def _steps_after_training(manifest: Manifest) -> tuple[Step, ...]:
+    """The steps from the last joined checkpoint on; all of them if none is one."""
+    if manifest.kind == _JOINED:
+        return ()
+    joined = [index for index, step in enumerate(manifest.lineage) if step.kind == _JOINED]
+    return manifest.lineage[joined[-1] :] if joined else manifest.lineage
 
 
 def default_text(subject: Subject) -> str:

@@ -42,6 +42,8 @@ def provenance(session: Session) -> Provenance:
         inputs["adapter"] = Source(reference=str(main.adapter), files=files)
     for index, passage in enumerate(session.passages, start=1):
         inputs[f"text {index}"] = TokenRows(passage.windows[-1].contiguous(), passage.text).source()
+    if session.labelled:
+        inputs["labelled examples"] = session.labelled.dataset.source()
     return Provenance(inputs, lineage_behind(main.path, inputs["model"]))
 
 
@@ -54,8 +56,10 @@ def write_evaluation(session: Session, source: Provenance, evaluation: Evaluatio
     Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
     """
     measured = session.stopwatch.measured()
-    # texts are inputs, known by their tokens and not by what they are called
-    parameters: dict[str, JsonValue] = session.settings.model_dump(mode="json", exclude={"perplexity": {"texts"}})
+    # texts and examples are inputs, known by what they say and not by what they are called
+    parameters: dict[str, JsonValue] = session.settings.model_dump(
+        mode="json", exclude={"perplexity": {"texts"}, "labelled": {"data"}}
+    )
     seed = session.settings.tasks.seed if session.settings.tasks else 0
     check_output(output)
     run = Run("evaluation", "eval", parameters, seed, source.inputs, source.lineage)
@@ -72,6 +76,8 @@ def write_evaluation(session: Session, source: Provenance, evaluation: Evaluatio
 def _summary(evaluation: Evaluation) -> str:
     model = evaluation.models[-1]
     found = [f"perplexity {text.perplexity:.4g} on {text.description}" for text in model.perplexity]
+    if model.classification is not None:
+        found.append(f"accuracy {model.classification.accuracy:.1%} on {model.classification.description}")
     others = [other.label for other in evaluation.models[:-1]]
     against = f" against {', '.join(others)}" if others else ""
     return f"{model.label}{against}" + (f": {', '.join(found)}" if found else "")

@@ -15,6 +15,7 @@ RESULTS_FORMAT = 1
 Better = Literal["lower", "higher", "neither"]
 Computation = Literal["loaded model", "block stream"]
 Form = Literal["count", "bytes", "rate", "score"]
+Matching = Literal["name", "position"]
 
 
 class Weights(Record):
@@ -48,8 +49,32 @@ class PerplexityResult(Record):
     """False if this model cuts the text into other tokens than the reference does."""
 
 
+class ClassificationResult(Record):
+    """Answers to labelled examples."""
+
+    data: str
+    """As the user named it."""
+    description: str
+    """What was measured on, its validation part for instance."""
+    accuracy: float
+    accuracy_error: float
+    """One standard error."""
+    nll: float
+    """Mean negative log-likelihood of the right label in nats."""
+    macro_f1: float
+    """Mean of `f1` over the labels that the examples have."""
+    f1: dict[str, float]
+    """By label: harmonic mean of precision and recall."""
+    examples: int
+    shortened: int
+    """Examples that were cut to `max_length` tokens."""
+    max_length: int
+    matched_by: Matching
+    """How the labels of the data were found among those of the model."""
+
+
 class Rates(Record):
-    """Tokens per second over the repeats."""
+    """Something per second over the repeats."""
 
     median: float
     minimum: float
@@ -59,20 +84,27 @@ class Rates(Record):
 
 
 class LatencyResult(Record):
-    """Speed with a KV cache."""
+    """Speed with a KV cache, in tokens per second."""
 
     prefill: Rates
     decode: Rates
 
 
+class ForwardResult(Record):
+    """Speed of a classifier's forward passes."""
+
+    rows: Rates
+    tokens: Rates
+
+
 class MemoryResult(Record):
-    """Resident memory of a fresh process that loads the model and generates."""
+    """Resident memory of a fresh process that loads the model and generates, or classifies one batch."""
 
     peak_bytes: int
     before_loading_bytes: int
     """Peak up to the moment before loading: Python and its libraries."""
     added_bytes: int
-    """What loading and generating added to that peak."""
+    """What came on top of that peak."""
     device_peak_bytes: int | None
     """Peak allocated on a CUDA device; None elsewhere."""
 
@@ -85,7 +117,11 @@ class ModelResult(Record):
     adapter: str | None
     weights: Weights
     perplexity: tuple[PerplexityResult, ...] = ()
+    classification: ClassificationResult | None = None
     latency: LatencyResult | None = None
+    """Of a language model."""
+    forward: ForwardResult | None = None
+    """Of a classifier."""
     memory: MemoryResult | None = None
     lm_eval: dict[str, JsonValue] | None = None
     """lm-eval's own results, as it returns them."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from pydantic import JsonValue
 from transformers import PreTrainedModel
 
@@ -16,15 +12,29 @@ from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.rows import load_tokenizer
 from spinecli.calibration.stream import compute_options
 from spinecli.errors import MeasurementError
+from spinecli.evaluation.classification import class_logits, classification_score
 from spinecli.evaluation.comparison import compare
+from spinecli.evaluation.forward import measure_forward
+from spinecli.evaluation.kinds import require_measurable
+from spinecli.evaluation.labelled import LabelledSet, read_labelled
 from spinecli.evaluation.latency import fit_generation, measure_latency, random_prompt
+from spinecli.evaluation.machine import machine_facts, torch_threads
 from spinecli.evaluation.memory import measure_memory
 from spinecli.evaluation.models import Subject, load_model, weights_of
 from spinecli.evaluation.passages import Passage, read_passages
 from spinecli.evaluation.perplexity import LoadedLogits, LogitSource, StreamedLogits, score
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.evaluation.results import Evaluation, LatencyResult, MemoryResult, ModelResult, PerplexityResult
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, Settings
+from spinecli.evaluation.results import (
+    ClassificationResult,
+    Evaluation,
+    ForwardResult,
+    LatencyResult,
+    MemoryResult,
+    ModelResult,
+    PerplexityResult,
+)
+from spinecli.evaluation.row_length import fit_row_length
+from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationSettings, Settings
 from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks
 from spinecli.progress import Progress, silent
 
@@ -51,6 +61,7 @@ class Session:
     settings: Settings
     passages: tuple[Passage, ...]
     tasks: TaskSet | None
+    labelled: LabelledSet | None
     listeners: Listeners
     stopwatch: Stopwatch
 
@@ -59,7 +70,7 @@ class Session:
 
         Raises: MeasurementError, NonFiniteWeightsError, OptionError (an adapter of another model).
         """
-        with quiet_libraries(self.listeners.debug), _threads(self.settings.threads) as threads:
+        with quiet_libraries(self.listeners.debug), torch_threads(self.settings.threads) as threads:
             measured = self._measure_loaded() if self._needs_loading else self._measure_streamed()
             # after the loaded models are gone: the probes need their room
             memories = self._memories()
@@ -68,7 +79,7 @@ class Session:
         )
         return Evaluation(
             settings=self.settings,
-            machine=_machine(self.settings.device, threads),
+            machine=machine_facts(self.settings.device, threads),
             models=models,
             comparison=compare(models),
         )
@@ -77,7 +88,7 @@ class Session:
     def _needs_loading(self) -> bool:
         """Perplexity alone goes block by block; an adapter only exists on a loaded model."""
         adapted = any(subject.adapter for subject in self.subjects)
-        return bool(self.settings.latency or self.tasks or (self.passages and adapted))
+        return bool(self.settings.latency or self.tasks or self.labelled or (self.passages and adapted))
 
     def _measure_streamed(self) -> list[ModelResult]:
         compute = compute_options(self.settings.device, self.settings.dtype)
@@ -88,16 +99,20 @@ class Session:
 
     def _measure_loaded(self) -> list[ModelResult]:
         models = self._load_all()
-        latencies = self._latencies(models)
-        return [
-            _result(
+        speeds = self._speeds(models)
+        results = []
+        for index, (subject, model, speed) in enumerate(zip(self.subjects, models, speeds, strict=True)):
+            found = _result(
                 subject,
                 perplexity=self._perplexities(index, LoadedLogits(model, self.settings.device)),
-                latency=latencies[index],
                 lm_eval=self._task_results(subject, model),
             )
-            for index, (subject, model) in enumerate(zip(self.subjects, models, strict=True))
-        ]
+            update = {
+                "classification": self._classification(index, model),
+                "forward" if subject.classifies else "latency": speed,
+            }
+            results.append(found.model_copy(update=update))
+        return results
 
     def _load_all(self) -> list[PreTrainedModel]:
         models = []
@@ -130,7 +145,31 @@ class Session:
             comparable=passage.comparable(index),
         )
 
-    def _latencies(self, models: Sequence[PreTrainedModel]) -> Sequence[LatencyResult | None]:
+    def _classification(self, index: int, model: PreTrainedModel) -> ClassificationResult | None:
+        if self.labelled is None:
+            return None
+        examples, match = self.labelled, self.labelled.matches[index]
+        try:
+            with self.stopwatch("labelled examples"):
+                logits = class_logits(model, examples.encoded[index], self.settings.device, self.listeners.progress)
+                found = classification_score(logits, examples.targets(index), match.outputs)
+        except MeasurementError as error:
+            raise MeasurementError(f"{self.subjects[index].label} on {examples.description}: {error}") from error
+        return ClassificationResult(
+            data=examples.settings.data,
+            description=examples.description,
+            accuracy=found.accuracy,
+            accuracy_error=found.accuracy_error,
+            nll=found.nll,
+            macro_f1=found.macro_f1,
+            f1=found.f1_by_label(examples.dataset.labels),
+            examples=len(examples.dataset),
+            shortened=examples.encoded[index].shortened,
+            max_length=examples.max_length,
+            matched_by=match.by,
+        )
+
+    def _speeds(self, models: Sequence[PreTrainedModel]) -> Sequence[LatencyResult | ForwardResult | None]:
         settings = self.settings
         if not settings.latency:
             return [None] * len(models)
@@ -140,8 +179,9 @@ class Session:
             random_prompt(subject.vocabulary, length, generation.batch_size).to(settings.device)
             for subject in self.subjects
         ]
+        measure = measure_forward if self.subjects[0].classifies else measure_latency
         with self.stopwatch("latency"):
-            return measure_latency(models, prompts, generation, self.listeners.progress)
+            return measure(models, prompts, generation, self.listeners.progress)
 
     def _task_results(self, subject: Subject, model: PreTrainedModel) -> dict[str, JsonValue] | None:
         if self.tasks is None:
@@ -167,20 +207,35 @@ def open_session(
     listeners: Listeners | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Session:
-    """Check the settings against the models, read the texts and find the tasks; nothing is measured.
+    """Check the settings against the models, read texts and examples and find the tasks; nothing is measured.
 
-    Raises: OptionError, and every UserError that a device, text, tokenizer or task can cause.
+    Raises: OptionError, and every UserError that a device, text, data set, tokenizer or task can cause.
     """
     listeners, stopwatch = listeners or Listeners(), stopwatch or Stopwatch()
     compute_options(settings.device, settings.dtype)
+    for subject in subjects:
+        require_measurable(subject, settings)
     if settings.latency or settings.memory:
-        positions = {subject.label: subject.positions for subject in subjects}
-        generation = fit_generation(settings.generation, positions, listeners.note)
-        settings = settings.model_copy(update={"generation": generation})
+        settings = settings.model_copy(update={"generation": _fit(settings.generation, subjects, listeners.note)})
     with quiet_libraries(listeners.debug), stopwatch("preparing"):
         passages = read_passages(settings.perplexity, subjects, listeners.note) if settings.perplexity else []
         tasks = find_tasks(settings.tasks, listeners.progress, debug=listeners.debug) if settings.tasks else None
-    return Session(tuple(subjects), settings, tuple(passages), tasks, listeners, stopwatch)
+        labelled = read_labelled(settings.labelled, subjects, listeners.note) if settings.labelled else None
+    if labelled is not None:
+        settings = settings.model_copy(update={"labelled": labelled.settings})
+    return Session(tuple(subjects), settings, tuple(passages), tasks, labelled, listeners, stopwatch)
+
+
+def _fit(
+    generation: GenerationSettings, subjects: Sequence[Subject], note: Callable[[str], None]
+) -> GenerationSettings:
+    """The generation, or a classifier's pass, in the length that every model has room for."""
+    positions = {subject.label: subject.positions for subject in subjects}
+    if not subjects[0].classifies:
+        return fit_generation(generation, positions, note)
+    asked = generation.prompt_length
+    length = fit_row_length(asked, DEFAULT_PROMPT_LENGTH, positions, "--prompt-length", note)
+    return generation.model_copy(update={"prompt_length": length, "new_tokens": 0})
 
 
 def evaluate_models(subjects: Sequence[Subject], settings: Settings, listeners: Listeners | None = None) -> Evaluation:
@@ -192,7 +247,6 @@ def _result(
     subject: Subject,
     *,
     perplexity: tuple[PerplexityResult, ...],
-    latency: LatencyResult | None = None,
     lm_eval: dict[str, JsonValue] | None = None,
 ) -> ModelResult:
     return ModelResult(
@@ -201,31 +255,5 @@ def _result(
         adapter=str(subject.adapter) if subject.adapter else None,
         weights=weights_of(subject),
         perplexity=perplexity,
-        latency=latency,
         lm_eval=lm_eval,
     )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[int]:
-    """Torch's thread count inside, the previous one outside."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _machine(device: str, threads: int) -> dict[str, JsonValue]:
-    """Where the figures come from, without naming the host."""
-    accelerator = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "device": device,
-        "accelerator": accelerator,
-        "torch": torch.__version__,
-    }

@@ -9,6 +9,8 @@ from spinecli.evaluation.record import Record
 DEFAULT_WINDOW = 256
 DEFAULT_ROWS = 40
 DEFAULT_PROMPT_LENGTH = 128
+DEFAULT_MAX_LENGTH = 128
+DEFAULT_EXAMPLES = 2000
 
 
 class PerplexitySettings(Record):
@@ -35,12 +37,30 @@ class TaskSettings(Record):
     """Chooses few-shot examples; 1234 is lm-eval's own default."""
 
 
+class LabelledSettings(Record):
+    """Labelled examples that classifiers answer."""
+
+    data: str
+    """As the user named it."""
+    text_column: str | None = None
+    """None: recognised by its name, as are the two below."""
+    pair_column: str | None = None
+    label_column: str | None = None
+    max_length: int | None = None
+    """Longest row in tokens; None: 128, or as many as every model has positions for. A measured evaluation holds the
+    number."""
+    examples: int = DEFAULT_EXAMPLES
+    """At most this many, spread evenly over the data."""
+
+
 class GenerationSettings(Record):
-    """The generation that is timed, and whose memory is measured."""
+    """The generation that is timed, and whose memory is measured; of a classifier, one forward pass."""
 
     prompt_length: int | None = None
-    """Tokens; None: 128, or as many as every model leaves room for. A measured evaluation holds the number."""
+    """Tokens; None: 128, or as many as every model leaves room for. A measured evaluation holds the number. Of a
+    classifier, the tokens of a row."""
     new_tokens: int = 32
+    """A measured evaluation of classifiers, which generate nothing, holds 0."""
     batch_size: int = 1
     repeats: int = 5
     """Timed rounds; each times every model once."""
@@ -55,6 +75,8 @@ class Settings(Record):
     """None: not measured."""
     tasks: TaskSettings | None = None
     """None: none are run."""
+    labelled: LabelledSettings | None = None
+    """None: not measured."""
     latency: bool = False
     memory: bool = False
     generation: GenerationSettings = GenerationSettings()

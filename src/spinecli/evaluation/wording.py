@@ -36,16 +36,42 @@ def conditions(evaluation: Evaluation) -> list[str]:
         sentences.append("Perplexities of models with different tokenizers do not compare.")
     if evaluation.ran_tasks:
         sentences.append(f"Tasks: lm-eval {evaluation.lm_eval_version}, ± one standard error.")
-    if any(model.latency or model.memory for model in models):
-        sentences.append(
-            f"Generation: {generation.prompt_length} + {generation.new_tokens} tokens, batch {generation.batch_size}, "
-            f"{evaluation.settings.dtype} on {evaluation.settings.device}, threads: {evaluation.machine['threads']}."
+    sentences += _examples(evaluation)
+    if any(model.latency or model.forward or model.memory for model in models):
+        work = (
+            f"Generation: {generation.prompt_length} + {generation.new_tokens} tokens"
+            if generation.new_tokens
+            else f"Forward pass: rows of {generation.prompt_length} tokens"
         )
-    if any(model.latency for model in models):
+        sentences.append(
+            f"{work}, batch {generation.batch_size}, {evaluation.settings.dtype} on {evaluation.settings.device}, "
+            f"threads: {evaluation.machine['threads']}."
+        )
+    if any(model.latency or model.forward for model in models):
         turns = ", the models in turns" if len(models) > 1 else ""
         sentences.append(f"Speed: median of {generation.repeats} rounds{turns}.")
     if any(model.memory for model in models):
-        sentences.append("Memory: peak of a fresh process that loads the model and generates.")
+        use = "generates" if generation.new_tokens else "runs one forward pass"
+        sentences.append(f"Memory: peak of a fresh process that loads the model and {use}.")
+    return sentences
+
+
+def _examples(evaluation: Evaluation) -> list[str]:
+    """How the labelled examples were answered."""
+    results = [model.classification for model in evaluation.models if model.classification is not None]
+    if not results:
+        return []
+    sentences = [
+        f"Labelled examples: {results[0].examples}, at most {results[0].max_length} tokens each; accuracy ± one standard "
+        "error, loss in nats."
+    ]
+    labels = [
+        model.label
+        for model in evaluation.models
+        if model.classification is not None and model.classification.matched_by == "position"
+    ]
+    if labels:
+        sentences.append(f"Labels were matched by position for {', '.join(labels)}.")
     return sentences
 
 

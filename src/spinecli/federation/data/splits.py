@@ -46,7 +46,7 @@ def load_splits(
     """
     options = options or DataOptions()
     train = load_dataset(reference, options)
-    evaluation = evaluation or _beside(reference)
+    evaluation = evaluation or evaluation_beside(reference)
     if evaluation is None:
         return hold_out(train, evaluation_share, seed)
     classified = train.task == "classification"
@@ -87,7 +87,11 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> Splits:
     return Splits(dataset.subset(kept), dataset.subset(sorted(held)))
 
 
-def _beside(reference: str) -> str | None:
+def evaluation_beside(reference: str) -> str | None:
+    """The validation, dev or test part of what `reference` names; None for a single file, and where there is none.
+
+    Raises: DataError, OfflineError.
+    """
     if reference == TOPICS:
         return TOPICS_VALIDATION
     path = Path(reference).expanduser()

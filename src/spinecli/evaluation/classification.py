@@ -1,0 +1,105 @@
+"""How well a classifier answers labelled examples: accuracy, loss and macro F1.
+
+loss      mean over the examples of -log softmax(logits)[right label], over all outputs of the model, in nats
+accuracy  share of the examples whose largest logit is the right label's; its standard error is
+          sqrt(accuracy * (1 - accuracy) / (examples - 1)), as lm-eval has it
+F1        of a label: 2 * right / (answers with it + examples of it)
+macro F1  mean of F1 over the labels that the examples have, so that models side by side share their labels
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spinecli.errors import MeasurementError
+from spinecli.federation.data.batches import Batch, evaluation_batches
+from spinecli.federation.data.encoding import Encoded
+from spinecli.progress import Progress
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class ClassificationScore:
+    """A classifier's answers, summed up."""
+
+    accuracy: float
+    accuracy_error: float
+    """One standard error; 0 for a single example."""
+    nll: float
+    """In nats."""
+    f1: tuple[float, ...]
+    """One a label of the data; NaN for those that no example has."""
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over the labels that the examples have."""
+        present = [value for value in self.f1 if not math.isnan(value)]
+        return math.fsum(present) / len(present)
+
+    def f1_by_label(self, labels: Sequence[str]) -> dict[str, float]:
+        """F1 of the labels that the examples have, by their names in the data."""
+        return {label: value for label, value in zip(labels, self.f1, strict=True) if not math.isnan(value)}
+
+
+@torch.no_grad()
+def class_logits(model: nn.Module, encoded: Encoded, device: str, progress: Progress) -> Tensor:
+    """The logits of every row, in the rows' order: (rows, outputs) float64 on the CPU."""
+    segmented = _tells_segments_apart(model)
+    found: Tensor | None = None
+    done = 0
+    for batch in evaluation_batches(encoded, _BATCH):
+        logits = model(**_inputs(batch.to(device), segmented)).logits.double().cpu()
+        if found is None:
+            found = logits.new_empty(len(encoded), logits.shape[1])
+        found[batch.row_numbers] = logits
+        done += len(batch.row_numbers)
+        progress("labelled examples", done, len(encoded))
+    assert found is not None  # a data set is never empty
+    return found
+
+
+def classification_score(logits: Tensor, targets: Tensor, outputs: Sequence[int]) -> ClassificationScore:
+    """Sum up the answers.
+
+    Args:
+        logits: (examples, outputs) float64.
+        targets: (examples,) int64, the output that is right.
+        outputs: the output of each label of the data.
+
+    Raises: MeasurementError if the loss is NaN or infinite.
+    """
+    nll = float(nn.functional.cross_entropy(logits, targets))
+    if not math.isfinite(nll):
+        raise MeasurementError(f"The loss is {nll}; compute with --dtype float32, or the model is broken.")
+    answers = logits.argmax(dim=1)
+    examples = len(targets)
+    accuracy = int((answers == targets).sum()) / examples
+    error = math.sqrt(accuracy * (1 - accuracy) / (examples - 1)) if examples > 1 else 0.0
+    return ClassificationScore(accuracy, error, nll, tuple(_f1(answers, targets, output) for output in outputs))
+
+
+def _f1(answers: Tensor, targets: Tensor, output: int) -> float:
+    answered, wanted = answers == output, targets == output
+    if not bool(wanted.any()):
+        return math.nan
+    return 2 * int((answered & wanted).sum()) / int(answered.sum() + wanted.sum())
+
+
+def _inputs(batch: Batch, segmented: bool) -> dict[str, Tensor]:
+    inputs = batch.model_inputs()
+    return inputs if segmented else {name: value for name, value in inputs.items() if name != "token_type_ids"}
+
+
+def _tells_segments_apart(model: nn.Module) -> bool:
+    """Whether the model takes a number for each text of a pair; tokenizers make them for models that do not, too."""
+    bare: Any = getattr(model, "get_base_model", lambda: model)()
+    taken = "token_type_ids" in inspect.signature(type(bare).forward).parameters
+    return taken and getattr(bare.config, "type_vocab_size", 0) > 1

@@ -1,0 +1,116 @@
+"""The labelled examples of an evaluation, in the tokens and the outputs of each model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spinecli.calibration.rows import load_tokenizer
+from spinecli.errors import DataError, OptionError
+from spinecli.evaluation.classifiers import label_names
+from spinecli.evaluation.label_matching import LabelMatch, listed, match_labels
+from spinecli.evaluation.models import Subject
+from spinecli.evaluation.row_length import fit_row_length
+from spinecli.evaluation.settings import DEFAULT_MAX_LENGTH, LabelledSettings
+from spinecli.federation.data.builtin import BUILTIN
+from spinecli.federation.data.columns import DataOptions
+from spinecli.federation.data.encoding import Encoded, encode
+from spinecli.federation.data.examples import Dataset, load_dataset
+from spinecli.federation.data.hub import hub_name
+from spinecli.federation.data.splits import evaluation_beside
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSet:
+    """Labelled examples that all models answer."""
+
+    settings: LabelledSettings
+    """With `max_length` filled in."""
+    max_length: int
+    """Longest row in tokens."""
+    dataset: Dataset
+    encoded: tuple[Encoded, ...]
+    """One a model."""
+    matches: tuple[LabelMatch, ...]
+    """One a model."""
+
+    @property
+    def description(self) -> str:
+        """A short name of what is measured on."""
+        return _described(self.settings.data, self.dataset.reference)
+
+    def targets(self, index: int) -> Tensor:
+        """The output of model `index` that is right, of every example: (examples,) int64."""
+        return torch.tensor(self.matches[index].outputs)[self.encoded[index].labels]
+
+
+def read_labelled(settings: LabelledSettings, subjects: Sequence[Subject], note: Callable[[str], None]) -> LabelledSet:
+    """Read the examples and put them into the tokens of every model; `note` hears what is not as one would expect.
+
+    Raises: DataError, MissingPathError, OfflineError, OptionError, TokenizerError.
+    """
+    positions = {subject.label: subject.positions for subject in subjects}
+    length = fit_row_length(settings.max_length, DEFAULT_MAX_LENGTH, positions, "--max-length", note)
+    settings = settings.model_copy(update={"max_length": length})
+    options = DataOptions(
+        text_column=settings.text_column,
+        pair_column=settings.pair_column,
+        label_column=settings.label_column,
+        task="classification",
+        limit=settings.examples,
+    )
+    dataset = load_dataset(_held_out(settings.data), options)
+    description = _described(settings.data, dataset.reference)
+    if dataset.reference != settings.data:
+        note(f"{settings.data} is measured on its part {description}.")
+    matches = tuple(_matched(dataset, description, subject, note) for subject in subjects)
+    encoded = tuple(_encoded(dataset, subject, length) for subject in subjects)
+    for rows, subject in zip(encoded, subjects, strict=True):
+        if rows.shortened:
+            note(f"{rows.shortened} of {len(rows)} examples were shortened to {length} tokens for {subject.label}.")
+    return LabelledSet(settings, length, dataset, encoded, matches)
+
+
+def _held_out(reference: str) -> str:
+    """What to measure on: the file that is named, or the validation or test part of anything that has parts."""
+    found = evaluation_beside(reference)
+    if found is not None:
+        return found
+    path = Path(reference).expanduser()
+    hub = None if reference.startswith(BUILTIN) or path.exists() else hub_name(reference)
+    if path.is_dir():
+        raise DataError(f"{reference} has no validation, dev or test file; name the file to measure on.")
+    if hub is not None and hub[1] is None:
+        raise DataError(f"{reference} has no validation or test split; name a split as {reference}:SPLIT.")
+    return reference
+
+
+def _described(named: str, measured: str) -> str:
+    """The file's name, with the directory's before it if that is what was named; other data as it is called."""
+    path = Path(measured).expanduser()
+    if not path.is_file():
+        return measured
+    return path.name if measured == named else f"{path.parent.resolve().name}/{path.name}"
+
+
+def _matched(dataset: Dataset, description: str, subject: Subject, note: Callable[[str], None]) -> LabelMatch:
+    names = label_names(subject.checkpoint)
+    match = match_labels(dataset.labels, description, names, subject.label)
+    if match.by == "position":
+        pairs = [f"{label} = {names[output]}" for label, output in zip(dataset.labels, match.outputs, strict=True)]
+        note(f"Labels of {description} and {subject.label} are matched by position: {listed(pairs)}.")
+    return match
+
+
+def _encoded(dataset: Dataset, subject: Subject, length: int) -> Encoded:
+    tokenizer = load_tokenizer(subject.path)
+    try:
+        rows = encode(dataset, tokenizer, length, vocabulary=subject.vocabulary)
+    except OptionError as error:
+        raise OptionError(f"{subject.label}: {error}") from error
+    # the model's own: causal classifiers look for it, and RoBERTa counts positions from behind it
+    return replace(rows, pad_id=int(subject.checkpoint.config.pad_token_id))
