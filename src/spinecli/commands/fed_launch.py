@@ -102,9 +102,7 @@ def fed_launch(
         if chosen and strategy not in SPLITTING:
             raise OptionError(f"{next(iter(chosen))} belongs to split training; {strategy} has no use for it.")
         if deploy and strategy in SPLITTING:
-            raise OptionError(
-                f"--deploy has no use with {strategy}, which writes the joined checkpoint anyway; drop it."
-            )
+            raise OptionError(f"--deploy has no use with {strategy}, which writes the joined checkpoint; drop it.")
         stopwatch = Stopwatch()
         if out is not None and not resume:
             check_output(OutputOptions(out, overwrite, resume))
@@ -159,6 +157,7 @@ def fed_launch(
                     compute=compute_options(device, dtype.value),
                 )
             )
+        split = split_request(request, split_options(chosen, request.options)) if strategy in SPLITTING else None
         if dry_run or out is None:
             labels = request.label_table()
             terminal.result(asdict(labels), *label_view(labels))
@@ -172,12 +171,11 @@ def fed_launch(
                 f"{share} of the {len(request.splits.train)} examples are longer than --max-length {max_length} tokens "
                 "and were shortened"
             )
-        output = OutputOptions(out, overwrite, resume)
-        if strategy in SPLITTING:
-            split = split_request(request, split_options(chosen, request.options))
+        if split is not None:
             terminal.note(split_opening(split))
+        output = OutputOptions(out, overwrite, resume)
         with quiet_libraries(debug), live_rounds(terminal, rounds) as listener:
-            if strategy in SPLITTING:
+            if split is not None:
                 manifest = launch_split(split, output, stopwatch, listener)
             else:
                 manifest = launch(request, output, stopwatch, listener)

@@ -50,6 +50,14 @@ class Ways:
     targets: str = "all"
     """Projections that carry LoRA, see `lora.targets`."""
 
+    def require_precision(self, dtype: torch.dtype) -> None:
+        """Raise OptionError if weights themselves are to be trained in less than float32."""
+        full = [side for side, way in (("--bottom", self.bottom), ("--top", self.top)) if way == "full"]
+        if full and dtype is not torch.float32:
+            raise OptionError(
+                f"{full[0]} full trains the weights themselves, which needs --dtype float32; or take {full[0]} lora."
+            )
+
 
 class SplitModel:
     """A checkpoint with a head for the task, cut before block `cut`.
@@ -76,8 +84,7 @@ class SplitModel:
         seed: int,
         compute: ComputeOptions,
     ) -> None:
-        if compute.dtype is not torch.float32 and "full" in (ways.bottom, ways.top):
-            raise OptionError("Training all weights needs --dtype float32; or train LoRA with --bottom lora.")
+        ways.require_precision(compute.dtype)
         self.checkpoint = checkpoint
         self.task: Task = task
         self.cut = cut

@@ -120,7 +120,7 @@ class SplitRequest:
         """What the control module is told under this strategy."""
         federated = self.federated.options
         general = ControlOptions(
-            largest_batch=max(self.options.largest_batch, federated.tuning.batch_size),
+            largest_batch=self.options.largest_batch,
             divergence_limit=self.options.divergence_limit,
             budget_rows=self.row_budget,
             largest_cohort=federated.cohort,
@@ -139,6 +139,7 @@ def split_request(federated: FederatedRequest, options: SplitOptions) -> SplitRe
 
     Raises: OptionError.
     """
+    options.ways.require_precision(federated.options.compute.dtype)
     strategy = SPLIT_STRATEGIES[federated.options.strategy]
     checkpoint, tuning = federated.checkpoint, federated.options.tuning
     head = head_of(checkpoint, federated.labels)
@@ -153,7 +154,9 @@ def split_request(federated: FederatedRequest, options: SplitOptions) -> SplitRe
         else federated.options.cohort * tuning.batch_size * plain_bytes
     )
     cut = checkpoint.blocks if not strategy.split else _cut(federated, options, head)
-    return SplitRequest(federated, options, strategy, cut, head, float(lengths.mean()) * token_bytes, ingress)
+    request = SplitRequest(federated, options, strategy, cut, head, float(lengths.mean()) * token_bytes, ingress)
+    request.control()
+    return request
 
 
 def _cut(federated: FederatedRequest, options: SplitOptions, head: Head) -> int:

@@ -190,12 +190,12 @@ def test_only_completed_rounds_count_and_the_first_observation_is_taken_as_it_is
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"budget_rows": 0.5}, "holds not even one row"),
-        ({"budget_rows": math.nan}, "holds not even one row"),
-        ({"largest_batch": 0}, "largest batch is 0"),
-        ({"equal_batch": 0}, "equal batch is 0"),
-        ({"largest_cohort": 0}, "largest cohort is 0"),
-        ({"divergence_limit": -0.1}, "divergence is -0.1"),
+        ({"budget_rows": 0.5}, "--ingress holds"),
+        ({"budget_rows": math.nan}, "--ingress holds"),
+        ({"largest_batch": 0}, "--largest-batch must be at least 1"),
+        ({"equal_batch": 0}, "--batch-size must be at least 1"),
+        ({"largest_cohort": 0}, "--cohort must be at least 1"),
+        ({"divergence_limit": -0.1}, "--divergence-limit must be at least 0 nats, not -0.1"),
         ({"selection": "best"}, "'best' is none of"),
     ],
     ids=str,

@@ -35,12 +35,12 @@ class ControlOptions:
         selection_of(self.selection)
         if not self.budget_rows >= 1:
             raise OptionError(
-                f"The ingress budget of {self.budget_rows} rows an iteration holds not even one row; raise it, or "
-                "send smaller features."
+                f"--ingress holds {self.budget_rows:.2g} rows of features an iteration; raise it to at least one, or "
+                "send smaller features with --feature-dtype."
             )
-        rows = {"largest batch": self.largest_batch, "equal batch": self.equal_batch}
-        for name, value in {**rows, "largest cohort": self.largest_cohort}.items():
+        rows = {"--largest-batch": self.largest_batch, "--batch-size": self.equal_batch}
+        for name, value in {**rows, "--cohort": self.largest_cohort}.items():
             if value < 1:
-                raise OptionError(f"The {name} is {value}; it must be at least 1.")
+                raise OptionError(f"{name} must be at least 1, not {value}.")
         if not self.divergence_limit >= 0:
-            raise OptionError(f"The limit of the divergence is {self.divergence_limit}; it must be 0 or more.")
+            raise OptionError(f"--divergence-limit must be at least 0 nats, not {self.divergence_limit:g}.")
