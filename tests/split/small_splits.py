@@ -31,6 +31,7 @@ from spinecli.federation.state import RunState
 from spinecli.federation.strategies.strategy import Tuning
 from spinecli.split.control.plan import ControlPlan
 from spinecli.split.device import SplitDevice, handle
+from spinecli.split.messages import PROBE
 from spinecli.split.model import Parameters, SplitModel, Ways
 from spinecli.split.request import SplitOptions, SplitRequest, split_request
 from spinecli.split.rounds import SplitLoop
@@ -43,6 +44,8 @@ SEED = 3
 PAD = 0
 TUNING = Tuning(rank=4, rounds=3, local_steps=3, batch_size=4, length=16, learning_rate=0.05)
 NO_CLIPPING = 1e9
+
+LORA = {"bottom": "lora", "top": "lora"}
 
 _OWN_TUNING = set(Tuning.__dataclass_fields__) - {"rounds"}
 _OWN_SPLIT = set(SplitOptions.__dataclass_fields__)
@@ -145,7 +148,7 @@ class SplitMaker:
             tuning=tuned,
         )
         federated = open_request(replace(options, **changes))
-        whole = Ways(rank=tuned.rank, scale=tuned.scale, targets=federated.options.targets, **ways)
+        whole = Ways(rank=tuned.rank, scale=tuned.scale, targets=federated.options.targets, **{**LORA, **ways})
         return split_request(federated, replace(SplitOptions(cut_layer=1, ways=whole), **split))
 
     def _file(self, name: str, text: str) -> Path:
@@ -172,6 +175,9 @@ class Watched:
     history: History = field(init=False)
     states: list[RunState] = field(default_factory=list)
     exchanges: list[list[tuple[Job, Reply | Lost]]] = field(default_factory=list)
+    """All but the first look at the devices."""
+    probes: list[list[tuple[Job, Reply | Lost]]] = field(default_factory=list)
+    probe_seconds: float = 0.0
     work: list[float] = field(default_factory=list)
     """FLOPs of the server."""
 
@@ -184,8 +190,11 @@ class Watched:
         exchange, work = engine.exchange, engine.work
 
         def exchanging(jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
+            began = engine.now()
             outcomes: list[Reply | Lost] = exchange(jobs, deadline)
-            self.exchanges.append(list(zip(jobs, outcomes, strict=True)))
+            looks = {job.kind for job in jobs} == {PROBE}
+            (self.probes if looks else self.exchanges).append(list(zip(jobs, outcomes, strict=True)))
+            self.probe_seconds += (engine.now() - began) * looks
             return outcomes
 
         def working(flops: float) -> None:
@@ -253,7 +262,7 @@ def split_model(
     seed: int = SEED,
     **ways: Any,
 ) -> SplitModel:
-    return SplitModel(checkpoint, task, labels, cut, Ways(**{"rank": 2, **ways}), PAD, seed, ComputeOptions())
+    return SplitModel(checkpoint, task, labels, cut, Ways(**{"rank": 2, **LORA, **ways}), PAD, seed, ComputeOptions())
 
 
 def random_batch(lengths: Sequence[int], *, task: Task = "classification", labels: int = 3, seed: int = 0) -> Batch:

@@ -45,7 +45,8 @@ def test_bytes_are_those_of_the_packed_messages(splits: SplitMaker, strategy: st
                     up[job.device] = up.get(job.device, 0) + len(outcome.message.pack())
         assert {each.device: each.bytes_down for each in record.devices} == down
         assert {each.device: each.bytes_up for each in record.devices if each.bytes_up} == up
-        assert record.bytes == sum(down.values()) + sum(up.values())
+        probed = record.split.probed_bytes if record.split else 0
+        assert record.bytes == sum(down.values()) + sum(up.values()) + probed
     lost = {each.lost for record in watched.rounds for each in record.devices}
     assert lost >= ({None, "failed"} if strategy == "fedavg" else {None, "failed", "refused"})
 
@@ -110,13 +111,13 @@ def test_the_servers_work_is_that_of_the_merged_batch(splits: SplitMaker) -> Non
 @every_strategy
 @pytest.mark.parametrize("task", ["classification", "language"])
 def test_a_devices_seconds_add_up_to_the_round(splits: SplitMaker, strategy: str, task: Task) -> None:
-    """Down, computing, up, and waiting; the rest is the server's own work."""
-    watched = Watched(splits(strategy=strategy, task=task, cohort=5, fleet={"dropout": 0.1}, rounds=6))
+    """Down, computing, up, and waiting; the rest is the server's own work, and its first look at the devices."""
+    watched = Watched(splits(strategy=strategy, task=task, cohort=5, fleet={"dropout": 0.1}, rounds=3, local_steps=2))
     complete = 0
-    for number in range(6):
+    for number in range(3):
         watched.work.clear()
         (record,) = watched.go_on(number + 1)
-        server = sum(watched.work) / 1e12
+        server = sum(watched.work) / 1e12 + (watched.probe_seconds if number == 0 else 0)
         for each in record.devices:
             if each.lost is None:
                 spent = each.download_seconds + each.compute_seconds + each.upload_seconds + each.waiting_seconds

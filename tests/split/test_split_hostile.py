@@ -148,9 +148,9 @@ def steps_of(watched: Watched) -> list[list[str]]:
 @pytest.mark.parametrize("name", FEATURES)
 def test_spoiled_features_are_refused_and_only_their_step_is_dropped(splits: SplitMaker, name: str) -> None:
     spoil, explanation = FEATURES[name]
-    watched = Watched(splits(local_steps=3, rounds=2), {CULPRIT: spoiling(STEP, 1, spoil)})
+    watched = Watched(splits(local_steps=3, rounds=1), {CULPRIT: spoiling(STEP, 1, spoil)})
     steps = steps_of(watched)
-    first, second = watched.go_on()
+    (first,) = watched.go_on()
     assert list(lost_of(first)) == [CULPRIT]
     reason, found = lost_of(first)[CULPRIT]
     assert reason == "refused"
@@ -159,12 +159,10 @@ def test_spoiled_features_are_refused_and_only_their_step_is_dropped(splits: Spl
     losses = [iteration.loss for iteration in first.split.iterations]
     assert losses[1] is None
     assert all(isinstance(loss, float) and math.isfinite(loss) for loss in (losses[0], losses[2]))
-    assert steps[:2] == [list(COHORT), OTHERS]
+    assert steps == [list(COHORT), OTHERS]
     dropped = [job for job, _ in watched.exchanges[2]]
     assert [job.device for job in dropped] == OTHERS
     assert not any(job.message.tensors for job in dropped)  # nobody steps for the dropped iteration
-    assert lost_of(second) == {}
-    assert steps[2:] == [list(COHORT)] * 3
     assert all(bool(torch.isfinite(value).all()) for value in watched.trained.values())
 
 
@@ -325,11 +323,11 @@ def test_when_all_are_lost_the_round_is_empty_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("strategy", ["mergesfl", "splitfed", "fedavg"])
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_devices_that_fail_do_not_stop_the_run(splits: SplitMaker, strategy: str, steps: int) -> None:
-    watched = Watched(splits(strategy=strategy, local_steps=steps, rounds=8, fleet={"dropout": 0.3}))
+    watched = Watched(splits(strategy=strategy, local_steps=steps, rounds=5, fleet={"dropout": 0.3}))
     records = watched.go_on()
-    assert len(records) == 8
+    assert len(records) == 5
     failed = [device for record in records for device in lost_of(record)]
     assert len(failed) > 4
     assert {reason for record in records for reason, _ in lost_of(record).values()} == {"failed"}

@@ -39,7 +39,8 @@ class Message:
     def unpack(cls, blob: bytes) -> Message:
         """Read a blob from someone else; nothing in it is executed. Raises MessageError if it is malformed."""
         try:
-            tensors = load_tensors(blob)
+            # safetensors gives them in no order, and sums over them must not depend on that
+            tensors = dict(sorted(load_tensors(blob).items()))
             length = int.from_bytes(blob[:_LENGTH_BYTES], "little")
             outer = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])
             header = json.loads(outer["__metadata__"][_HEADER_KEY])
