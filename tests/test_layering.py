@@ -39,7 +39,18 @@ def test_lower_packages_do_not_import_higher_ones() -> None:
         for rank, package in enumerate(ranks)
         for file in (PACKAGE / package).rglob("*.py")
         for name in imported_packages(file)
-        if name.startswith(tuple(f"spinecli.{higher}" for higher in [*ranks[rank + 1 :], "evaluation", "federation"]))
+        if name.startswith(
+            tuple(f"spinecli.{higher}" for higher in [*ranks[rank + 1 :], "evaluation", "federation", "split"])
+        )
+    ]
+    assert guilty == []
+
+
+def test_federation_does_not_know_split_training() -> None:
+    guilty = [
+        file.relative_to(PACKAGE).as_posix()
+        for file in (PACKAGE / "federation").rglob("*.py")
+        if any(name.startswith("spinecli.split") for name in imported_packages(file))
     ]
     assert guilty == []
 

@@ -149,7 +149,8 @@ class SplitMaker:
         )
         federated = open_request(replace(options, **changes))
         whole = Ways(rank=tuned.rank, scale=tuned.scale, targets=federated.options.targets, **{**LORA, **ways})
-        return split_request(federated, replace(SplitOptions(cut_layer=1, ways=whole), **split))
+        plain = SplitOptions(cut_layer=None if federated.options.strategy == "fedavg" else 1, ways=whole)
+        return split_request(federated, replace(plain, **split))
 
     def _file(self, name: str, text: str) -> Path:
         """A file that keeps its name only while its content stays the same, as requests read it again."""

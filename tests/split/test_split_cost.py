@@ -211,6 +211,11 @@ def test_a_cut_that_nobody_names_is_chosen(splits: SplitMaker) -> None:
     assert splits(made, cut_layer=None, strategy="fedavg").cut == 5
 
 
+def test_a_cut_is_refused_where_nothing_is_split(splits: SplitMaker) -> None:
+    with pytest.raises(OptionError, match="--cut-layer has no use with fedavg"):
+        splits(strategy="fedavg", cut_layer=1)
+
+
 @pytest.mark.parametrize("cut", [0, -1, 3, 17])
 def test_a_cut_outside_of_the_model_is_refused(splits: SplitMaker, cut: int) -> None:
     with pytest.raises(OptionError, match=f"--cut-layer {cut} must leave blocks on both sides: from 1 to 2"):

@@ -68,7 +68,7 @@ def fed_launch(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fine-tune MODEL over a fleet of devices that keep their data: LoRA, pruned and planned for each device."""
+    """Fine-tune MODEL over a fleet of devices that keep their texts: pruned and planned for each, or split."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=True)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output

@@ -23,14 +23,16 @@ class Demand:
     """What an iteration of a cut asks of a device."""
 
     memory_bytes: int
+    """With a whole batch."""
     flops: int
+    """Of one row."""
     feature_bytes: int
-    """Of one batch; the gradients that come back are as many."""
+    """Of one row; the gradients that come back are as many."""
     bottom_bytes: float
     """Of the bottom, which travels once a round, shared out over the round's iterations."""
 
     def seconds(self, now: Conditions) -> float:
-        """Of an iteration under these conditions."""
+        """Of an iteration with one row under these conditions."""
         size = self.feature_bytes + self.bottom_bytes
         transfer = now.upload_seconds(0) + now.download_seconds(0)
         transfer += 8 * size / now.up_bits_per_second + 8 * size / now.down_bits_per_second

@@ -153,6 +153,8 @@ def split_request(federated: FederatedRequest, options: SplitOptions) -> SplitRe
         if options.ingress_mb is not None
         else federated.options.cohort * tuning.batch_size * plain_bytes
     )
+    if options.cut_layer is not None and not strategy.split:
+        raise OptionError(f"--cut-layer has no use with {federated.options.strategy}, which does not split; drop it.")
     cut = checkpoint.blocks if not strategy.split else _cut(federated, options, head)
     request = SplitRequest(federated, options, strategy, cut, head, float(lengths.mean()) * token_bytes, ingress)
     request.control()
@@ -170,14 +172,13 @@ def _cut(federated: FederatedRequest, options: SplitOptions, head: Head) -> int:
             )
         return options.cut_layer
     rows, length = tuning.batch_size, int(federated.train.lengths.max())
-    features = rows * length * bytes_per_token(checkpoint.d_model, options.feature_dtype)
     demands = {}
     for cut in range(1, checkpoint.blocks):
         costs = SplitCosts.of(checkpoint, cut, options.ways, head, options.optimizer)
         demands[cut] = Demand(
             memory_bytes=costs.bottom_memory(rows, length),
-            flops=costs.bottom(rows, length).flops,
-            feature_bytes=features,
+            flops=costs.bottom(1, length).flops,
+            feature_bytes=length * bytes_per_token(checkpoint.d_model, options.feature_dtype),
             bottom_bytes=costs.bottom_parameters() * 4 / tuning.local_steps,
         )
     return choose_cut(demands, federated.fleet, federated.options.seed)

@@ -154,7 +154,8 @@ class _Planner:
         if self.paced:
             raised = scaled_up(
                 refinement.batches,
-                problem.limits,
+                # uncapped by D: a device at D ends the raise, one at its own limit does not
+                self._population.limits[attempt.cohort],
                 self.largest,
                 problem.budget_rows,
                 lambda batches: float(problem.divergence(batches)) <= highest,
