@@ -37,11 +37,12 @@ def test_counts_are_those_of_the_loaded_model(dense: Path) -> None:
     assert weights.adapter_parameters == 0
 
 
-def test_only_causal_language_models_are_measured(tmp_path: Path) -> None:
-    from families import classifier
+@pytest.mark.parametrize("task", ["masked-lm", "encoding"])
+def test_encoders_that_answer_nothing_are_refused(tmp_path: Path, task: str) -> None:
+    from families import recipe
 
-    directory = classifier("bert").write(tmp_path / "classifier")
-    with pytest.raises(UnsupportedFamilyError, match="classifier is no causal language model"):
+    directory = recipe("bert", task=task).write(tmp_path / "encoder")
+    with pytest.raises(UnsupportedFamilyError, match=f"encoder is a {task} checkpoint and answers nothing"):
         open_subjects([(str(directory), None)])
 
 

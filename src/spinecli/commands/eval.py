@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spinecli.commands import options
+from spinecli.commands.eval_settings import labelled_settings, require_measure, task_settings, text_settings
 from spinecli.console import Terminal, table
-from spinecli.errors import OptionError
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from spinecli.evaluation.models import Subject
     from spinecli.evaluation.results import Evaluation
-    from spinecli.evaluation.settings import PerplexitySettings, TaskSettings
 
 _TEXT = "Perplexity"
 _TASK = "lm-eval tasks"
+_LABELLED = "Classification"
 _GENERATION = "Speed and memory"
 
 
@@ -77,9 +76,46 @@ def evaluate(
             "--seed", help="Chooses few-shot examples. Default: 1234, as lm-eval.", min=0, rich_help_panel=_TASK
         ),
     ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(
+            "--labelled",
+            metavar="DATA",
+            help="Labelled examples to measure classifiers on: a file, a directory, a hub data set, "
+            "builtin:tiny-topics.",
+            rich_help_panel=_LABELLED,
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option("--text-column", help="Column of the text. Default: by its name.", rich_help_panel=_LABELLED),
+    ] = None,
+    pair_column: Annotated[
+        str | None,
+        typer.Option("--pair-column", help="Column of a second text, if there is one.", rich_help_panel=_LABELLED),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option("--label-column", help="Column of the label. Default: by its name.", rich_help_panel=_LABELLED),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", help="Longest row in tokens. Default: 128.", min=2, rich_help_panel=_LABELLED),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            "--examples",
+            help="At most so many, spread evenly over the data. Default: 2000.",
+            min=1,
+            rich_help_panel=_LABELLED,
+        ),
+    ] = None,
     latency: Annotated[
         bool,
-        typer.Option("--latency", help="Measure prefill and decode speed.", rich_help_panel=_GENERATION),
+        typer.Option(
+            "--latency", help="Measure speed: prefill and decode, or forward passes.", rich_help_panel=_GENERATION
+        ),
     ] = False,
     memory: Annotated[
         bool,
@@ -88,14 +124,20 @@ def evaluate(
     prompt_length: Annotated[
         int | None,
         typer.Option(
-            "--prompt-length", help="Tokens before generation. Default: 128.", min=1, rich_help_panel=_GENERATION
+            "--prompt-length",
+            help="Tokens before generation, or of a classifier's row. Default: 128.",
+            min=1,
+            rich_help_panel=_GENERATION,
         ),
     ] = None,
     new_tokens: Annotated[
         int, typer.Option("--new-tokens", help="Tokens generated.", min=2, rich_help_panel=_GENERATION)
     ] = 32,
     sequences: Annotated[
-        int, typer.Option("--sequences", help="Sequences generated together.", min=1, rich_help_panel=_GENERATION)
+        int,
+        typer.Option(
+            "--sequences", help="Sequences generated or classified together.", min=1, rich_help_panel=_GENERATION
+        ),
     ] = 1,
     repeats: Annotated[
         int, typer.Option("--repeats", help="Timed rounds, after one to warm up.", min=1, rich_help_panel=_GENERATION)
@@ -113,19 +155,24 @@ def evaluate(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure models side by side: perplexity, lm-eval tasks, speed and memory.
+    """Measure models side by side: perplexity, lm-eval tasks, labelled examples, speed and memory.
 
-    With no measure named: perplexity on a built-in text, and speed.
+    With no measure named: speed, and of language models perplexity on a built-in text.
 
     [bold]spine eval tuned/ --against dense/ --perplexity text.txt --latency --out results/[/bold]
+
+    [bold]spine eval joined/ --against other/ --labelled reviews/ --latency --out results/[/bold]
     """
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         text_options = {"window": window, "stride": stride, "rows": rows}
         task_options = {"limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size, "seed": seed}
-        unasked = not (perplexity or tasks is not None or latency or memory)
-        _require_measure("--perplexity", bool(perplexity) or unasked, text_options)
-        _require_measure("--tasks", tasks is not None, {**task_options, "include_path": include_path})
+        columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+        label_options = {**columns, "max_length": max_length, "examples": examples}
+        unasked = not (perplexity or tasks is not None or labelled is not None or latency or memory)
+        require_measure("--perplexity", bool(perplexity) or unasked, text_options)
+        require_measure("--tasks", tasks is not None, {**task_options, "include_path": include_path})
+        require_measure("--labelled", labelled is not None, label_options)
 
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.evaluation.models import default_text, open_subjects
@@ -138,13 +185,19 @@ def evaluate(
             check_output(output)
         subjects = open_subjects([*((other, None) for other in against or ()), (model, adapter)])
         if unasked:
-            perplexity, latency = [default_text(subjects[-1])], True
-            terminal.note(f"No measure was named: perplexity on {perplexity[0]}, and speed.")
+            latency = True
+            if subjects[-1].classifies:
+                require_measure("--perplexity", False, text_options)
+                terminal.note("No measure was named: speed only; --labelled DATA would measure accuracy and loss.")
+            else:
+                perplexity = [default_text(subjects[-1])]
+                terminal.note(f"No measure was named: perplexity on {perplexity[0]}, and speed.")
         if not against:
             _suggest_reference(terminal, subjects[-1])
         settings = Settings(
-            perplexity=_text_settings(perplexity, text_options),
-            tasks=_task_settings(tasks, include_path, task_options),
+            perplexity=text_settings(perplexity, text_options),
+            tasks=task_settings(tasks, include_path, task_options),
+            labelled=labelled_settings(labelled, label_options),
             latency=latency,
             memory=memory,
             generation=GenerationSettings(
@@ -162,39 +215,6 @@ def evaluate(
             manifest = write_evaluation(session, source, evaluation, output)
             terminal.note(f"Wrote {', '.join(manifest.outputs)} to {output.path}.")
         terminal.result(evaluation.model_dump(mode="json"), comparison_table(evaluation))
-
-
-def _require_measure(measure: str, asked: bool, given: Mapping[str, object]) -> None:
-    """Refuse options of a measure that is not taken."""
-    if asked:
-        return
-    for name, value in given.items():
-        if value is not None:
-            raise OptionError(f"--{name.replace('_', '-')} belongs to {measure}, which was not asked for; add it.")
-
-
-def _text_settings(texts: list[str] | None, given: dict[str, int | None]) -> PerplexitySettings | None:
-    from spinecli.evaluation.settings import PerplexitySettings
-
-    if not texts:
-        return None
-    return PerplexitySettings.model_validate({"texts": texts, **_named(given)})
-
-
-def _task_settings(names: str | None, include_path: Path | None, given: dict[str, int | None]) -> TaskSettings | None:
-    from spinecli.evaluation.settings import TaskSettings
-
-    if names is None:
-        return None
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if not wanted:
-        raise OptionError("--tasks names no task; write names separated by commas.")
-    return TaskSettings.model_validate({"names": wanted, "include_path": include_path, **_named(given)})
-
-
-def _named(given: dict[str, int | None]) -> dict[str, int]:
-    """The options that were given; the settings know the defaults of the others."""
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _suggest_reference(terminal: Terminal, subject: Subject) -> None:

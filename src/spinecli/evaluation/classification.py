@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from spinecli.errors import MeasurementError
+from spinecli.evaluation.labelled import LabelledSet
+from spinecli.evaluation.results import ClassificationResult
 from spinecli.federation.data.batches import Batch, evaluation_batches
 from spinecli.federation.data.encoding import Encoded
 from spinecli.progress import Progress
@@ -47,6 +49,30 @@ class ClassificationScore:
     def f1_by_label(self, labels: Sequence[str]) -> dict[str, float]:
         """F1 of the labels that the examples have, by their names in the data."""
         return {label: value for label, value in zip(labels, self.f1, strict=True) if not math.isnan(value)}
+
+
+def classify(
+    examples: LabelledSet, index: int, model: nn.Module, device: str, progress: Progress
+) -> ClassificationResult:
+    """Let the loaded model `index` of the evaluation answer all examples.
+
+    Raises: MeasurementError if its loss is NaN or infinite.
+    """
+    logits = class_logits(model, examples.encoded[index], device, progress)
+    found = classification_score(logits, examples.targets(index), examples.matches[index].outputs)
+    return ClassificationResult(
+        data=examples.settings.data,
+        description=examples.description,
+        accuracy=found.accuracy,
+        accuracy_error=found.accuracy_error,
+        nll=found.nll,
+        macro_f1=found.macro_f1,
+        f1=found.f1_by_label(examples.dataset.labels),
+        examples=len(examples.dataset),
+        shortened=examples.encoded[index].shortened,
+        max_length=examples.max_length,
+        matched_by=examples.matches[index].by,
+    )
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spinecli.artifacts.manifest import MANIFEST_NAME
 from spinecli.calibration.rows import load_tokenizer
-from spinecli.checkpoints.checkpoint import Checkpoint, config_from
+from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.skeleton import build_skeleton

@@ -12,7 +12,7 @@ from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.rows import load_tokenizer
 from spinecli.calibration.stream import compute_options
 from spinecli.errors import MeasurementError
-from spinecli.evaluation.classification import class_logits, classification_score
+from spinecli.evaluation.classification import classify
 from spinecli.evaluation.comparison import compare
 from spinecli.evaluation.forward import measure_forward
 from spinecli.evaluation.kinds import require_measurable
@@ -148,26 +148,12 @@ class Session:
     def _classification(self, index: int, model: PreTrainedModel) -> ClassificationResult | None:
         if self.labelled is None:
             return None
-        examples, match = self.labelled, self.labelled.matches[index]
         try:
             with self.stopwatch("labelled examples"):
-                logits = class_logits(model, examples.encoded[index], self.settings.device, self.listeners.progress)
-                found = classification_score(logits, examples.targets(index), match.outputs)
+                return classify(self.labelled, index, model, self.settings.device, self.listeners.progress)
         except MeasurementError as error:
-            raise MeasurementError(f"{self.subjects[index].label} on {examples.description}: {error}") from error
-        return ClassificationResult(
-            data=examples.settings.data,
-            description=examples.description,
-            accuracy=found.accuracy,
-            accuracy_error=found.accuracy_error,
-            nll=found.nll,
-            macro_f1=found.macro_f1,
-            f1=found.f1_by_label(examples.dataset.labels),
-            examples=len(examples.dataset),
-            shortened=examples.encoded[index].shortened,
-            max_length=examples.max_length,
-            matched_by=match.by,
-        )
+            where = f"{self.subjects[index].label} on {self.labelled.description}"
+            raise MeasurementError(f"{where}: {error}") from error
 
     def _speeds(self, models: Sequence[PreTrainedModel]) -> Sequence[LatencyResult | ForwardResult | None]:
         settings = self.settings

@@ -62,8 +62,8 @@ def _examples(evaluation: Evaluation) -> list[str]:
     if not results:
         return []
     sentences = [
-        f"Labelled examples: {results[0].examples}, at most {results[0].max_length} tokens each; accuracy ± one standard "
-        "error, loss in nats."
+        f"Labelled examples: {results[0].examples}, at most {results[0].max_length} tokens each; "
+        "accuracy ± one standard error, loss in nats."
     ]
     labels = [
         model.label
