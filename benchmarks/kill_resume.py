@@ -28,7 +28,7 @@ FEDERATION = (
 )
 SPLIT = (
     *("--data", "builtin:tiny-topics", "--limit", 400, "--evaluation-limit", 40, "--max-length", 32),
-    *("--strategy", "mergesfl", "--partition", "shards:1", "--fleet", "jetson-10", "--cohort", 3, "--rounds", 6),
+    *("--strategy", "mergesfl", "--partition", "shards:1", "--fleet", "jetson-10", "--cohort", 3, "--rounds", 20),
     *("--local-steps", 3, "--batch-size", 4),
 )
 

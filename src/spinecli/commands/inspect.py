@@ -44,7 +44,7 @@ def _rendered(found: dict[str, Any]) -> list[Any]:
             for index, step in enumerate(steps)
         ]
         drawn += [table("Lineage", ("", "what", "command", "where", "digest", "result"), rows, words=range(6)), ""]
-        settings = [(name, str(value)) for name, value in manifest["parameters"].items()]
+        settings = [(name, _setting(value)) for name, value in manifest["parameters"].items()]
         measured = manifest["measured"]
         settings += [("seed", str(manifest["seed"])), ("seconds", str(measured["seconds"]["total"]))]
         if measured["peak_memory_bytes"]:
@@ -74,3 +74,14 @@ def _rendered(found: dict[str, Any]) -> list[Any]:
         drawn += [f"{name}: {problem}" for name, problem in damaged.items()]
         drawn.append("all sums agree" if not damaged else f"{len(damaged)} files differ from their sums")
     return drawn
+
+
+def _setting(value: Any) -> str:
+    """A parameter as a person reads it."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
