@@ -10,11 +10,12 @@ data in ../shared, or paths of your own.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
+
+from resumable_runs import collected
 
 from spinecli.calibration.rows import load_tokenizer
 from spinecli.evaluation.quiet import quiet_libraries
@@ -60,25 +61,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = arguments()
-    done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
-    settings = {
-        key: value
-        for key, value in vars(asked).items()
-        if key not in ("strategies", "seeds", "target", "results", "table_only")
-    }
-    known = {(run["strategy"], run["seed"]) for run in done if run["settings"] == settings}
-    for seed in map(int, asked.seeds.split(",")):
-        for strategy in asked.strategies.split(","):
-            if (strategy, seed) in known or asked.table_only:
-                continue
-            run = one_run(strategy, seed, asked) | {"settings": settings}
-            done.append(run)
-            with asked.results.open("a") as handle:
-                handle.write(json.dumps(run) + "\n")
-            print(
-                f"{strategy} seed {seed}: accuracy {run['accuracy']:.3f}, {run['wall_seconds']:.0f} s here", flush=True
-            )
-    print_table([run for run in done if run["settings"] == settings], asked.target)
+    print_table(collected(asked, one_run), asked.target)
 
 
 def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
