@@ -16,7 +16,7 @@ from spinecli.commands.plan import plan
 from spinecli.commands.prune import prune
 from spinecli.commands.tune import tune
 
-# read when torch is loaded: threads that spin while they wait make a busy machine ten times slower
+# read when torch is loaded: threads that spin while they wait slow down a busy machine, themselves included
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(

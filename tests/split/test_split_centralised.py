@@ -53,7 +53,7 @@ def test_with_equal_weights_it_would_not_be(splits: SplitMaker) -> None:
     start, cohort = watched.trained, {"slow-00": 1, "fast-00": 9}
     with (
         patch.object(rounds, "plan_round", lambda *_: planned(cohort)),
-        patch.object(rounds, "weighted_mean", lambda parts, _: mean_of(parts)),
+        patch.object(rounds, "average_tensors", lambda parts, _: mean_of(parts)),
     ):
         (record,) = watched.go_on(1)
     merged = concatenated([found[0] for found in batches_of(watched, record).values()])

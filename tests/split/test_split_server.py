@@ -15,7 +15,7 @@ from torch.nn import functional
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.federation.data.batches import IGNORED
 from spinecli.federation.data.columns import Task
-from spinecli.split.aggregation import weighted_mean
+from spinecli.lora.aggregation.averaging import average_tensors
 from spinecli.split.features import unpadded
 from spinecli.split.messages import FeatureBatch
 from spinecli.split.model import SplitModel
@@ -282,9 +282,9 @@ def test_merged_rows_are_padded_to_the_longest_of_all(opened: Opened, task: Task
 def test_the_mean_is_weighted_and_knows_only_shares(parts: list[tuple[float, int]], factor: float) -> None:
     tensors = [{"w": torch.full((2, 3), value), "v": torch.tensor([value, 1.0])} for value, _ in parts]
     weights = [float(weight) for _, weight in parts]
-    mean = weighted_mean(tensors, weights)
+    mean = average_tensors(tensors, weights)
     expected = sum(value * weight for value, weight in parts) / sum(weights)
     torch.testing.assert_close(mean["w"], torch.full((2, 3), expected), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mean["v"], torch.tensor([expected, 1.0]), atol=1e-5, rtol=1e-5)
-    scaled = weighted_mean(tensors, [factor * weight for weight in weights])
+    scaled = average_tensors(tensors, [factor * weight for weight in weights])
     torch.testing.assert_close(scaled["w"], mean["w"], atol=1e-5, rtol=1e-5)

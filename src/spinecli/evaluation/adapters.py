@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError, UnsafeFileError
+from spinecli.lora.peft_format import PEFT_PREFIX
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 
 
 def adapter_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -62,7 +62,7 @@ def classifies(directory: Path) -> bool:
 def adapter_tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of an adapter that `adapter_shapes` has checked, by its name in the model without PEFT's prefix."""
     with safe_open(directory / WEIGHTS_NAME, framework="pt") as handle:
-        return {name.removeprefix(_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        return {name.removeprefix(PEFT_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
 
 def attach_adapter(model: PreTrainedModel, directory: Path, base: str) -> PeftModel:

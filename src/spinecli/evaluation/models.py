@@ -20,6 +20,7 @@ from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamil
 from spinecli.evaluation.adapters import adapter_shapes, attach_adapter, classifies
 from spinecli.evaluation.classifiers import adapted_classifier, padded_classifier
 from spinecli.evaluation.results import Weights
+from spinecli.lora.peft_format import PEFT_PREFIX
 
 # Tokens of context at which the cost of attention scores is counted.
 FLOPS_CONTEXT = 256
@@ -106,7 +107,7 @@ def weights_of(subject: Subject) -> Weights:
     model = model_size(checkpoint, checkpoint.blocks, checkpoint.shape, FLOPS_CONTEXT)
     shapes = adapter_shapes(subject.adapter) if subject.adapter else {}
     # the head that an adapter brings is already among the classifier's own tensors
-    added = [shape for name, shape in shapes.items() if name.removeprefix("base_model.model.") not in sizes]
+    added = [shape for name, shape in shapes.items() if name.removeprefix(PEFT_PREFIX) not in sizes]
     adapter = sum(torch.Size(shape).numel() for shape in added)
     return Weights(
         parameters=sum(sizes.values()),

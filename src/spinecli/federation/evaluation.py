@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 
 from spinecli.federation.data.batches import evaluation_batches
 from spinecli.federation.data.encoding import Encoded
@@ -13,7 +13,8 @@ from spinecli.federation.strategies.strategy import GlobalModel, Served
 from spinecli.lora.aggregation.contribution import restricted
 from spinecli.lora.factors import Factors
 
-_BATCH = 64
+EVALUATION_BATCH = 64
+"""Rows that are evaluated together."""
 
 
 def evaluate(base: BaseModel, model: GlobalModel, data: Encoded) -> Measurement:
@@ -35,13 +36,13 @@ def adapter_for(base: BaseModel, model: GlobalModel, served: Served) -> dict[str
 def _measured(base: BaseModel, model: GlobalModel, served: Served, data: Encoded) -> Measurement:
     with base.lent(model.head, served.masks):
         base.attach(adapter_for(base, model, served), trainable=False)
-        tallies = [tally(base, batch) for batch in evaluation_batches(data, _BATCH)]
-    answers = max(_total(tallies, lambda each: each.answers), 1)
+        return measurement_of([tally(base, batch) for batch in evaluation_batches(data, EVALUATION_BATCH)])
+
+
+def measurement_of(tallies: Sequence[Tally]) -> Measurement:
+    """Loss and accuracy over all answers."""
+    answers = max(sum(each.answers for each in tallies), 1)
     return Measurement(
-        loss=_total(tallies, lambda each: each.loss) / answers,
-        accuracy=_total(tallies, lambda each: each.correct) / answers,
+        loss=sum(each.loss for each in tallies) / answers,
+        accuracy=sum(each.correct for each in tallies) / answers,
     )
-
-
-def _total(tallies: Iterable[Tally], figure: Callable[[Tally], float]) -> float:
-    return sum(figure(each) for each in tallies)

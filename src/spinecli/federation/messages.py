@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -49,6 +50,18 @@ class Message:
         if not isinstance(header, dict):
             raise MessageError("A message's header is no JSON object.")
         return cls(header, tensors)
+
+
+Header = TypeVar("Header", bound=BaseModel)
+
+
+def checked_header(kind: type[Header], message: Message, what: str) -> Header:
+    """A message's header as a `kind`; MessageError, beginning with `what`, that names the first malformed field."""
+    try:
+        return kind.model_validate(message.header)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise MessageError(f"{what} malformed at {field!r}.") from error
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,10 @@ class RoundOptions:
     target_accuracy: float | None = None
     """Stop as soon as an evaluation reaches it."""
 
+    def evaluates(self, round_number: int) -> bool:
+        """Whether the model is measured after this round: every few, and after the last."""
+        return (round_number + 1) % self.evaluate_every == 0 or round_number + 1 == self.rounds
+
 
 class Listener(Protocol):
     """Hears of every finished round."""
@@ -58,13 +62,14 @@ class Loop:
         acknowledged = {
             device.device: record.round for record in history.rounds for device in record.devices if device.lost is None
         }
-        for number in range(len(history.rounds), self.options.rounds):
-            if reached_target(history.rounds, self.options.target_accuracy):
-                return
-            record = self._round(number, acknowledged)
-            history.append(record)
-            self.save(RunState(number + 1, self.strategy.snapshot(), self.engine.snapshot()))
-            listener(record)
+
+        def play(number: int) -> RoundRecord:
+            return self._round(number, acknowledged)
+
+        def keep(finished: int) -> None:
+            self.save(RunState(finished, self.strategy.snapshot(), self.engine.snapshot()))
+
+        run_rounds(self.options, history, play, keep, listener)
 
     def _round(self, number: int, acknowledged: dict[str, int]) -> RoundRecord:
         options, setting = self.options, self.setting
@@ -92,13 +97,12 @@ class Loop:
             ratio = checked.ratio if isinstance(checked, Update) else self._ratio(job.device)
             devices.append(_device_record(job.device, assignment, outcome, checked, ended, ratio))
         self.strategy.absorb(number, updates, lost)
-        due = (number + 1) % options.evaluate_every == 0 or number + 1 == options.rounds
         return RoundRecord(
             round=number,
             began=began,
             ended=ended,
             learning_rate=rate,
-            evaluation=self.evaluate(self.strategy.model()) if due else None,
+            evaluation=self.evaluate(self.strategy.model()) if options.evaluates(number) else None,
             devices=tuple(devices),
         )
 
@@ -144,7 +148,29 @@ class Loop:
             return Lost(outcome.device, "refused", str(error), timing.arrived - began, timing.bytes_down)
 
 
-def reached_target(rounds: Sequence[RoundRecord], target: float | None) -> bool:
+def run_rounds(
+    options: RoundOptions,
+    history: History,
+    play: Callable[[int], RoundRecord],
+    keep: Callable[[int], None],
+    listener: Listener,
+) -> None:
+    """Run what rounds are left after those in the history, up to the target accuracy.
+
+    Args:
+        play: runs the round of this number.
+        keep: saves what so many finished rounds have left.
+    """
+    for number in range(len(history.rounds), options.rounds):
+        if _reached_target(history.rounds, options.target_accuracy):
+            return
+        record = play(number)
+        history.append(record)
+        keep(number + 1)
+        listener(record)
+
+
+def _reached_target(rounds: Sequence[RoundRecord], target: float | None) -> bool:
     """Whether the last round was measured at `target` or above."""
     last = rounds[-1].evaluation if rounds else None
     return target is not None and last is not None and last.accuracy >= target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output
@@ -67,14 +67,12 @@ def _run_rounds(
     request: FederatedRequest, federation: Federation, work: WorkDirectory, stopwatch: Stopwatch, listener: Listener
 ) -> History:
     """All rounds that a killed run has not finished yet."""
-    path = work.files / HISTORY_NAME
-    state = load_state(work.state)
-    rounds: list[RoundRecord] = []
-    if state is not None:
+
+    def restore(state: RunState) -> None:
         federation.strategy.restore(state.strategy)
         federation.engine.restore(state.engine)
-        rounds = read_history(path)[: state.rounds]
-    history = History(path, rounds)
+
+    history = history_so_far(work, restore)
 
     def measure(model: GlobalModel) -> Measurement:
         with stopwatch("evaluating"):
@@ -88,6 +86,16 @@ def _run_rounds(
     with stopwatch("training"):
         loop.run(history, listener)
     return history
+
+
+def history_so_far(work: WorkDirectory, restore: Callable[[RunState], None]) -> History:
+    """The finished rounds of a killed run, after `restore` has taken back what they left; none of a new run."""
+    path = work.files / HISTORY_NAME
+    state = load_state(work.state)
+    if state is None:
+        return History(path)
+    restore(state)
+    return History(path, read_history(path)[: state.rounds])
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from spinecli.checkpoints.masks import Masks
@@ -13,7 +13,7 @@ from spinecli.errors import MessageError
 from spinecli.federation.device.device import importance_from, mask_shapes, mask_tensors, masks_from
 from spinecli.federation.device.wire import adapter_from, head_from, outputs_from
 from spinecli.federation.engine import Reply
-from spinecli.federation.messages import require_finite, require_shapes
+from spinecli.federation.messages import checked_header, require_finite, require_shapes
 from spinecli.federation.strategies.strategy import Assignment, Setting, Update
 from spinecli.lora.aggregation.contribution import Contribution
 
@@ -40,11 +40,7 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
     Raises: MessageError with what is wrong.
     """
     tensors = dict(reply.message.tensors)
-    try:
-        metrics = Metrics.model_validate(reply.message.header)
-    except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"Its figures are malformed at {field!r}.") from error
+    metrics = checked_header(Metrics, reply.message, "Its figures are")
     require_finite(tensors)
     masks = _checked_masks(tensors, setting, before) if assignment.pruning else None
     rows, columns = setting.kept_units(masks)

@@ -15,7 +15,8 @@ from spinecli.lora.factors import Adapter
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the name of every tensor."""
 
 
 def save_adapter(
@@ -38,9 +39,9 @@ def save_adapter(
     """
     tensors: dict[str, Tensor] = {}
     for name, factors in adapter.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = factors.a.contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = factors.b.contiguous()
-    tensors |= {_PREFIX + name: value.contiguous() for name, value in head.items()}
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = factors.a.contiguous()
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = factors.b.contiguous()
+    tensors |= {PEFT_PREFIX + name: value.contiguous() for name, value in head.items()}
     save_file(tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
     ranks = {name: factors.rank for name, factors in adapter.items()}
     config = adapter_config(ranks, base, task_type, head_modules)

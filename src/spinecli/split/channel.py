@@ -8,14 +8,14 @@ that is lost, or whose answer is refused, is out of the conversation from then o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor
 
 from spinecli.errors import MessageError
-from spinecli.federation.engine import Engine, Job, Lost, Reply, Timing
+from spinecli.federation.engine import Engine, Job, Lost, Timing
 from spinecli.federation.messages import Message
 from spinecli.split.features import FeatureDtype, packed
 from spinecli.split.messages import (
@@ -52,6 +52,12 @@ class Talk:
     def waiting_seconds(self) -> float:
         """From its answers until everybody's."""
         return sum(end - timing.arrived for end, timing in zip(self.ended, self.timings, strict=True))
+
+    def note(self, timing: Timing, ended: float, *, trained: bool) -> None:
+        """An exchange has come to its end."""
+        self.timings.append(timing)
+        self.ended.append(ended)
+        self.trained.append(trained)
 
     def refuse(self, device: str, explanation: str) -> None:
         """Leave the device out from now on; the bytes of its last answer stay with their timing."""
@@ -125,26 +131,35 @@ class Channel:
         parts = self._order.steps + 1
         part = self._iteration if kind != FINISH else self._order.steps
         jobs = [Job(device, kind, self._order.round, message, part, parts) for device, message in messages.items()]
-        outcomes = self._engine.exchange(jobs, self._deadline)
-        ended = self._engine.now()
-        answers: dict[str, _Checked] = {}
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            talk = self.talks[job.device]
-            if isinstance(outcome, Lost):
-                talk.lost = outcome
-                continue
-            self._note(talk, outcome, ended, trained=any(name.startswith(GRADIENT) for name in job.message.tensors))
-            try:
-                answers[job.device] = check(job.device, outcome.message)
-            except MessageError as error:
-                talk.refuse(job.device, str(error))
-        return answers
+        return exchanged(self._engine, jobs, self.talks, self._deadline, check)
 
-    @staticmethod
-    def _note(talk: Talk, reply: Reply, ended: float, *, trained: bool) -> None:
-        talk.timings.append(reply.timing)
-        talk.ended.append(ended)
-        talk.trained.append(trained)
+
+def exchanged(
+    engine: Engine,
+    jobs: Sequence[Job],
+    talks: Mapping[str, Talk],
+    deadline: float | None,
+    check: Callable[[str, Message], _Checked],
+) -> dict[str, _Checked]:
+    """One exchange, noted in the devices' talks; the checked answers by device, without those that are out now.
+
+    Args:
+        check: makes of a device's name and message what is wanted of it, or raises MessageError.
+    """
+    outcomes = engine.exchange(jobs, deadline)
+    ended = engine.now()
+    answers: dict[str, _Checked] = {}
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        talk = talks[job.device]
+        if isinstance(outcome, Lost):
+            talk.lost = outcome
+            continue
+        talk.note(outcome.timing, ended, trained=any(name.startswith(GRADIENT) for name in job.message.tensors))
+        try:
+            answers[job.device] = check(job.device, outcome.message)
+        except MessageError as error:
+            talk.refuse(job.device, str(error))
+    return answers
 
 
 def _gradient(values: Tensor, dtype: FeatureDtype) -> dict[str, Tensor]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,7 +14,8 @@ from spinecli.errors import MessageError
 from spinecli.federation.data.batches import Batch, batches, collate
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.device import DeviceMemory, Meter
-from spinecli.federation.messages import Message, require_finite, require_shapes
+from spinecli.federation.device.objective import loss_at_ends
+from spinecli.federation.messages import Message, checked_header, require_finite, require_shapes
 from spinecli.federation.seeding import torch_generator
 from spinecli.lora.cost import StepCost
 from spinecli.split.cost import SplitCosts
@@ -37,10 +37,7 @@ from spinecli.split.messages import (
 from spinecli.split.model import SplitModel
 from spinecli.split.optimizers import optimizer_of
 
-_Order = TypeVar("_Order", bound=BaseModel)
-
-_ENDS = 4
-"""The loss before and after local training are means over the first and the last quarter of its steps."""
+_ORDER = "The order is"
 
 
 @dataclass(eq=False)
@@ -106,7 +103,7 @@ def handle(kind: str, message: Message, device: SplitDevice) -> Message:
 
 def _begin(message: Message, device: SplitDevice) -> Message:
     """Take over the bottom and send the first features."""
-    order = _order(BeginOrder, message)
+    order = checked_header(BeginOrder, message, _ORDER)
     device.session = _open(order, message, device, device.model.bottom_names)
     return _forward(device, device.session)
 
@@ -128,7 +125,7 @@ def _finish(message: Message, device: SplitDevice) -> Message:
 
 def _probe(message: Message, device: SplitDevice) -> Message:
     """Rows forward and backward through the bottom as the checkpoint has it; nothing is learned and nothing told."""
-    order = _order(ProbeOrder, message)
+    order = checked_header(ProbeOrder, message, _ORDER)
     require_shapes(message.tensors, {PAYLOAD: tuple(message.tensors.get(PAYLOAD, torch.empty(0)).shape)})
     own = device.data.rows_of(device.indices)
     batch = collate(device.data, [own[number % len(own)] for number in range(order.rows)])
@@ -142,7 +139,7 @@ def _probe(message: Message, device: SplitDevice) -> Message:
 
 def _train_locally(message: Message, device: SplitDevice) -> Message:
     """All steps of the round on the whole model, without a server in between."""
-    order, model = _order(BeginOrder, message), device.model
+    order, model = checked_header(BeginOrder, message, _ORDER), device.model
     session = _open(order, message, device, (*model.bottom_names, *model.top_names))
     losses = []
     for batch in session.batches:
@@ -153,13 +150,9 @@ def _train_locally(message: Message, device: SplitDevice) -> Message:
         device.meter.charge("forward", cost.forward_flops)
         device.meter.charge("backward", cost.backward_flops)
         losses.append(float(loss.detach()))
-    end = max(1, len(losses) // _ENDS)
-    figures = {
-        "examples": device.examples,
-        "loss_before": sum(losses[:end]) / end,
-        "loss_after": sum(losses[-end:]) / end,
-    }
-    return Message(dict(figures), {TRAINED + name: value.detach() for name, value in session.bottom.items()})
+    before, after = loss_at_ends(losses)
+    figures: dict[str, JsonValue] = {"examples": device.examples, "loss_before": before, "loss_after": after}
+    return Message(figures, {TRAINED + name: value.detach() for name, value in session.bottom.items()})
 
 
 def _open(order: BeginOrder, message: Message, device: SplitDevice, names: Sequence[str]) -> Session:
@@ -221,16 +214,8 @@ def _descend(session: Session) -> None:
 
 
 def _session(message: Message, device: SplitDevice) -> Session:
-    order = _order(StepOrder, message)
+    order = checked_header(StepOrder, message, _ORDER)
     session = device.session
     if session is None or session.order.round != order.round or session.iteration != order.iteration:
         raise MessageError(f"{device.name} is not in iteration {order.iteration} of round {order.round}.")
     return session
-
-
-def _order(kind: type[_Order], message: Message) -> _Order:
-    try:
-        return kind.model_validate(message.header)
-    except ValidationError as error:
-        field_name = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"The order is malformed at {field_name!r}.") from error

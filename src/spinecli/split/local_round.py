@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from spinecli.errors import MessageError
-from spinecli.federation.engine import Engine, Job, Lost
+from spinecli.federation.engine import Engine, Job
 from spinecli.federation.messages import Message
-from spinecli.split.channel import Talk
+from spinecli.split.channel import Talk, exchanged
 from spinecli.split.messages import LOCAL, TRAINED, BeginOrder, checked_local_figures, checked_parameters
 from spinecli.split.model import Parameters
 
@@ -34,21 +33,11 @@ def train_locally(
         for device, rows in cohort.items()
     ]
     talks = {device: Talk(rows) for device, rows in cohort.items()}
-    updates = {}
-    outcomes = engine.exchange(jobs, deadline)
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        talk = talks[job.device]
-        if isinstance(outcome, Lost):
-            talk.lost = outcome
-            continue
-        talk.timings.append(outcome.timing)
-        talk.ended.append(engine.now())
-        talk.trained.append(True)
-        try:
-            figures = checked_local_figures(outcome.message)
-            updates[job.device] = LocalUpdate(
-                checked_parameters(outcome.message, shapes), figures.examples, figures.loss_before, figures.loss_after
-            )
-        except MessageError as error:
-            talk.refuse(job.device, str(error))
-    return updates, talks
+
+    def update(_: str, message: Message) -> LocalUpdate:
+        figures = checked_local_figures(message)
+        return LocalUpdate(
+            checked_parameters(message, shapes), figures.examples, figures.loss_before, figures.loss_after
+        )
+
+    return exchanged(engine, jobs, talks, deadline, update), talks

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from spinecli.errors import MessageError
 from spinecli.federation.data.batches import IGNORED
 from spinecli.federation.data.columns import Task
-from spinecli.federation.messages import Message, require_finite, require_shapes
+from spinecli.federation.messages import Message, checked_header, require_finite, require_shapes
 from spinecli.split.features import FeatureDtype, padded, unpacked
 
 BEGIN, STEP, FINISH, LOCAL, PROBE = "split-begin", "split-step", "split-finish", "split-local", "split-probe"
@@ -34,7 +34,7 @@ PAYLOAD = "payload"
 _MOST_EXAMPLES = 2**53
 """Counts up to here are exact as floats, which weights are."""
 
-_Figures = TypeVar("_Figures", bound=BaseModel)
+_FIGURES = "Its figures are"
 
 
 class _Header(BaseModel):
@@ -99,6 +99,11 @@ class FeatureBatch:
         return len(self.attention_mask)
 
     @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.attention_mask.shape[1])
+
+    @property
     def answers(self) -> int:
         """What the loss is a mean over: labels, or learned tokens."""
         targets = self.labels if self.labels.dim() == 1 else self.labels[:, 1:]
@@ -120,7 +125,7 @@ class Expected:
 
 def checked_features(message: Message, rows: int, iteration: int, expected: Expected) -> FeatureBatch:
     """Validate a device's features; MessageError with what is wrong."""
-    figures = _validated(FeatureFigures, message)
+    figures = checked_header(FeatureFigures, message, _FIGURES)
     if figures.iteration != iteration:
         raise MessageError(f"It answers iteration {figures.iteration}, not {iteration}.")
     tensors = message.tensors
@@ -167,12 +172,4 @@ def checked_parameters(message: Message, shapes: Mapping[str, tuple[int, ...]]) 
 
 def checked_local_figures(message: Message) -> LocalFigures:
     """Validate what stands beside a locally trained model; MessageError."""
-    return _validated(LocalFigures, message)
-
-
-def _validated(kind: type[_Figures], message: Message) -> _Figures:
-    try:
-        return kind.model_validate(message.header)
-    except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"Its figures are malformed at {field!r}.") from error
+    return checked_header(LocalFigures, message, _FIGURES)

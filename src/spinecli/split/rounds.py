@@ -17,10 +17,10 @@ from spinecli.federation.history import (
     RoundRecord,
     SplitRecord,
 )
-from spinecli.federation.rounds import Listener, RoundOptions, reached_target
+from spinecli.federation.rounds import Listener, RoundOptions, run_rounds
 from spinecli.federation.schedule import learning_rate
 from spinecli.federation.state import RunState
-from spinecli.split.aggregation import weighted_mean
+from spinecli.lora.aggregation.averaging import average_tensors
 from spinecli.split.channel import Channel, Talk
 from spinecli.split.control.options import ControlOptions
 from spinecli.split.control.plan import ControlPlan, plan_round
@@ -77,13 +77,11 @@ class SplitLoop:
 
     def run(self, history: History, listener: Listener) -> None:
         """Run what rounds are left after those in the history."""
-        for number in range(len(history.rounds), self.options.rounds):
-            if reached_target(history.rounds, self.options.target_accuracy):
-                return
-            record = self._round(number)
-            history.append(record)
-            self.save(RunState(number + 1, self.snapshot(), self.engine.snapshot()))
-            listener(record)
+
+        def keep(finished: int) -> None:
+            self.save(RunState(finished, self.snapshot(), self.engine.snapshot()))
+
+        run_rounds(self.options, history, self._round, keep, listener)
 
     def snapshot(self) -> Snapshot:
         """Both halves and what the control module knows."""
@@ -121,13 +119,12 @@ class SplitLoop:
         )
         talks, iterations, losses = self._split(order, plan) if self.training.split else self._local(order, plan)
         ended = self.engine.now()
-        due = (number + 1) % self.options.evaluate_every == 0 or number + 1 == self.options.rounds
         return RoundRecord(
             round=number,
             began=began,
             ended=ended,
             learning_rate=rate,
-            evaluation=self.evaluate(self.trained) if due else None,
+            evaluation=self.evaluate(self.trained) if self.options.evaluates(number) else None,
             devices=tuple(_device_record(device, talk, losses.get(device), ended) for device, talk in talks.items()),
             split=SplitRecord(
                 divergence=plan.divergence,
@@ -178,7 +175,7 @@ class SplitLoop:
         bottoms = channel.finish(gradients, shapes) if asked else {}
         weights = {device: answers[device] for device in bottoms if answers[device]}
         if weights:
-            self.bottom = weighted_mean([bottoms[device] for device in weights], list(weights.values()))
+            self.bottom = average_tensors([bottoms[device] for device in weights], list(weights.values()))
         self.top.end({device: float(weight) for device, weight in weights.items()})
         observed = {device: pace_of(talk, order.steps) for device, talk in channel.talks.items()}
         self.state = self.state.after_round(observed, list(weights))
@@ -186,11 +183,8 @@ class SplitLoop:
 
     def _step(self, features: Mapping[str, FeatureBatch]) -> tuple[float, dict[str, Tensor]]:
         """The server's step, and what it takes on the clock."""
-        rows, length = sum(batch.rows for batch in features.values()), 0
-        for batch in features.values():
-            length = max(length, batch.attention_mask.shape[1])
         loss, gradients = self.top.step(features)
-        self.engine.work(self.costs.top(rows, length).flops)
+        self.engine.work(sum(self.costs.top(rows, length).flops for rows, length in self.top.computed(features)))
         return loss, gradients
 
     def _local(
@@ -200,7 +194,7 @@ class SplitLoop:
         updates, talks = train_locally(self.engine, order, plan.cohort, self.trained, self.options.deadline)
         if updates:
             weights = [update.examples for update in updates.values()]
-            mean = weighted_mean([update.trained for update in updates.values()], weights)
+            mean = average_tensors([update.trained for update in updates.values()], weights)
             self.bottom = {name: mean[name] for name in self.bottom}
             self.top.restore({name: mean[name] for name in self.top.trained})
         self.state = self.state.after_round({}, list(updates))

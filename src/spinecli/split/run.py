@@ -10,12 +10,12 @@ from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.evaluation.plots import can_plot
-from spinecli.federation.history import HISTORY_NAME, History, Measurement, RoundRecord, read_history
+from spinecli.federation.history import History, Measurement, RoundRecord
 from spinecli.federation.plots import PICTURE_NAME, save_picture
 from spinecli.federation.results import FederatedResult, summarised
 from spinecli.federation.rounds import Listener
-from spinecli.federation.run import summary_of, unheard
-from spinecli.federation.state import RunState, load_state
+from spinecli.federation.run import history_so_far, summary_of, unheard
+from spinecli.federation.state import RunState
 from spinecli.split.control.state import ControlState
 from spinecli.split.evaluation import evaluate
 from spinecli.split.joined import verify_joined, write_joined
@@ -110,15 +110,13 @@ def _run_rounds(
     listener: Listener,
 ) -> tuple[SplitLoop, History]:
     """All rounds that a killed run has not finished yet."""
-    path = work.files / HISTORY_NAME
     loop = loop_of(request, federation, stopwatch, work)
-    state = load_state(work.state)
-    rounds: list[RoundRecord] = []
-    if state is not None:
+
+    def restore(state: RunState) -> None:
         loop.restore(state.strategy)
         federation.engine.restore(state.engine)
-        rounds = read_history(path)[: state.rounds]
-    history = History(path, rounds)
+
+    history = history_so_far(work, restore)
     with stopwatch("training"):
         loop.run(history, listener)
     return loop, history

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spinecli.federation.data.batches import IGNORED
-from spinecli.split.aggregation import weighted_mean
+from spinecli.lora.aggregation.averaging import average_tensors
 from spinecli.split.features import unpadded
 from spinecli.split.messages import FeatureBatch, Optimizer
 from spinecli.split.model import Parameters, SplitModel
@@ -66,6 +66,10 @@ class Top(ABC):
 
         Raises: UnusableFeaturesError if the loss or a gradient is not finite; then no step was taken.
         """
+
+    @abstractmethod
+    def computed(self, batches: Mapping[str, FeatureBatch]) -> list[tuple[int, int]]:
+        """Rows and padded length of every batch that a step on these features computes."""
 
     @abstractmethod
     def end(self, weights: Mapping[str, float]) -> None:
@@ -124,6 +128,11 @@ class MergedTop(Top):
         self._descend(self.trained, self._descent)
         return float(loss.detach()), gradients
 
+    def computed(self, batches: Mapping[str, FeatureBatch]) -> list[tuple[int, int]]:
+        """One batch with all rows."""
+        parts = batches.values()
+        return [(sum(part.rows for part in parts), max(part.length for part in parts))]
+
     def end(self, weights: Mapping[str, float]) -> None:
         """The top is what it is."""
 
@@ -178,11 +187,15 @@ class TopsApart(Top):
             float(losses[device].detach()) * batch.answers for device, batch in batches.items()
         ) / answers, gradients
 
+    def computed(self, batches: Mapping[str, FeatureBatch]) -> list[tuple[int, int]]:
+        """Each device's own."""
+        return [(part.rows, part.length) for part in batches.values()]
+
     def end(self, weights: Mapping[str, float]) -> None:
         """The common top is the weighted mean; with nobody left it stays what it was."""
         if weights:
             tops = [{name: value.detach() for name, value in self._tops[device].items()} for device in weights]
-            self.trained = weighted_mean(tops, list(weights.values()))
+            self.trained = average_tensors(tops, list(weights.values()))
         self._tops, self._descents = {}, {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -196,7 +209,7 @@ class TopsApart(Top):
 
 def merged_batch(parts: Sequence[FeatureBatch]) -> FeatureBatch:
     """One mixed sequence of features: rows one below the other, padded to the longest of all."""
-    length = max(part.attention_mask.shape[1] for part in parts)
+    length = max(part.length for part in parts)
 
     def widened(value: Tensor, fill: int) -> Tensor:
         missing = length - value.shape[1]

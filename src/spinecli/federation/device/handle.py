@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 from spinecli.errors import MessageError
 from spinecli.federation.device.device import Device
 from spinecli.federation.device.order import TrainingOrder
 from spinecli.federation.device.training import train
-from spinecli.federation.messages import Message, require_finite
+from spinecli.federation.messages import Message, checked_header, require_finite
 
 TRAIN = "train"
 
@@ -21,10 +19,6 @@ def handle(kind: str, message: Message, device: Device) -> Message:
     if kind != TRAIN:
         raise MessageError(f"A device knows no request {kind!r}.")
     require_finite(message.tensors)
-    try:
-        order = TrainingOrder.model_validate(message.header)
-    except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"The order to train is malformed at {field!r}.") from error
+    order = checked_header(TrainingOrder, message, "The order to train is")
     trained = train(order, message.tensors, device)
     return Message(trained.metrics, trained.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch.nn import functional
 
 from spinecli.federation.data.batches import IGNORED, Batch
 from spinecli.federation.device.base_model import BaseModel
+
+_ENDS = 4
+"""The loss before and after local training are means over the first and the last quarter of its steps."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,16 @@ def loss_of(base: BaseModel, batch: Batch) -> Tensor:
 @torch.no_grad()
 def tally(base: BaseModel, batch: Batch) -> Tally:
     """Loss and right answers of a batch."""
-    logits, targets = answers_of(base, batch)
+    return tally_of(*answers_of(base, batch))
+
+
+def tally_of(logits: Tensor, targets: Tensor) -> Tally:
+    """Loss and right answers of logits (answers, choices) and targets (answers,)."""
     loss = functional.cross_entropy(logits, targets, reduction="sum")
     return Tally(float(loss), int((logits.argmax(dim=1) == targets).sum()), len(targets))
+
+
+def loss_at_ends(losses: Sequence[float]) -> tuple[float, float]:
+    """The loss before and after local training, from that of every step, at least one."""
+    end = max(1, len(losses) // _ENDS)
+    return sum(losses[:end]) / end, sum(losses[-end:]) / end

@@ -16,7 +16,7 @@ from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.device import Device, importance_tensors, mask_tensors
 from spinecli.federation.device.importance import SCORES, Score
 from spinecli.federation.device.local_pruning import narrowed, ramp
-from spinecli.federation.device.objective import loss_of
+from spinecli.federation.device.objective import loss_at_ends, loss_of
 from spinecli.federation.device.order import PruningOrder, TrainingOrder
 from spinecli.federation.device.wire import (
     FOLDED,
@@ -29,9 +29,6 @@ from spinecli.federation.device.wire import (
 )
 from spinecli.federation.seeding import torch_generator
 from spinecli.lora.factors import Factors
-
-_ENDS = 4
-"""The loss before and after a round are means over the first and the last quarter of its steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +68,11 @@ def train(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) -
         trained, head = base.attached(), base.head()
     answer = outputs_tensors(trained) if order.shared_a else adapter_tensors(trained)
     answer |= head_tensors(head)
+    before, after = loss_at_ends(losses)
     metrics: dict[str, JsonValue] = {
         "examples": device.examples,
-        "loss_before": _mean(losses[: max(1, len(losses) // _ENDS)]),
-        "loss_after": _mean(losses[-max(1, len(losses) // _ENDS) :]),
+        "loss_before": before,
+        "loss_after": after,
         "forward_seconds": device.meter.seconds("forward"),
         "backward_seconds": device.meter.seconds("backward"),
     }
@@ -156,7 +154,3 @@ class _Cutter:
         self._base.cut(cut)
         self._masks = cut
         return cut
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
