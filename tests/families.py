@@ -22,7 +22,10 @@ VOCABULARY = 320
 HIDDEN = 32
 POSITIONS = 128
 LABELS = 3
-ENCODERS = ("bert", "roberta", "narrow_bert", "narrow_roberta")
+ENCODERS = ("bert", "roberta", "narrow_bert", "narrow_roberta", "distilbert")
+# Families whose heads all have keys and values of their own.
+UNGROUPED = ("opt", "gpt2", "gpt_neox", *ENCODERS)
+CHANNELS = {"distilbert": "hidden_dim", "gpt2": "n_inner"}
 WORDS = [a + b for a in ("ba", "di", "ko", "lu", "me", "na", "po", "ri") for b in ("t", "s", "n", "l", "r", "k")]
 
 
@@ -59,8 +62,8 @@ class Recipe:
         }
         if self.task == "classification":
             common["num_labels"] = LABELS
-        if self.family in ENCODERS:
-            own = {"intermediate_size": self.channels}
+        if self.family in UNGROUPED and self.family != "opt":
+            own = {CHANNELS.get(self.family, "intermediate_size"): self.channels}
             if self.family.startswith("narrow"):
                 own["attention_head_size"] = self.head_dim
         elif self.family == "opt":
@@ -72,8 +75,9 @@ class Recipe:
                 "head_dim": self.head_dim,
             }
             if self.family != "llama":
-                own["sliding_window"] = None
-        return AutoConfig.for_model(self.family, **{**common, **own, **dict(self.extra)})
+                own["sliding_window"] = 6 if self.family in ("gemma2", "gemma3_text") else None
+        extra = {key: list(value) if isinstance(value, tuple) else value for key, value in self.extra}
+        return AutoConfig.for_model(self.family, **{**common, **own, **extra})
 
     def model(self) -> PreTrainedModel:
         torch.manual_seed(self.seed)
@@ -104,6 +108,14 @@ def classifier(family: str, **changes: Any) -> Recipe:
 
 
 MIXED_WINDOWS = (("use_sliding_window", True), ("sliding_window", 6), ("max_window_layers", 1))
+# The second block has no rotary positions, and if windows are on, they are its own.
+NO_ROPE = (("no_rope_layer_interval", 2), ("use_sliding_window", True), ("sliding_window", 6))
+
+# Windows in the first and third block, and scores scaled by a number that is not the head size.
+GEMMA_WINDOWS = (
+    ("layer_types", ("sliding_attention", "full_attention", "sliding_attention")),
+    ("query_pre_attn_scalar", 20),
+)
 
 # Everything that runs through a family's code on another path than the plain recipe does.
 VARIANTS = {
@@ -117,8 +129,24 @@ VARIANTS = {
     "qwen2 mixed windows": recipe("qwen2", grouped=True, extra=MIXED_WINDOWS),
     "qwen3": recipe("qwen3", grouped=True),
     "qwen3 mixed windows": recipe("qwen3", tied=True, extra=MIXED_WINDOWS),
+    "gemma": recipe("gemma", tied=True),
+    "gemma wide heads": recipe("gemma", grouped=True, extra=(("head_dim", 12),)),
+    "gemma2": recipe("gemma2", grouped=True, tied=True, extra=GEMMA_WINDOWS),
+    "gemma3_text": recipe("gemma3_text", grouped=True, extra=GEMMA_WINDOWS),
+    "olmo2": recipe("olmo2", grouped=True, extra=(("attention_bias", True),)),
+    "phi3": recipe("phi3", grouped=True, extra=(("sliding_window", 6), ("partial_rotary_factor", 0.75))),
+    "phi3 tied": recipe("phi3", tied=True),
+    "smollm3": recipe("smollm3", grouped=True, tied=True, extra=NO_ROPE),
+    "smollm3 biases": recipe("smollm3", extra=(("attention_bias", True), ("mlp_bias", True))),
+    "gpt2": recipe("gpt2", tied=True),
+    "gpt2 untied": recipe("gpt2"),
+    "gpt_neox": recipe("gpt_neox"),
+    "gpt_neox one after the other": recipe(
+        "gpt_neox", tied=True, extra=(("use_parallel_residual", False), ("attention_bias", False))
+    ),
     "opt": recipe("opt", tied=True),
     "opt untied": recipe("opt"),
+    "gpt2 classifier": classifier("gpt2"),
     "llama classifier": classifier("llama", grouped=True),
     "opt classifier": classifier("opt"),
     "qwen2 classifier": classifier("qwen2", grouped=True, tied=True),
@@ -129,6 +157,9 @@ VARIANTS = {
     "roberta": classifier("roberta"),
     "roberta masked": recipe("roberta", tied=True),
     "roberta bare": recipe("roberta", task="encoding"),
+    "distilbert": classifier("distilbert"),
+    "distilbert masked": recipe("distilbert", tied=True),
+    "distilbert bare": recipe("distilbert", task="encoding"),
     "narrow bert": classifier("narrow_bert", heads=3),
     "narrow roberta bare": recipe("narrow_roberta", heads=3, task="encoding"),
     "opt post-norm": recipe("opt", tied=True, extra=(("do_layer_norm_before", False), ("word_embed_proj_dim", 16))),

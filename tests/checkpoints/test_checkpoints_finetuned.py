@@ -88,7 +88,7 @@ def test_a_merged_language_model_keeps_its_head(opened: Opened, tmp_path: Path) 
     checkpoint = opened(recipe("llama", tied=True))
     name = "model.layers.0.self_attn.q_proj.weight"
     tuned = fine_tuned(checkpoint, Task.causal_lm, {name: checkpoint.read(name) + 1})
-    write_cut_checked(tmp_path / "out", tuned, Masks.full(3, tuned.shape))
+    write_cut_checked(tmp_path / "out", tuned, Masks.full((tuned.shape,) * 3))
     found = Checkpoint.open(tmp_path / "out")
     differing = [each for each in checkpoint.tensors if not torch.equal(found.read(each), checkpoint.read(each))]
     assert differing == [name]

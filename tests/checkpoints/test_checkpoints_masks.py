@@ -35,7 +35,7 @@ def test_masks_come_back_from_disk(tmp_path_factory: pytest.TempPathFactory, blo
 
 
 def test_masks_that_share_memory_can_be_saved(tmp_path: Path) -> None:
-    Masks.full(3, SHAPE).save(tmp_path)
+    Masks.full((SHAPE,) * 3).save(tmp_path)
     assert Masks.load(tmp_path).kept_blocks == [0, 1, 2]
 
 
@@ -66,7 +66,7 @@ def test_uniform_shape_ignores_removed_blocks_and_refuses_ragged_ones() -> None:
 def test_absent_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(ForeignArtifactError, match=MASKS_NAME):
         Masks.load(tmp_path)
-    Masks.full(1, SHAPE).save(tmp_path)
+    Masks.full((SHAPE,) * 1).save(tmp_path)
     file = tmp_path / MASKS_NAME
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(DamagedArtifactError, match=MASKS_NAME):

@@ -107,5 +107,5 @@ def test_a_narrow_encoder_can_be_cut_again(opened: Opened, tmp_path: Path) -> No
     masks = random_masks(second, 1, 16, (0,), seed=1)
     expected = logits_of(silenced(second.path, masks, 8))
     torch.testing.assert_close(logits_of(cut(second, masks, tmp_path / "two")), expected, atol=1e-4, rtol=0)
-    copied = cut(second, Masks.full(second.blocks, second.shape), tmp_path / "copy").state_dict()
+    copied = cut(second, Masks.full((second.shape,) * second.blocks), tmp_path / "copy").state_dict()
     assert all(torch.equal(value, copied[name]) for name, value in load(second.path).state_dict().items())

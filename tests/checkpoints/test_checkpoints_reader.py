@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import ENCODERS, LABELS, POSITIONS, VARIANTS, Recipe, classifier, recipe
+from families import ENCODERS, LABELS, POSITIONS, UNGROUPED, VARIANTS, Recipe, classifier, recipe
 from safetensors.torch import load_file, save_file
 
 from spinecli.checkpoints.checkpoint import Checkpoint
@@ -67,7 +67,7 @@ def test_shards_are_found_through_the_index(written: Written) -> None:
 def test_every_variant_opens_with_its_sizes(written: Written, name: str) -> None:
     made = VARIANTS[name]
     checkpoint = Checkpoint.open(written(made))
-    grouped = made.family not in ("opt", *ENCODERS)
+    grouped = made.family not in UNGROUPED
     head_dim = dict(made.extra).get("head_dim", 8) if grouped else 8
     kv_heads = made.kv_heads if grouped else made.heads
     shape = checkpoint.shape
@@ -149,6 +149,13 @@ def test_encoders_that_spine_cannot_run_are_refused_in_one_sentence(
     change_json(directory / "config.json", lambda config: config.update(change))
     [value] = [value[0] if isinstance(value, list) else value for value in list(change.values())[:1]]
     expect(directory, UnsupportedFamilyError, str(value))
+
+
+@pytest.mark.parametrize("key", ["scale_attn_by_inverse_layer_idx", "add_cross_attention"])
+def test_a_gpt2_whose_blocks_depend_on_their_number_is_refused(copy: Callable[..., Path], key: str) -> None:
+    directory = copy(recipe("gpt2"))
+    change_json(directory / "config.json", lambda config: config.update({key: True}))
+    expect(directory, UnsupportedFamilyError, key)
 
 
 def test_a_bert_that_names_no_architecture_is_bare(copy: Callable[..., Path]) -> None:
@@ -307,7 +314,7 @@ def test_fewer_blocks_in_the_files_than_in_the_config(copy: Callable[..., Path])
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        ({"model_type": "gpt2"}, UnsupportedFamilyError),
+        ({"model_type": "gptj"}, UnsupportedFamilyError),
         ({"model_type": None}, UnsupportedFamilyError),
         ({"model_type": ["llama"]}, UnsupportedFamilyError),
         ({"hidden_size": "wide"}, DamagedCheckpointError),

@@ -45,7 +45,7 @@ def test_shards_hold_every_tensor_in_order_and_no_more_than_they_may(sizes: list
 
 def write(checkpoint: Checkpoint, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     directory.mkdir(exist_ok=True)
-    masks = Masks.full(checkpoint.blocks, checkpoint.shape)
+    masks = Masks.full((checkpoint.shape,) * checkpoint.blocks)
     groups = plan_cut(checkpoint, masks)
     write_checkpoint(directory, cut_config(checkpoint, masks), groups, checkpoint.path, shard_bytes=shard_bytes)
 

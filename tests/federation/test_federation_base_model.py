@@ -32,6 +32,8 @@ FAMILIES = {
     "opt": VARIANTS["opt"],
     "bert": classifier("bert"),
     "roberta bare": VARIANTS["roberta bare"],
+    "phi3": VARIANTS["phi3"],
+    "gpt_neox": VARIANTS["gpt_neox"],
 }
 
 
@@ -66,7 +68,7 @@ def random_masks(base: BaseModel, seed: int = 0, among: Masks | None = None, sha
         channels = torch.ones(dense.channels, dtype=torch.bool)
         if among is not None:
             groups, channels = among.blocks[index].kv_heads(dense), among.blocks[index].channels
-        groups = drawn(groups, share, generator) if base.family.heads_can_leave else groups
+        groups = drawn(groups, share, generator) if len(base.cuts.kv_counts) > 1 else groups
         blocks.append(BlockMask(groups.repeat_interleave(dense.group_size), drawn(channels, share, generator)))
     return Masks(tuple(blocks))
 

@@ -40,6 +40,8 @@ PUBLISHED: dict[str, tuple[Recipe, str]] = {
     "bert": (classifier("bert"), "classification"),
     "roberta bare": (VARIANTS["roberta bare"], "classification"),
     "opt language model": (recipe("opt", tied=True), "language"),
+    "phi3 language model": (VARIANTS["phi3"], "language"),
+    "distilbert": (VARIANTS["distilbert"], "classification"),
 }
 
 

@@ -17,7 +17,7 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.federation.data.batches import Batch
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.importance import SCORES, ScoreName, lora_sensitivity, moments, product_kurtosis
-from spinecli.federation.device.local_pruning import Importance, full_masks
+from spinecli.federation.device.local_pruning import Importance
 from spinecli.federation.device.objective import loss_of
 from spinecli.lora.factors import Factors, fresh_factors
 
@@ -39,7 +39,7 @@ def scored(
 ) -> list[Importance]:
     """The importance after some backward passes at the same weights."""
     score = SCORES[name](base, fresh(base))
-    masks = masks or full_masks(base.checkpoint.blocks, base.checkpoint.shape)
+    masks = masks or Masks.full((base.checkpoint.shape,) * base.checkpoint.blocks)
     with base.lent(base.head(), masks):
         base.attach(adapter, 2.0)
         base.trainable()
@@ -84,7 +84,7 @@ def test_units_that_are_gone_keep_their_score_and_the_others_go_on(opened: Opene
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_with_a_nan_leaves_the_scores(opened: Opened, name: ScoreName) -> None:
     base = BaseModel(opened(FAMILIES["llama grouped"]), "classification", 3)
-    masks = full_masks(base.checkpoint.blocks, base.checkpoint.shape)
+    masks = Masks.full((base.checkpoint.shape,) * base.checkpoint.blocks)
     score = SCORES[name](base, fresh(base))
     with base.lent(base.head()):
         base.attach(random_adapter(base, [4] * base.checkpoint.blocks), 2.0)
@@ -236,7 +236,7 @@ def toy_batch(seed: int) -> Batch:
 
 def correlation(base: BaseModel, name: ScoreName, rank: int, seed: int, steps: int = 40) -> float:
     """Spearman correlation of channel scores with the smoothed exact |W dL/dW|, both along the same training."""
-    masks = full_masks(base.checkpoint.blocks, base.checkpoint.shape)
+    masks = Masks.full((base.checkpoint.shape,) * base.checkpoint.blocks)
     generator = torch.Generator().manual_seed(seed)
     adapter = {key: fresh_factors(*shape, rank, generator) for key, shape in base.target_shapes().items()}
     score = SCORES[name](base, fresh(base))

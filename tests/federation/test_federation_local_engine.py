@@ -12,7 +12,8 @@ from torch import Tensor
 from spinecli.federation.conditions import Conditions, conditions
 from spinecli.federation.device.device import Device, DeviceMemory
 from spinecli.federation.engine import Job, Lost, Reply
-from spinecli.federation.engines.local import LocalEngine, Simulated, VirtualMeter
+from spinecli.federation.engines.local import LocalEngine, Simulated
+from spinecli.federation.engines.virtual_clock import VirtualMeter
 from spinecli.federation.fleet import Fleet, load_fleet
 from spinecli.federation.messages import Message
 from spinecli.federation.state import RunState, load_state
@@ -273,7 +274,7 @@ def test_a_late_cut_is_undone_and_the_next_round_fits(requests: Any) -> None:
             stood[device.device] = device.ratio
             memory = DeviceMemory(tensors_of(engine._devices[device.device].work.memory))
             memory.settle(record.round)
-            own = memory.masks(watched.federation.setting.blocks, cuts.dense)
+            own = memory.masks(watched.federation.setting.shapes)
             server = strategy.masks_of(device.device)
             assert server is not None
             for here, there in zip(own.blocks, server.blocks, strict=True):

@@ -13,8 +13,9 @@ from test_federation_training import Bench
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import BlockCosts
+from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.federation.device.local_pruning import Cuts, Importance, Widths, full_masks, narrowed, ramp
+from spinecli.federation.device.local_pruning import Cuts, Importance, Widths, narrowed, ramp
 
 Opened = Callable[[Recipe], Checkpoint]
 RATIOS = st.floats(0, 0.95)
@@ -133,7 +134,7 @@ def test_the_most_important_of_what_is_left_stays(
         Importance(torch.rand(dense.heads, generator=generator), torch.rand(channels, generator=generator))
         for _ in range(3)
     ]
-    masks = full_masks(3, dense)
+    masks = Masks.full((dense,) * 3)
     now = Widths(kv_heads, channels)
     for _ in range(2):
         widths = Widths(data.draw(st.integers(1, now.kv_heads)), data.draw(st.integers(1, now.channels)))
@@ -156,7 +157,7 @@ def test_the_most_important_of_what_is_left_stays(
 
 def test_equal_scores_keep_the_first_units() -> None:
     dense = BlockShape(4, 4, 4, 6)
-    cut = narrowed(full_masks(1, dense), Widths(2, 3), [Importance.zeros(dense)], dense)
+    cut = narrowed(Masks.full((dense,) * 1), Widths(2, 3), [Importance.zeros(dense)], dense)
     assert cut.blocks[0].heads.tolist() == [True, True, False, False]
     assert cut.blocks[0].channels.tolist() == [True] * 3 + [False] * 3
 
@@ -164,8 +165,8 @@ def test_equal_scores_keep_the_first_units() -> None:
 def test_widths_of_different_blocks_are_refused() -> None:
     dense = BlockShape(4, 4, 4, 6)
     cuts = Cuts(BlockCosts(1000, 50, 20, dense), (4, 3, 2, 1))
-    one = narrowed(full_masks(1, dense), Widths(2, 3), [Importance.zeros(dense)], dense)
-    other = narrowed(full_masks(1, dense), Widths(2, 4), [Importance.zeros(dense)], dense)
+    one = narrowed(Masks.full((dense,) * 1), Widths(2, 3), [Importance.zeros(dense)], dense)
+    other = narrowed(Masks.full((dense,) * 1), Widths(2, 4), [Importance.zeros(dense)], dense)
     with pytest.raises(ValueError, match="differ"):
         cuts.widths_of(type(one)((*one.blocks, *other.blocks)))
 
@@ -176,7 +177,13 @@ PRUNED: dict[str, Recipe] = {
     "opt": VARIANTS["opt"],
     "bert": classifier("bert"),
     "roberta bare": VARIANTS["roberta bare"],
+    "phi3": VARIANTS["phi3"],
 }
+
+
+def test_heads_of_a_fused_projection_stay(opened: Any) -> None:
+    assert Cuts.of(opened(recipe("llama", grouped=True))).kv_counts == (2, 1)
+    assert Cuts.of(opened(VARIANTS["phi3"])).kv_counts == (2,)
 
 
 @pytest.mark.parametrize("score", ["lora", "salience"])

@@ -17,9 +17,9 @@ from spinecli.federation.conditions import conditions
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.device import Device, DeviceMemory, mask_tensors, masks_from
 from spinecli.federation.device.handle import TRAIN, handle
-from spinecli.federation.device.local_pruning import Importance, Widths, full_masks, narrowed
+from spinecli.federation.device.local_pruning import Importance, Widths, narrowed
 from spinecli.federation.device.wire import adapter_from, adapter_tensors, head_tensors, outputs_tensors, shared_a
-from spinecli.federation.engines.local import VirtualMeter
+from spinecli.federation.engines.virtual_clock import VirtualMeter
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.setup import set_up
@@ -179,7 +179,7 @@ DENSE = BlockShape(4, 2, 8, 10)
 def remembered(number: int, channels: int) -> tuple[DeviceMemory, Masks, list[Importance]]:
     memory = DeviceMemory()
     importance = [Importance(torch.rand(4), torch.rand(10)) for _ in range(2)]
-    masks = narrowed(full_masks(2, DENSE), Widths(1, channels), importance, DENSE)
+    masks = narrowed(Masks.full((DENSE,) * 2), Widths(1, channels), importance, DENSE)
     memory.remember(number, masks, importance)
     return memory, masks, importance
 
@@ -192,9 +192,9 @@ def same(one: Masks, other: Masks) -> bool:
 def test_a_cut_holds_only_if_the_server_has_heard_of_it() -> None:
     for acknowledged, holds in ((4, True), (3, False), (None, False), (5, False)):
         memory, masks, importance = remembered(4, 6)
-        assert same(memory.masks(2, DENSE), full_masks(2, DENSE)), "what is pending does not count yet"
+        assert same(memory.masks((DENSE,) * 2), Masks.full((DENSE,) * 2)), "what is pending does not count yet"
         memory.settle(acknowledged)
-        assert same(memory.masks(2, DENSE), masks if holds else full_masks(2, DENSE))
+        assert same(memory.masks((DENSE,) * 2), masks if holds else Masks.full((DENSE,) * 2))
         if holds:
             assert torch.equal(memory.importance(2, DENSE)[1].channels, importance[1].channels)
         else:
@@ -206,9 +206,9 @@ def test_a_dropped_cut_leaves_the_one_before_it() -> None:
     memory.settle(1)
     memory.remember(5, narrowed(masks, Widths(1, 3), importance, DENSE), importance)
     memory.settle(1)
-    assert same(memory.masks(2, DENSE), masks)
+    assert same(memory.masks((DENSE,) * 2), masks)
     memory.settle(1)
-    assert same(memory.masks(2, DENSE), masks), "settling twice changes nothing"
+    assert same(memory.masks((DENSE,) * 2), masks), "settling twice changes nothing"
 
 
 def test_a_device_whose_answer_was_lost_starts_its_next_round_where_the_server_thinks_it_is(requests: Any) -> None:

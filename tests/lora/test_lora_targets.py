@@ -7,18 +7,23 @@ from spinecli.errors import OptionError
 from spinecli.lora.targets import target_projections
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", [name for name, family in families().items() if not family.transposed])
 def test_every_selection_is_a_part_of_all_in_the_familys_order(name: str) -> None:
     family = family_of(name)
     everything = target_projections(family)
     attention, feed_forward = family.attention, family.feed_forward
-    assert everything == (*attention.projections, *feed_forward.inputs, feed_forward.output)
+    assert everything == (*attention.projections, *feed_forward.projections)
     assert len(set(everything)) == len(everything)
     assert target_projections(family, "attention") == attention.projections
-    assert target_projections(family, "query-value") == (attention.query, attention.value)
+    assert target_projections(family, "query-value") == tuple(dict.fromkeys((attention.query, attention.value)))
     assert target_projections(family, ",".join(reversed(everything))) == everything
     for each in everything:
         assert target_projections(family, f" {each} ") == (each,)
+
+
+def test_transposed_projections_are_refused_in_one_sentence() -> None:
+    with pytest.raises(OptionError, match=r"gpt2 stores its projections.*another family"):
+        target_projections(family_of("gpt2"), "c_attn")
 
 
 def test_short_names_will_do() -> None:

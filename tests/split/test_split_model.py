@@ -37,6 +37,9 @@ CLASSIFIERS = {
     "roberta": VARIANTS["roberta"],
     "narrow bert": VARIANTS["narrow bert"],
     "narrow roberta": VARIANTS["narrow roberta bare"],
+    "gemma2": VARIANTS["gemma2"],
+    "gpt_neox": VARIANTS["gpt_neox"],
+    "distilbert": VARIANTS["distilbert"],
 }
 LANGUAGE = {name: made for name, made in CLASSIFIERS.items() if "bert" not in name}
 CASES: list[tuple[Recipe, Task]] = [

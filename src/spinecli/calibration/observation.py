@@ -20,9 +20,11 @@ Observer = Callable[[Tensor, Tensor], None]
 
 @contextmanager
 def observed(block: LoadedBlock, observers: Mapping[str, Observer]) -> Iterator[None]:
-    """Call `observers[name]` whenever the projection `name` of the block runs."""
+    """Call `observers[name]` whenever the projection `name` of the block runs; never, if the block has none."""
     with ExitStack() as stack:
         for name, observer in observers.items():
+            if not block.has(name):
+                continue
 
             def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor, observer: Observer = observer) -> None:
                 observer(inputs[0].flatten(0, -2).float(), output.flatten(0, -2).float())
@@ -34,14 +36,22 @@ def observed(block: LoadedBlock, observers: Mapping[str, Observer]) -> Iterator[
 
 @contextmanager
 def masked(block: LoadedBlock, family: Family, shape: BlockShape, mask: BlockMask) -> Iterator[None]:
-    """Set the outputs of the removed heads and channels to zero while the context lasts."""
+    """Set the outputs of the removed heads and channels to zero while the context lasts.
+
+    A sub-layer that loses its last unit adds nothing more, not even its bias.
+    """
     keep = {
         family.attention.output: mask.heads.repeat_interleave(shape.head_dim),
         family.feed_forward.output: mask.channels,
     }
     with ExitStack() as stack:
         for name, units in keep.items():
+            if not block.has(name):
+                continue
             linear = block.linear(name)
+            if not bool(units.any()):
+                stack.callback(linear.register_forward_hook(_nothing).remove)
+                continue
             factor = units.to(linear.weight.device, linear.weight.dtype)
 
             def hook(_: nn.Module, inputs: tuple[Any, ...], factor: Tensor = factor) -> tuple[Tensor]:
@@ -50,6 +60,10 @@ def masked(block: LoadedBlock, family: Family, shape: BlockShape, mask: BlockMas
             handle = linear.register_forward_pre_hook(hook)
             stack.callback(handle.remove)
         yield
+
+
+def _nothing(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
 
 
 class _Reached(Exception):  # noqa: N818

@@ -56,7 +56,7 @@ def streamed_logits(
             if mask is None:
                 hidden = stream.run(block, hidden)
             else:
-                with masked(block, checkpoint.family, checkpoint.shape, mask):
+                with masked(block, checkpoint.family, checkpoint.shapes[index], mask):
                     hidden = stream.run(block, hidden)
     return torch.cat(list(stream.logits(hidden))).cpu()
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.answers import answer, answering_by_last_token
 from spinecli.calibration.stand_ins import Arguments, Injector, Recorder
+from spinecli.calibration.transposed import with_linears
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.errors import OptionError
@@ -68,6 +69,10 @@ class LoadedBlock:
         """Precision of the weights."""
         return next(self.module.parameters()).dtype
 
+    def has(self, name: str) -> bool:
+        """Whether the block has a projection of this name; not if its sub-layer was removed."""
+        return any(name == found for found, _ in self.module.named_modules())
+
     def linear(self, name: str) -> nn.Linear:
         """A projection by its name relative to the block."""
         module = self.module.get_submodule(name)
@@ -102,7 +107,7 @@ class BlockStream:
         holder, _, attribute = checkpoint.blocks_path.rpartition(".")
         self._holder = self._model.get_submodule(holder)
         self._attribute = attribute
-        self._blocks = list(getattr(self._holder, attribute))
+        self._blocks = with_linears(list(getattr(self._holder, attribute)), checkpoint.family)
         self._arguments: list[Arguments] = []
 
     @property
@@ -133,8 +138,10 @@ class BlockStream:
     def block(self, index: int) -> Iterator[LoadedBlock]:
         """Block `index` with its weights in memory, for as long as the context lasts. `embed` comes first."""
         module = self._blocks[index]
-        names = self.checkpoint.block_names(index)
-        module.load_state_dict({relative: self._read(name) for relative, name in names.items()}, assign=True)
+        values = {relative: self._read(name) for relative, name in self.checkpoint.block_names(index).items()}
+        for name in self.checkpoint.family.transposed_names:
+            values[name] = values[name].T.contiguous()
+        module.load_state_dict(values, assign=True)
         try:
             yield LoadedBlock(index, module, self._arguments[index])
         finally:

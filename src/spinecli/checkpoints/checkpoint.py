@@ -69,7 +69,8 @@ class Checkpoint:
                 f"{file} is not a valid {family.model_type} configuration ({reason.rstrip('.')}); "
                 "fetch the checkpoint again."
             ) from error
-        matched = match_tensors(path, expected, on_disk, skeleton.base_model_prefix + ".")
+        named = {name: on_disk[stored] for name in expected if (stored := family.stored_name(name)) in on_disk}
+        matched = match_tensors(path, expected, on_disk | named, skeleton.base_model_prefix + ".")
         return cls(path, raw_config, config, family, task, dict(matched))
 
     def read(self, name: str) -> Tensor:
@@ -114,14 +115,35 @@ class Checkpoint:
         return int(self.config.hidden_size)
 
     @cached_property
+    def shapes(self) -> tuple[BlockShape, ...]:
+        """The shape of every block, in their order."""
+        if not self.config.is_heterogeneous:
+            return (self._shape_of(self.config),) * self.blocks
+        return tuple(self._shape_of(config) for config in self.config.per_layer_config)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all blocks have the same shape."""
+        return len(set(self.shapes)) == 1
+
+    @property
     def shape(self) -> BlockShape:
-        """The shape of every block."""
+        """The shape that all blocks have; ValueError if they differ."""
+        if not self.is_uniform:
+            raise ValueError(f"the blocks of {self.path} differ in shape")
+        return self.shapes[0]
+
+    def _shape_of(self, config: PreTrainedConfig) -> BlockShape:
+        """The shape of a block with this configuration."""
         keys = self.family.config_keys
-        heads = int(getattr(self.config, keys.heads))
-        kv_heads = int(getattr(self.config, keys.kv_heads)) if keys.kv_heads else heads
-        head_dim = getattr(self.config, keys.head_dim, None) if keys.head_dim else None
-        channels = int(getattr(self.config, keys.channels))
-        return BlockShape(heads, kv_heads, int(head_dim or self.d_model // heads), channels)
+        heads = int(getattr(config, keys.heads))
+        kv_heads = int(getattr(config, keys.kv_heads)) if keys.kv_heads else heads
+        head_dim = getattr(config, keys.head_dim, None) if keys.head_dim else None
+        channels = int(getattr(config, keys.channels) or (keys.channels_per_width or 0) * self.d_model)
+        skipped = getattr(config, "skip", ())
+        if "attention" in skipped:
+            heads = kv_heads = 0
+        return BlockShape(heads, kv_heads, int(head_dim or self.d_model // heads), 0 if "mlp" in skipped else channels)
 
     @property
     def is_post_norm(self) -> bool:
@@ -141,8 +163,9 @@ class Checkpoint:
     @property
     def storage_dtype(self) -> torch.dtype:
         """The dtype in which the blocks' matrices are stored."""
-        output = self.block_prefix(0) + self.family.feed_forward.output + ".weight"
-        return self.tensors[output].dtype
+        outputs = (self.family.feed_forward.output, self.family.attention.output)
+        names = self.block_names(0)
+        return next(self.tensors[names[f"{name}.weight"]].dtype for name in outputs if f"{name}.weight" in names)
 
     @property
     def bytes(self) -> int:

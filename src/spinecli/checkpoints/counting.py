@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Size
@@ -21,30 +22,50 @@ class BlockCosts:
     channel: int
     """One feed-forward channel, over all feed-forward projections."""
     dense: BlockShape
+    attention_rest: int = 0
+    """What leaves with the last KV group besides it: norm and biases of an attention that can leave as a whole."""
+    feed_forward_rest: int = 0
+    """What leaves with the last channel besides it."""
 
     def parameters(self, shape: BlockShape) -> int:
         """Parameters of a block cut to `shape`."""
         groups = self.dense.kv_heads - shape.kv_heads
-        return self.block - groups * self.kv_group - (self.dense.channels - shape.channels) * self.channel
+        kept = self.block - groups * self.kv_group - (self.dense.channels - shape.channels) * self.channel
+        if groups and not shape.kv_heads:
+            kept -= self.attention_rest
+        if self.dense.channels and not shape.channels:
+            kept -= self.feed_forward_rest
+        return kept
 
 
-def block_costs(checkpoint: Checkpoint) -> BlockCosts:
-    """Count one block of a checkpoint whose blocks are all alike."""
-    family, shape = checkpoint.family, checkpoint.shape
-    sizes = {relative: Size(checkpoint.tensors[name].shape) for relative, name in checkpoint.block_names(0).items()}
+def block_costs(checkpoint: Checkpoint, index: int = 0) -> BlockCosts:
+    """Count block `index`; where all blocks are alike, the first stands for all."""
+    family, shape = checkpoint.family, checkpoint.shapes[index]
+    sizes = {
+        relative: Size(checkpoint.tensors[name].shape).numel()
+        for relative, name in checkpoint.block_names(index).items()
+    }
 
-    def per_unit(projections: tuple[str, ...], output: str, units: int) -> int:
-        inputs = sum(size.numel() for name, size in sizes.items() if name.rpartition(".")[0] in projections)
-        return (inputs + sizes[f"{output}.weight"].numel()) // units
+    def per_unit(inputs: tuple[str, ...], output: str, units: int) -> int:
+        if not units:
+            return 0
+        of_inputs = sum(size for name, size in sizes.items() if name.rpartition(".")[0] in inputs)
+        return (of_inputs + sizes[f"{output}.weight"]) // units
+
+    def rest(sub_layer: str, unit: int, units: int) -> int:
+        modules = family.sub_layers.get(sub_layer, ())
+        return sum(size for name, size in sizes.items() if name.startswith(modules)) - unit * units if modules else 0
 
     attention = family.attention
+    kv_group = per_unit((attention.query, attention.key, attention.value), attention.output, shape.kv_heads)
+    channel = per_unit(family.feed_forward.inputs, family.feed_forward.output, shape.channels)
     return BlockCosts(
-        block=sum(size.numel() for size in sizes.values()),
-        kv_group=per_unit((attention.query, attention.key, attention.value), attention.output, shape.kv_heads)
-        if family.heads_can_leave
-        else 0,
-        channel=per_unit(family.feed_forward.inputs, family.feed_forward.output, shape.channels),
+        block=sum(sizes.values()),
+        kv_group=kv_group if family.heads_can_leave else 0,
+        channel=channel,
         dense=shape,
+        attention_rest=rest("attention", kv_group, shape.kv_heads),
+        feed_forward_rest=rest("mlp", channel, shape.channels),
     )
 
 
@@ -67,21 +88,26 @@ class ModelSize:
     context: int
 
 
-def model_size(checkpoint: Checkpoint, blocks: int, shape: BlockShape, context: int) -> ModelSize:
-    """The size of the checkpoint if it had `blocks` blocks of `shape`."""
-    costs = block_costs(checkpoint)
-    per_block = costs.parameters(shape)
+def model_size(checkpoint: Checkpoint, shapes: Mapping[int, BlockShape], context: int) -> ModelSize:
+    """The size of the checkpoint with the blocks that `shapes` names, cut to what it says."""
+    per_block = {index: block_costs(checkpoint, index).parameters(shape) for index, shape in shapes.items()}
+    in_blocks = sum(per_block.values())
     outer = [checkpoint.tensors[name] for name in checkpoint.outer_names()]
     outer_parameters = sum(Size(tensor.shape).numel() for tensor in outer)
     predicts_tokens = checkpoint.task in (Task.causal_lm, Task.masked_lm)
     head = int(checkpoint.config.vocab_size) * checkpoint.d_model if predicts_tokens else 0
-    scores = 2 * shape.heads * shape.head_dim * context
-    in_blocks = 2 * blocks * (per_block + scores)
+    scores = sum(2 * shape.heads * shape.head_dim * context for shape in shapes.values())
+    block_flops = 2 * (in_blocks + scores)
     return ModelSize(
-        block_parameters=blocks * per_block,
-        total_parameters=blocks * per_block + outer_parameters,
-        bytes=blocks * per_block * checkpoint.storage_dtype.itemsize + sum(tensor.bytes for tensor in outer),
-        flops_per_token=in_blocks + 2 * head,
-        block_flops_per_token=in_blocks,
+        block_parameters=in_blocks,
+        total_parameters=in_blocks + outer_parameters,
+        bytes=in_blocks * checkpoint.storage_dtype.itemsize + sum(tensor.bytes for tensor in outer),
+        flops_per_token=block_flops + 2 * head,
+        block_flops_per_token=block_flops,
         context=context,
     )
+
+
+def size_of(checkpoint: Checkpoint, context: int) -> ModelSize:
+    """The size of the checkpoint as it is."""
+    return model_size(checkpoint, dict(enumerate(checkpoint.shapes)), context)

@@ -6,6 +6,7 @@ model computes what the dense model computes with the removed units' outputs set
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.family import Family, family_of
+from spinecli.checkpoints.family import Family, Task, family_of
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.checkpoints.narrow_registration import auto_map
+from spinecli.checkpoints.rows import attention_rows, channel_rows
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.shipped_modules import auto_map
 from spinecli.checkpoints.writer import PlannedTensor, write_checkpoint
 from spinecli.errors import OptionError
 from spinecli.progress import Progress, silent
@@ -32,44 +34,67 @@ def head_rows(heads: Tensor, head_dim: int) -> Tensor:
 def kept_rows(family: Family, mask: BlockMask, shape: BlockShape) -> dict[str, tuple[int, Tensor]]:
     """For each projection of a block that loses units: relative name -> (axis of the weight, kept indices)."""
     attention, feed_forward = family.attention, family.feed_forward
-    query = head_rows(mask.heads, shape.head_dim)
-    key_value = head_rows(mask.kv_heads(shape), shape.head_dim)
-    channels = mask.channels.nonzero().flatten()
+    heads = (mask.heads, mask.kv_heads(shape), mask.kv_heads(shape))
+    names = (attention.query, attention.key, attention.value, *feed_forward.inputs)
+    kept = (
+        *(rows[stay].flatten() for rows, stay in zip(attention_rows(attention, shape), heads, strict=True)),
+        *(rows[mask.channels] for rows in channel_rows(feed_forward, shape)),
+    )
+    inputs: dict[str, Tensor] = {}
+    for name, rows in zip(names, kept, strict=True):
+        inputs[name] = torch.cat([inputs[name], rows]).sort().values if name in inputs else rows
     return {
-        **dict.fromkeys(feed_forward.inputs, (0, channels)),
-        feed_forward.output: (1, channels),
-        attention.query: (0, query),
-        attention.key: (0, key_value),
-        attention.value: (0, key_value),
-        attention.output: (1, query),
+        **{name: (0, rows) for name, rows in inputs.items()},
+        attention.output: (1, head_rows(mask.heads, shape.head_dim)),
+        feed_forward.output: (1, mask.channels.nonzero().flatten()),
     }
 
 
-def cut_tensor(relative_name: str, value: Tensor, rows: dict[str, tuple[int, Tensor]]) -> Tensor:
-    """The kept part of a block's tensor; tensors that belong to no unit come back as they are."""
+def cut_tensor(
+    relative_name: str, value: Tensor, rows: dict[str, tuple[int, Tensor]], *, transposed: bool = False
+) -> Tensor:
+    """The kept part of a block's tensor; tensors that belong to no unit come back as they are.
+
+    Args:
+        rows: from `kept_rows`.
+        transposed: weights are stored (d_in, d_out).
+    """
     projection, _, kind = relative_name.rpartition(".")
     if projection not in rows:
         return value
     axis, kept = rows[projection]
     if kind == "bias":
         return value if axis == 1 else value.index_select(0, kept)
-    return value.index_select(axis, kept)
+    return value.index_select(1 - axis if transposed else axis, kept)
 
 
 def plan_cut(checkpoint: Checkpoint, masks: Masks) -> list[list[PlannedTensor]]:
     """The tensors of the cut checkpoint, in groups that are written together (outer tensors, then each kept block)."""
-    family, shape = checkpoint.family, checkpoint.shape
     groups = [[_copied(checkpoint, name) for name in checkpoint.outer_names()]]
     for new_index, old_index in enumerate(masks.kept_blocks):
-        rows = kept_rows(family, masks.blocks[old_index], shape)
+        mask, shape = masks.blocks[old_index], checkpoint.shapes[old_index]
+        rows = kept_rows(checkpoint.family, mask, shape)
+        gone = _gone_modules(checkpoint, mask, shape)
         prefix = checkpoint.block_prefix(new_index)
         groups.append(
             [
                 _cut(checkpoint, prefix + relative, full, relative, rows)
                 for relative, full in checkpoint.block_names(old_index).items()
+                if not relative.startswith(gone)
             ]
         )
     return groups
+
+
+def _gone_modules(checkpoint: Checkpoint, mask: BlockMask, shape: BlockShape) -> tuple[str, ...]:
+    """Modules of a block that leave because their sub-layer has lost its last unit."""
+    after, sub_layers = mask.shape_after(shape), checkpoint.family.sub_layers
+    gone: tuple[str, ...] = ()
+    if shape.heads and not after.heads:
+        gone += sub_layers["attention"]
+    if shape.channels and not after.channels:
+        gone += sub_layers["mlp"]
+    return gone
 
 
 def write_cut(directory: Path, checkpoint: Checkpoint, masks: Masks, progress: Progress = silent) -> None:
@@ -90,11 +115,13 @@ def _copied(checkpoint: Checkpoint, name: str) -> PlannedTensor:
 def _cut(
     checkpoint: Checkpoint, name: str, source: str, relative: str, rows: dict[str, tuple[int, Tensor]]
 ) -> PlannedTensor:
-    stored = checkpoint.tensors[source]
-    shape = cut_tensor(relative, torch.empty(stored.shape, device="meta"), _on_meta(rows)).shape
-    return PlannedTensor(
-        name, tuple(shape), stored.dtype, lambda: cut_tensor(relative, checkpoint.read(source), rows).contiguous()
-    )
+    stored, transposed = checkpoint.tensors[source], checkpoint.family.transposed
+    shape = cut_tensor(relative, torch.empty(stored.shape, device="meta"), _on_meta(rows), transposed=transposed).shape
+
+    def make() -> Tensor:
+        return cut_tensor(relative, checkpoint.read(source), rows, transposed=transposed).contiguous()
+
+    return PlannedTensor(name, tuple(shape), stored.dtype, make)
 
 
 def _on_meta(rows: dict[str, tuple[int, Tensor]]) -> dict[str, tuple[int, Tensor]]:
@@ -104,27 +131,27 @@ def _on_meta(rows: dict[str, tuple[int, Tensor]]) -> dict[str, tuple[int, Tensor
 def cut_config(checkpoint: Checkpoint, masks: Masks) -> dict[str, Any]:
     """config.json of the cut checkpoint: the dense one with the new counts.
 
-    A Llama whose kept head count does not divide hidden_size is written as a Mistral without a window, and a BERT or
-    RoBERTa with fewer heads as the narrow family that ships its modules; both compute the same. `head_counts` says
-    beforehand which counts can be written.
+    A Llama whose kept head count does not divide hidden_size is written as a Mistral without a window, a BERT or
+    RoBERTa with fewer heads as the narrow family that ships its modules, and blocks that differ in width as the varied
+    family that does; all compute the same. `head_counts` says beforehand which counts can be written.
 
-    Raises: ValueError if the masks remove heads that cannot leave.
+    Raises: ValueError if the masks ask for what the family cannot carry.
     """
-    shape = masks.uniform_shape(checkpoint.shape)
-    family = written_family(checkpoint, shape)
+    shapes = masks.shapes_after(checkpoint.shapes)
+    family = written_family(checkpoint, shapes)
     keys = family.config_keys
-    config = dict(checkpoint.raw_config)
-    config[keys.blocks] = len(masks.kept_blocks)
-    config[keys.channels] = shape.channels
-    if family.attention.cuttable:
-        config[keys.heads] = shape.heads
-        if keys.kv_heads:
-            config[keys.kv_heads] = shape.kv_heads
+    config = {key: value for key, value in checkpoint.raw_config.items() if key != "per_layer_config"}
+    config[keys.blocks] = len(shapes)
+    for key in checkpoint.family.block_lists:
+        entries = getattr(checkpoint.config, key, None)
+        if entries is not None:
+            config[key] = [entries[index] for index in masks.kept_blocks]
+    if family.modelling_file and family.varied:
+        config["per_layer_config"] = {str(index): _differing(family, shape) for index, shape in enumerate(shapes)}
         if keys.head_dim:
-            config[keys.head_dim] = shape.head_dim
-    layer_types = getattr(checkpoint.config, "layer_types", None)
-    if layer_types is not None:
-        config["layer_types"] = [layer_types[index] for index in masks.kept_blocks]
+            config[keys.head_dim] = shapes[0].head_dim
+    else:
+        config |= _widths(family, shapes[0])
     if family is not checkpoint.family:
         if stand := checkpoint.family.indivisible_heads:
             config = {key: value for key, value in config.items() if key not in stand.drop} | stand.set
@@ -134,9 +161,39 @@ def cut_config(checkpoint: Checkpoint, masks: Masks) -> dict[str, Any]:
     return config
 
 
-def written_family(checkpoint: Checkpoint, shape: BlockShape) -> Family:
-    """The family that a cut to blocks of `shape` is written as; ValueError if the cut cannot be written."""
+def _widths(family: Family, shape: BlockShape) -> dict[str, Any]:
+    """The config keys that give every block `shape`."""
+    keys = family.config_keys
+    found = {keys.channels: shape.channels}
+    if family.attention.cuttable:
+        found[keys.heads] = shape.heads
+        if keys.kv_heads:
+            found[keys.kv_heads] = shape.kv_heads
+        if keys.head_dim:
+            found[keys.head_dim] = shape.head_dim
+    return found
+
+
+def _differing(family: Family, shape: BlockShape) -> dict[str, Any]:
+    """An entry of `per_layer_config`: one block's counts, and which of its sub-layers are gone."""
+    keys = family.config_keys
+    found: dict[str, Any] = {}
+    if shape.heads:
+        found |= {keys.heads: shape.heads, str(keys.kv_heads): shape.kv_heads}
+    if shape.channels:
+        found[keys.channels] = shape.channels
+    skipped = [name for name, units in (("attention", shape.heads), ("mlp", shape.channels)) if not units]
+    return found | ({"skip": skipped} if skipped else {})
+
+
+def written_family(checkpoint: Checkpoint, shapes: Sequence[BlockShape]) -> Family:
+    """The family that a cut to blocks of `shapes` is written as; ValueError if the cut cannot be written."""
     family = checkpoint.family
+    if len(set(shapes)) > 1 or family.model_type == family.varied or not (shapes[0].heads and shapes[0].channels):
+        if not can_vary(checkpoint):
+            raise ValueError(f"the blocks of a {family.model_type} cannot differ in width")
+        return family_of(str(family.varied))
+    shape = shapes[0]
     if not family.attention.cuttable and shape.heads != checkpoint.shape.heads:
         if family.narrow_heads is None:
             raise ValueError(f"no head can leave a {family.model_type}")
@@ -144,6 +201,14 @@ def written_family(checkpoint: Checkpoint, shape: BlockShape) -> Family:
     if family.indivisible_heads is not None and checkpoint.d_model % shape.heads:
         return family_of(family.indivisible_heads.model_type)
     return family
+
+
+def can_vary(checkpoint: Checkpoint) -> bool:
+    """Whether this checkpoint can be written with blocks that differ in width."""
+    family, stand = checkpoint.family, checkpoint.family.indivisible_heads
+    if family.varied is None or checkpoint.task is Task.encoding:
+        return False
+    return stand is None or not any(checkpoint.raw_config.get(key) for key in stand.unless_set)
 
 
 class Heads(str, Enum):
@@ -157,20 +222,32 @@ class Heads(str, Enum):
     """All heads stay."""
 
 
+def heads_can_leave(checkpoint: Checkpoint) -> bool:
+    """Whether this checkpoint can be written with fewer heads at all."""
+    family = checkpoint.family
+    if not family.heads_can_leave or family.attention.fixed_by is None:
+        return family.heads_can_leave
+    value: Any = checkpoint.config.to_dict()
+    for key in family.attention.fixed_by.split("."):
+        value = (value or {}).get(key)
+    return value is None
+
+
 def head_counts(checkpoint: Checkpoint, heads: Heads = Heads.auto) -> list[int]:
     """Kept query-head counts per block that can be written, falling, whole KV groups only.
 
     Raises: OptionError if heads are to be cut from a family that no format carries with fewer.
     """
     shape, family, stand = checkpoint.shape, checkpoint.family, checkpoint.family.indivisible_heads
-    if heads is Heads.cut and not family.heads_can_leave:
+    can_leave = heads_can_leave(checkpoint)
+    if heads is Heads.cut and not can_leave:
         raise OptionError(
-            f"--heads cut is not possible with {family.model_type}, whose modules fix the head size at hidden size / "
+            f"--heads cut is not possible with {family.model_type}, whose modules compute something else with fewer "
             "heads; use --heads keep."
         )
-    if heads is Heads.keep or (heads is Heads.auto and not family.attention.cuttable):
+    if heads is Heads.keep or not can_leave or (heads is Heads.auto and not family.attention.cuttable):
         return [shape.heads]
     counts = [groups * shape.group_size for groups in range(shape.kv_heads, 0, -1)]
     stand_possible = stand is not None and not any(checkpoint.raw_config.get(key) for key in stand.unless_set)
-    needs_divisor = stand is not None and not stand_possible
+    needs_divisor = family.attention.divides_width or (stand is not None and not stand_possible)
     return [count for count in counts if not needs_divisor or checkpoint.d_model % count == 0]

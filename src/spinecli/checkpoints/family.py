@@ -42,7 +42,7 @@ class _Data(BaseModel):
 
 
 class AttentionGroup(_Data):
-    """Names of the attention projections, relative to a block."""
+    """Names of the attention projections, relative to a block; one name thrice if query, key and value are fused."""
 
     query: str
     key: str
@@ -50,18 +50,30 @@ class AttentionGroup(_Data):
     output: str
     cuttable: bool
     """False where the plain format ties the head size to hidden_size / heads, so that no head can leave."""
+    divides_width: bool = False
+    """The plain format wants a head count that divides hidden_size, and no other family can stand in for the rest."""
+    fixed_by: str | None = None
+    """A configuration value, keys joined by dots, that ties the head size to hidden_size / heads if it is set."""
+    fused: Literal["by part", "by head"] | None = None
+    """How the rows of a fused projection lie: all queries, then keys, then values; or head after head."""
 
     @property
-    def projections(self) -> tuple[str, str, str, str]:
-        """All four, inputs first."""
-        return (self.query, self.key, self.value, self.output)
+    def projections(self) -> tuple[str, ...]:
+        """All of them, inputs first."""
+        return tuple(dict.fromkeys((self.query, self.key, self.value, self.output)))
 
 
 class FeedForwardGroup(_Data):
     """Names of the feed-forward projections, relative to a block."""
 
     inputs: tuple[str, ...]
+    """One name twice if both are fused, one above the other."""
     output: str
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """All of them, inputs first."""
+        return tuple(dict.fromkeys((*self.inputs, self.output)))
 
 
 class ConfigKeys(_Data):
@@ -72,8 +84,12 @@ class ConfigKeys(_Data):
     kv_heads: str | None
     head_dim: str | None
     channels: str
+    channels_per_width: int | None = None
+    """Channels are so many times hidden_size where their key is null."""
     pre_norm: str | None = None
     """A boolean key that tells pre-norm from post-norm, where the family has both."""
+    parallel: str | None = None
+    """A boolean key: both sub-layers read the block's input, and their outputs are added to it together."""
 
 
 class Stand(_Data):
@@ -105,29 +121,62 @@ class Family(_Data):
     config_keys: ConfigKeys
     post_norm: bool = False
     """A norm always stands behind each residual sum; see `ConfigKeys.pre_norm` where it depends."""
+    output_norms: bool = False
+    """A norm stands on what each sub-layer gives, before it is added to the residual stream."""
+    input_norms: bool = True
+    """False if, with norms on the outputs, none stand before the sub-layers."""
+    transposed: bool = False
+    """The projections' weights are stored (d_in, d_out), as transformers' Conv1D has them."""
     positions_behind_padding: bool = False
     """Positions are counted from pad_token_id + 1, so that many fewer tokens fit."""
     required: dict[str, Any] = {}
     """Config keys that, if they are there, must hold these values: what the modules can do and spine cannot."""
+    stored_names: dict[str, str] = {}
+    """Modules outside the blocks that files call otherwise than the architecture does: its name -> theirs."""
+    block_lists: tuple[str, ...] = ("layer_types",)
+    """Config keys with one entry per block, if they are there: entries of removed blocks leave with them."""
     output_bias_switches: dict[str, str]
     """Config keys that give the output projections a bias: "attention", "feed_forward" -> key."""
     indivisible_heads: Stand | None
     narrow_heads: str | None = None
     """The `model_type` that carries fewer heads of the same size, where this one cannot."""
+    varied: str | None = None
+    """The `model_type` that carries blocks of differing widths, where there is one."""
     modelling_file: str | None = None
     """The file that is shipped with a checkpoint because transformers does not know the family; else None."""
     gguf_architecture: str | None
-    """What llama.cpp calls the family; None if it has no such architecture."""
+    """The architecture of llama.cpp that carries equal blocks; None if there is none.
+
+    `spine export` writes it if `spinecli/export/architectures` has a file for it, which says what becomes of blocks
+    that differ.
+    """
+
+    @property
+    def sub_layers(self) -> dict[str, tuple[str, ...]]:
+        """What belongs to a sub-layer and leaves with it as a whole: "attention", "mlp" -> modules of a block."""
+        if self.varied is None:
+            return {}
+        return {"attention": ("input_layernorm", "self_attn"), "mlp": ("post_attention_layernorm", "mlp")}
 
     @property
     def projections(self) -> tuple[str, ...]:
         """All coupled projections of a block, relative to it: attention, then feed-forward."""
-        return (*self.attention.projections, *self.feed_forward.inputs, self.feed_forward.output)
+        return (*self.attention.projections, *self.feed_forward.projections)
+
+    @property
+    def transposed_names(self) -> frozenset[str]:
+        """Tensors of a block, relative to it, that are stored (d_in, d_out)."""
+        return frozenset(f"{name}.weight" for name in self.projections if self.transposed)
 
     @property
     def heads_can_leave(self) -> bool:
         """Whether a checkpoint with fewer heads can be written at all."""
         return self.attention.cuttable or self.narrow_heads is not None
+
+    def stored_name(self, name: str) -> str:
+        """What files call the architecture's tensor `name`."""
+        module, _, kind = name.rpartition(".")
+        return f"{self.stored_names[module]}.{kind}" if module in self.stored_names else name
 
     def architecture_of(self, task: Task) -> str:
         """The transformers class that does `task`; ValueError if the family has none."""
@@ -147,7 +196,22 @@ def families() -> dict[str, Family]:
     """All known families by `model_type`."""
     folder = resources.files("spinecli.checkpoints") / "families"
     found = [Family.model_validate_json(file.read_text(encoding="utf-8")) for file in folder.iterdir()]
-    return {family.model_type: family for family in sorted(found, key=lambda family: family.model_type)}
+    plain = {family.model_type: family for family in found}
+    varied = {family.varied: _varied(plain[family.varied.removeprefix("varied_")]) for family in found if family.varied}
+    return dict(sorted((plain | varied).items()))
+
+
+def _varied(family: Family) -> Family:
+    """The family whose blocks differ in width, built from the same modules."""
+    return family.model_copy(
+        update={
+            "model_type": family.varied,
+            "architecture": f"Varied{family.architecture}",
+            "classification_architecture": f"Varied{family.classification_architecture}",
+            "bare_architecture": f"Varied{family.architecture.removesuffix('ForCausalLM')}Model",
+            "modelling_file": "modeling_varied.py",
+        }
+    )
 
 
 def family_of(model_type: str) -> Family:

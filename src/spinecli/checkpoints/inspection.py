@@ -43,15 +43,14 @@ def _describe_blocks(directory: Path) -> dict[str, JsonValue]:
     checkpoint = Checkpoint.open(directory)
     masks = Masks.load(directory) if (directory / MASKS_NAME).is_file() else None
     origins = masks.kept_blocks if masks else list(range(checkpoint.blocks))
-    parameters = block_costs(checkpoint).block
     blocks: list[JsonValue] = [
         {
             "index": index,
             "from": origin,
-            "heads": checkpoint.shape.heads,
-            "kv_heads": checkpoint.shape.kv_heads,
-            "channels": checkpoint.shape.channels,
-            "parameters": parameters,
+            "heads": checkpoint.shapes[index].heads,
+            "kv_heads": checkpoint.shapes[index].kv_heads,
+            "channels": checkpoint.shapes[index].channels,
+            "parameters": block_costs(checkpoint, index).block,
         }
         for index, origin in enumerate(origins)
     ]

@@ -6,6 +6,7 @@ leave. Heads of a removed block are all False.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class BlockMask:
 
     def kv_heads(self, shape: BlockShape) -> Tensor:
         """(kv_heads,) bool: kept KV heads of a block that had `shape`."""
-        return self.heads.view(shape.kv_heads, shape.group_size).any(dim=1)
+        return self.heads.view(shape.kv_heads, shape.group_size).any(dim=1) if shape.kv_heads else self.heads
 
     def shape_after(self, shape: BlockShape) -> BlockShape:
         """The shape that a block of `shape` has after the cut."""
@@ -55,10 +56,14 @@ class Masks:
     blocks: tuple[BlockMask, ...]
 
     @classmethod
-    def full(cls, blocks: int, shape: BlockShape) -> Masks:
-        """Masks that keep everything."""
-        ones = BlockMask(torch.ones(shape.heads, dtype=torch.bool), torch.ones(shape.channels, dtype=torch.bool))
-        return cls((ones,) * blocks)
+    def full(cls, shapes: Sequence[BlockShape]) -> Masks:
+        """Masks that keep everything of blocks of these shapes."""
+        return cls(
+            tuple(
+                BlockMask(torch.ones(shape.heads, dtype=torch.bool), torch.ones(shape.channels, dtype=torch.bool))
+                for shape in shapes
+            )
+        )
 
     @property
     def kept_blocks(self) -> list[int]:
@@ -71,11 +76,20 @@ class Masks:
         return [index for index, mask in enumerate(self.blocks) if not mask.kept]
 
     def uniform_shape(self, shape: BlockShape) -> BlockShape:
-        """The one shape that all kept blocks have after the cut; ValueError if there is no such shape."""
-        shapes = {self.blocks[index].shape_after(shape) for index in self.kept_blocks}
+        """The one shape that all kept blocks of `shape` have after the cut; ValueError if there is no such shape."""
+        shapes = set(self.shapes_after((shape,) * len(self.blocks)))
         if len(shapes) != 1:
             raise ValueError(f"blocks differ in shape: {sorted(map(str, shapes))}")
         return shapes.pop()
+
+    def shapes_after(self, shapes: Sequence[BlockShape]) -> tuple[BlockShape, ...]:
+        """The shapes that the kept blocks have after the cut, in their order, from those of all blocks before it."""
+        return tuple(self.blocks[index].shape_after(shapes[index]) for index in self.kept_blocks)
+
+    def fit(self, shapes: Sequence[BlockShape]) -> bool:
+        """Whether these masks were made for blocks of these shapes."""
+        sizes = [(len(mask.heads), len(mask.channels)) for mask in self.blocks]
+        return sizes == [(shape.heads, shape.channels) for shape in shapes]
 
     def save(self, directory: Path) -> None:
         """Write `masks.safetensors`."""

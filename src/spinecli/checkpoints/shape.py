@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Sizes of one block. Query head `h` reads KV head `h // group_size`."""
+    """Sizes of one block. Query head `h` reads KV head `h // group_size`.
+
+    A block without heads has lost its attention, one without channels its feed-forward layer.
+    """
 
     heads: int
     kv_heads: int
@@ -16,8 +19,8 @@ class BlockShape:
 
     @property
     def group_size(self) -> int:
-        """Query heads that share one KV head."""
-        return self.heads // self.kv_heads
+        """Query heads that share one KV head; 1 where there are none."""
+        return self.heads // self.kv_heads if self.kv_heads else 1
 
     def __str__(self) -> str:
         heads = f"{self.heads} heads" if self.group_size == 1 else f"{self.heads} heads / {self.kv_heads} KV"

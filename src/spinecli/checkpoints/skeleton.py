@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from spinecli.checkpoints.family import Task
-from spinecli.checkpoints.narrow_registration import register_narrow_encoders
+from spinecli.checkpoints.shipped_modules import register_shipped_modules
 
-register_narrow_encoders()
+register_shipped_modules()
 
 _AUTO_CLASSES = {
     Task.causal_lm: AutoModelForCausalLM,

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spinecli.artifacts.directory import require_space
-from spinecli.checkpoints.narrow_registration import modelling_source
+from spinecli.checkpoints.family import families
 from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE
+from spinecli.checkpoints.shipped_modules import modelling_source
 from spinecli.checkpoints.source import TOKENIZER_PATTERNS
 from spinecli.progress import Progress, silent
 
@@ -67,12 +68,16 @@ def write_checkpoint(
 ) -> None:
     """Write config.json, the shards and their index, and copy the tokenizer files of `companions_of`.
 
-    A family that transformers does not know gets its modelling file beside the weights.
+    A family that transformers does not know gets its modelling file beside the weights. Tensors get the names by which
+    files of the family call them.
 
     Shards that an earlier, killed run finished are kept: a shard appears under its name only when it is whole.
 
     Raises: NoSpaceError.
     """
+    family = families().get(config.get("model_type", ""))
+    if family and family.stored_names:
+        groups = [[replace(tensor, name=family.stored_name(tensor.name)) for tensor in group] for group in groups]
     shards = plan_shards(groups, shard_bytes)
     names = _shard_names(len(shards))
     missing = [shard for shard, name in zip(shards, names, strict=True) if not (directory / name).is_file()]

@@ -15,13 +15,13 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
+from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.errors import VerificationError
 from spinecli.federation.data import columns as data_columns
 from spinecli.federation.data.batches import IGNORED, Batch, collate
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.local_pruning import full_masks
 from spinecli.federation.device.objective import answers_of
 from spinecli.federation.evaluation import adapter_for
 from spinecli.federation.strategies.strategy import GlobalModel, Served
@@ -60,7 +60,7 @@ def label_settings(labels: Sequence[str], pad_id: int) -> dict[str, Any]:
 def deploy(directory: Path, merged: Checkpoint, served: Served) -> None:
     """Write the checkpoint of one group: `merged`, cut by the group's masks."""
     directory.mkdir(parents=True, exist_ok=True)  # a killed run may have begun it
-    write_cut(directory, merged, served.masks or full_masks(merged.blocks, merged.shape))
+    write_cut(directory, merged, served.masks or Masks.full(merged.shapes))
 
 
 @torch.no_grad()

@@ -40,6 +40,8 @@ class BlockLayout:
     fixed_parameters: int
     """Of one block outside its projections: norms."""
     post_norm: bool
+    parallel: bool
+    """Both sub-layers read the block's input."""
     norms_heads: bool
     """Query and key are normed head by head."""
     keeps_activation: bool
@@ -60,6 +62,7 @@ class BlockLayout:
             biased=frozenset(name for name in coupled if f"{name}.bias" in sizes),
             fixed_parameters=sum(norms),
             post_norm=checkpoint.is_post_norm,
+            parallel=bool(getattr(config, family.config_keys.parallel or "", False)),
             norms_heads=any(name.endswith("q_norm.weight") for name in sizes),
             keeps_activation=len(family.feed_forward.inputs) > 1 or activation != "relu",
         )
@@ -68,13 +71,16 @@ class BlockLayout:
         """(d_out, d_in) of every projection of a block cut to `shape`, by relative name."""
         attention, feed_forward = self.family.attention, self.family.feed_forward
         query, key_value = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        rows = dict.fromkeys(self.family.projections, 0)
+        rows[attention.query] += query
+        for name in (attention.key, attention.value):
+            rows[name] += key_value
+        for name in feed_forward.inputs:
+            rows[name] += shape.channels
+        outputs = {attention.output: query, feed_forward.output: shape.channels}
         return {
-            attention.query: (query, self.d_model),
-            attention.key: (key_value, self.d_model),
-            attention.value: (key_value, self.d_model),
-            attention.output: (self.d_model, query),
-            **dict.fromkeys(feed_forward.inputs, (shape.channels, self.d_model)),
-            feed_forward.output: (self.d_model, shape.channels),
+            name: (self.d_model, outputs[name]) if name in outputs else (d_out, self.d_model)
+            for name, d_out in rows.items()
         }
 
     def parameters(self, shape: BlockShape) -> int:
@@ -96,7 +102,10 @@ class BlockLayout:
         """
         sizes = self.projections(shape)
         forward = backward = saved = 0
+        entered, attended = reached, False
         for stage in _stages(self.family):
+            if self.parallel and self.family.feed_forward.inputs[0] in stage:
+                reached, attended = entered, reached
             adapted = [name for name in stage if rank and name in self.targets]
             for name in stage:
                 d_out, d_in = sizes[name]
@@ -114,16 +123,20 @@ class BlockLayout:
                 forward += scores
                 backward += 2 * scores * reached
             saved += self._saved_after(stage, shape) * reached
-        return BlockCost(forward, backward, saved, reached)
+        return BlockCost(forward, backward, saved, reached or attended)
 
     def _saved_before(self, stage: tuple[str, ...], shape: BlockShape, adapted: bool, reached: bool) -> int:
         """Values kept of a stage's input: by the norm in front of it, and by the stage's factors A."""
         if self.family.attention.output in stage:
-            # where the gradient has reached, the attention itself keeps its result
-            return shape.heads * shape.head_dim * (adapted and not reached)
+            # where the gradient has reached, the attention itself keeps its result, unless that is copied on the way
+            # here: families with fused projections rotate parts of heads, which leaves the heads before the tokens
+            copied = self.family.attention.fused is not None
+            return shape.heads * shape.head_dim * (adapted and (copied or not reached))
         if self.family.feed_forward.output in stage:
             return shape.channels * (adapted and (self.keeps_activation or not reached))
-        return self.d_model * (adapted + (reached and not self.post_norm))
+        normed = not self.post_norm and self.family.input_norms
+        shared = self.parallel and self.family.feed_forward.inputs[0] in stage  # with the norm before attention
+        return self.d_model * (adapted + (reached and normed and not shared))
 
     def _saved_after(self, stage: tuple[str, ...], shape: BlockShape) -> int:
         """Values kept of what follows a stage that the gradient has reached: attention, activation, or a norm."""
@@ -131,18 +144,18 @@ class BlockLayout:
             # query, key, value and result; key and value are repeated to one per query head when rows are padded
             query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
             return 4 * query + (query + key) * self.norms_heads
-        if self.family.feed_forward.inputs == stage:
+        if self.family.feed_forward.inputs[0] in stage:
             # a gated layer keeps both inputs and the activated gate
-            return shape.channels * (3 if len(stage) > 1 else 1)
-        return self.d_model * self.post_norm
+            return shape.channels * (3 if len(self.family.feed_forward.inputs) > 1 else 1)
+        return self.d_model * (self.post_norm or self.family.output_norms)
 
 
 def _stages(family: Family) -> tuple[tuple[str, ...], ...]:
     """The projections of a block in the order in which it computes them; those of one stage stand side by side."""
     attention, feed_forward = family.attention, family.feed_forward
     return (
-        (attention.query, attention.key, attention.value),
+        tuple(dict.fromkeys((attention.query, attention.key, attention.value))),
         (attention.output,),
-        feed_forward.inputs,
+        tuple(dict.fromkeys(feed_forward.inputs)),
         (feed_forward.output,),
     )

@@ -15,13 +15,18 @@ def target_projections(family: Family, selection: str = "all") -> tuple[str, ...
         selection: `all`, `attention`, `query-value`, or the projections' own names separated by commas. The last part
             of a name will do if no other projection shares it.
 
-    Raises: OptionError if a name is none of the family's projections.
+    Raises: OptionError if a name is none of the family's projections, or if LoRA does not fit them.
     """
+    if family.transposed:
+        raise OptionError(
+            f"{family.model_type} stores its projections the other way round (d_in, d_out), which neither LoRA nor "
+            "split training takes here; fine-tune a model of another family."
+        )
     attention, everything = family.attention, family.projections
     named = {
         "all": everything,
         "attention": attention.projections,
-        "query-value": (attention.query, attention.value),
+        "query-value": tuple(dict.fromkeys((attention.query, attention.value))),
     }
     if selection in named:
         return named[selection]

@@ -6,12 +6,14 @@ gradients of the weights, once for those of the inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Size
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.shape import BlockShape
 from spinecli.federation.planning.workload import Head
 from spinecli.lora.block_cost import BlockLayout
 from spinecli.lora.cost import StepCost
@@ -42,12 +44,13 @@ class SplitCosts:
 
     def bottom(self, rows: int, length: int) -> StepCost:
         """Forward and backward of one batch on a device, padded tokens included."""
-        return self._blocks(self.cut, self.ways.bottom, rows * length, length, reached=False)
+        shapes = self.checkpoint.shapes[: self.cut]
+        return self._blocks(shapes, self.ways.bottom, rows * length, length, reached=False)
 
     def top(self, rows: int, length: int) -> StepCost:
         """Forward and backward of one batch on the server, down to the gradients of the features."""
-        blocks = self.checkpoint.blocks - self.cut
-        inner = self._blocks(blocks, self.ways.top, rows * length, length, reached=True)
+        shapes = self.checkpoint.shapes[self.cut :]
+        inner = self._blocks(shapes, self.ways.top, rows * length, length, reached=True)
         head = 2 * self.head.weights * (rows * length if self.head.per_token else rows)
         return StepCost(
             inner.forward_flops + head, inner.backward_flops + head * (1 + (self.head.trained or self._trains_head))
@@ -60,18 +63,18 @@ class SplitCosts:
 
     def bottom_memory(self, rows: int, length: int) -> int:
         """Bytes on a device at the end of a forward pass: its weights, what autograd keeps, what is trained."""
-        layout, shape = self.layout, self.checkpoint.shape
-        frozen = self._embedding_parameters() + self.cut * layout.parameters(shape)
+        layout, shapes = self.layout, self.checkpoint.shapes[: self.cut]
+        frozen = self._embedding_parameters() + sum(layout.parameters(shape) for shape in shapes)
         saved = 0
         if self.ways.bottom == "full":
             trained = frozen
             # a weight's gradient needs its input, as that of LoRA's A does
             every = replace(layout, targets=frozenset(layout.family.projections))
-            saved = self.cut * every.cost(shape, 1, length, reached=True).saved_values
+            saved = sum(every.cost(shape, 1, length, reached=True).saved_values for shape in shapes)
         else:
-            trained = self.cut * layout.adapter_parameters(shape, self.ways.rank)
+            trained = sum(layout.adapter_parameters(shape, self.ways.rank) for shape in shapes)
             reached = False
-            for _ in range(self.cut):
+            for shape in shapes:
                 cost = layout.cost(shape, self.ways.rank, length, reached)
                 saved, reached = saved + cost.saved_values, cost.reached
         kept = _STATE_VALUES[self.optimizer] * trained
@@ -79,21 +82,21 @@ class SplitCosts:
 
     def bottom_parameters(self) -> int:
         """Numbers that are trained, and travel, of the bottom."""
+        shapes = self.checkpoint.shapes[: self.cut]
         if self.ways.bottom == "full":
-            return self._embedding_parameters() + self.cut * self.layout.parameters(self.checkpoint.shape)
-        return self.cut * self.layout.adapter_parameters(self.checkpoint.shape, self.ways.rank)
+            return self._embedding_parameters() + sum(self.layout.parameters(shape) for shape in shapes)
+        return sum(self.layout.adapter_parameters(shape, self.ways.rank) for shape in shapes)
 
     @property
     def _trains_head(self) -> bool:
         return self.ways.top == "full"
 
-    def _blocks(self, count: int, way: str, tokens: int, length: int, *, reached: bool) -> StepCost:
-        shape = self.checkpoint.shape
+    def _blocks(self, shapes: Sequence[BlockShape], way: str, tokens: int, length: int, *, reached: bool) -> StepCost:
         if way == "full":
-            forward = count * self.layout.cost(shape, 0, length, reached=True).forward_flops
+            forward = sum(self.layout.cost(shape, 0, length, reached=True).forward_flops for shape in shapes)
             return StepCost(tokens * forward, tokens * 2 * forward)
         forward = backward = 0
-        for _ in range(count):
+        for shape in shapes:
             cost = self.layout.cost(shape, self.ways.rank, length, reached)
             forward, backward, reached = forward + cost.forward_flops, backward + cost.backward_flops, cost.reached
         return StepCost(tokens * forward, tokens * backward)

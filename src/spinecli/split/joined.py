@@ -8,10 +8,10 @@ from pathlib import Path
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
+from spinecli.checkpoints.masks import Masks
 from spinecli.federation.data.batches import collate
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.deploy import PROBE_ROWS, label_settings, verify_answers
-from spinecli.federation.device.local_pruning import full_masks
 from spinecli.split.model import Parameters, SplitModel
 
 
@@ -22,7 +22,7 @@ def write_joined(directory: Path, model: SplitModel, trained: Parameters, labels
     settings = label_settings(labels, model.pad_id) if classifies else {}
     task = Task.classification if classifies else Task.causal_lm
     joined = fine_tuned(source, task, model.merged(trained), settings)
-    write_cut(directory, joined, full_masks(source.blocks, source.shape))
+    write_cut(directory, joined, Masks.full(source.shapes))
 
 
 def verify_joined(directory: Path, model: SplitModel, trained: Parameters, probe: Encoded) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,6 @@ class BaseModel:
         self.checkpoint = checkpoint
         self.task: Task = task
         self.family = checkpoint.family
-        self.cuts = Cuts.of(checkpoint)
         self.compute = compute or ComputeOptions()
         self.model, self.head_modules = load_task_model(checkpoint, task, labels, pad_id, seed, self.compute)
         holder = self.model.get_submodule(self.family.blocks)
@@ -62,13 +62,26 @@ class BaseModel:
         self._projections = {
             name: self._adapt(name)
             for index in range(checkpoint.blocks)
-            for name in (self.projection_name(index, relative) for relative in self.family.projections)
+            for name in (
+                self.projection_name(index, relative)
+                for relative in self.family.projections
+                if self.has(index, relative)
+            )
         }
         self.targets = target_projections(self.family, targets)
 
+    @cached_property
+    def cuts(self) -> Cuts:
+        """What can leave the blocks; OptionError if they differ in width."""
+        return Cuts.of(self.checkpoint)
+
+    def has(self, block: int, relative: str) -> bool:
+        """Whether a block has the projection: always, unless its sub-layer was removed."""
+        return f"{self.checkpoint.block_prefix(block)}{relative}.weight" in self.checkpoint.tensors
+
     def kept_units(self, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Kept rows and kept columns of every target projection that loses some, by full name, as indices."""
-        return kept_units(masks, self.family, self.checkpoint.shape, self.target_shapes())
+        return kept_units(masks, self.family, self.checkpoint.shapes, self.target_shapes())
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +103,7 @@ class BaseModel:
             self.projection_name(index, relative): self.projection(index, relative).dense_shape
             for index in range(self.checkpoint.blocks)
             for relative in self.targets
+            if self.has(index, relative)
         }
 
     def head(self) -> dict[str, Tensor]:
@@ -131,7 +145,9 @@ class BaseModel:
         Factors that are attached later come in the shape of the cut weights.
         """
         for index, mask in enumerate(masks.blocks):
-            for relative, (axis, kept) in kept_rows(self.family, mask, self.checkpoint.shape).items():
+            for relative, (axis, kept) in kept_rows(self.family, mask, self.checkpoint.shapes[index]).items():
+                if not self.has(index, relative):
+                    continue
                 projection = self.projection(index, relative)
                 if len(kept) < projection.dense_shape[axis]:
                     projection.narrow(axis, kept.to(self.device))

@@ -13,7 +13,7 @@ from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.local_pruning import Importance, full_masks
+from spinecli.federation.device.local_pruning import Importance
 from spinecli.lora.cost import TrainingCosts
 
 _PENDING = "pending."
@@ -55,11 +55,11 @@ class DeviceMemory:
         heard = pending_round is not None and acknowledged == int(pending_round)
         self.tensors = pending if heard else settled
 
-    def masks(self, blocks: int, dense: BlockShape) -> Masks:
-        """The units this device still has."""
+    def masks(self, dense: Sequence[BlockShape]) -> Masks:
+        """The units this device still has of blocks of these shapes."""
         if "mask.0.heads" not in self.tensors:
-            return full_masks(blocks, dense)
-        return masks_from(self.tensors, blocks)
+            return Masks.full(dense)
+        return masks_from(self.tensors, len(dense))
 
     def importance(self, blocks: int, dense: BlockShape) -> list[Importance]:
         """Smoothed scores of every block."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.rows import attention_rows, channel_rows
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.local_pruning import Importance
 
@@ -86,19 +87,22 @@ class LoraSensitivity:
     def after_backward(self, masks: Masks) -> None:
         """Take in one step's gradients."""
         attention, feed_forward = self._base.family.attention, self._base.family.feed_forward
-        head_dim = self._base.checkpoint.shape.head_dim
+        head_inputs = (attention.query, attention.key, attention.value)
         for index, mask in enumerate(masks.blocks):
-            heads = torch.zeros(int(mask.heads.sum()))
-            channels = torch.zeros(int(mask.channels.sum()))
-            for relative in (attention.query, attention.key, attention.value, attention.output):
-                axis = 1 if relative == attention.output else 0
-                if (unit := self._units(index, relative, axis)) is not None:
-                    score = unit.view(-1, head_dim).sum(dim=1)
+            shape = mask.shape_after(self._base.checkpoint.shapes[index])
+            heads, channels = torch.zeros(shape.heads), torch.zeros(shape.channels)
+            units = {name: self._units(index, name, 0) for name in {*head_inputs, *feed_forward.inputs}}
+            for name, rows in zip(head_inputs, attention_rows(attention, shape), strict=True):
+                if (unit := units[name]) is not None:
+                    score = unit[rows].sum(dim=1)
                     heads += _normalised(score.repeat_interleave(len(heads) // len(score)))
-            for relative in (*feed_forward.inputs, feed_forward.output):
-                axis = 1 if relative == feed_forward.output else 0
-                if (unit := self._units(index, relative, axis)) is not None:
-                    channels += _normalised(unit)
+            if (unit := self._units(index, attention.output, 1)) is not None:
+                heads += _normalised(unit.view(-1, shape.head_dim).sum(dim=1))
+            for name, rows in zip(feed_forward.inputs, channel_rows(feed_forward, shape), strict=True):
+                if (unit := units[name]) is not None:
+                    channels += _normalised(unit[rows])
+            if (unit := self._units(index, feed_forward.output, 1)) is not None:
+                channels += _normalised(unit)
             self.importance[index] = smoothed(self.importance[index], heads, channels, mask, self._keep)
 
     def _units(self, block: int, relative: str, axis: int) -> Tensor | None:
@@ -184,7 +188,7 @@ class Salience:
     @torch.no_grad()
     def after_backward(self, masks: Masks) -> None:
         """Take in one step's activations and gradients; blocks that saw no backward pass keep their scores."""
-        head_dim = self._base.checkpoint.shape.head_dim
+        head_dim = self._base.checkpoint.shapes[0].head_dim
         for index, mask in enumerate(masks.blocks):
             keys = [(index, relative) for relative in self._outputs]
             if any(key not in self._gradient for key in keys):

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import BlockCosts, block_costs
-from spinecli.checkpoints.cutting import Heads, head_counts, kept_rows
+from spinecli.checkpoints.cutting import Heads, head_counts, heads_can_leave, kept_rows
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.errors import OptionError
 
 _WARM_UP = 0.1
 _COOL_DOWN = 0.1
@@ -42,8 +43,19 @@ class Cuts:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Cuts:
-        """Of a checkpoint whose blocks are all alike."""
-        heads = head_counts(checkpoint, Heads.cut if checkpoint.family.heads_can_leave else Heads.keep)
+        """Of a checkpoint whose blocks are all alike.
+
+        Heads of fused projections stay: modules split these by the configuration's sizes, which all devices share.
+
+        Raises: OptionError if they are not alike.
+        """
+        if not checkpoint.is_uniform:
+            raise OptionError(
+                f"Pruning in the rounds keeps all blocks equally wide, and those of {checkpoint.path} are not; take a "
+                "strategy that does not prune, or a checkpoint that was pruned with --widths uniform."
+            )
+        free = heads_can_leave(checkpoint) and checkpoint.family.attention.fused is None
+        heads = head_counts(checkpoint, Heads.cut if free else Heads.keep)
         return cls(block_costs(checkpoint), tuple(count // checkpoint.shape.group_size for count in heads))
 
     @property
@@ -110,17 +122,6 @@ class Importance:
         return cls(torch.zeros(dense.heads), torch.zeros(dense.channels))
 
 
-def full_masks(blocks: int, dense: BlockShape) -> Masks:
-    """Nothing is cut."""
-    return Masks(
-        tuple(BlockMask(torch.ones(dense.heads, dtype=torch.bool), _ones(dense.channels)) for _ in range(blocks))
-    )
-
-
-def _ones(count: int) -> Tensor:
-    return torch.ones(count, dtype=torch.bool)
-
-
 def ramp(step: int, steps: int, start: float, end: float) -> float:
     """The cubic ramp p(k) = p_end + (p_0 - p_end) (1 - (k - k_w) / (K - k_w - k_c))^3 over a round's local steps.
 
@@ -153,16 +154,17 @@ def narrowed(masks: Masks, widths: Widths, importance: Sequence[Importance], den
 
 
 def kept_units(
-    masks: Masks, family: Family, dense: BlockShape, shapes: Mapping[str, tuple[int, int]]
+    masks: Masks, family: Family, dense: Sequence[BlockShape], shapes: Mapping[str, tuple[int, int]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Kept rows and kept columns of the adapted projections that have lost some, as indices by full name.
 
     Args:
+        dense: uncut shape of every block.
         shapes: uncut (d_out, d_in) of the adapted projections, by full name.
     """
     kept_by_axis: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for index, mask in enumerate(masks.blocks):
-        for relative, (axis, kept) in kept_rows(family, mask, dense).items():
+        for relative, (axis, kept) in kept_rows(family, mask, dense[index]).items():
             name = f"{family.blocks}.{index}.{relative}"
             if name in shapes and len(kept) < shapes[name][axis]:
                 kept_by_axis[axis][name] = kept

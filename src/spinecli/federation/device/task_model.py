@@ -54,6 +54,8 @@ def load_task_model(
     if task == "classification":
         _draw(model, missing, seed)
         others = {name.rpartition(".")[0] for name in missing if not name.startswith(classifier + ".")}
+        # PEFT trains and saves every module whose name ends in the head's, such as DistilBERT's `pre_classifier`
+        others |= {name for name, _ in model.named_children() if name != classifier and name.endswith(classifier)}
         head = (classifier, *sorted(others))
     _require_finite(model, checkpoint.path)
     frozen: PreTrainedModel = model.to(compute.device).eval().requires_grad_(False)

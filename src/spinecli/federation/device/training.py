@@ -49,9 +49,8 @@ def train(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) -
     Returns factors and head after the last step, and, when pruning, the masks and the importance.
     """
     base = device.base
-    dense, blocks = base.checkpoint.shape, base.checkpoint.blocks
     device.memory.settle(order.acknowledged)
-    masks = device.memory.masks(blocks, dense)
+    masks = device.memory.masks(base.checkpoint.shapes)
     score = _score(order, device)
     generator = torch_generator(order.seed, "batches", device.name, order.round)
     losses: list[float] = []
@@ -106,8 +105,7 @@ class _Session:
         self._score = score
         self._parameters = device.base.trainable()
         self._optimiser = torch.optim.AdamW(self._parameters, lr=order.learning_rate, weight_decay=0.0, fused=True)
-        cuts = device.base.cuts
-        self._shapes = [cuts.shape_of(cuts.widths_of(masks))] * device.base.checkpoint.blocks
+        self._shapes = masks.shapes_after(device.base.checkpoint.shapes)
 
     def step(self, batch: Batch) -> float:
         """One step of gradient descent; returns the loss before it."""

@@ -67,7 +67,7 @@ class Workload:
         """Costs of every depth under a rank distribution (blocks,)."""
         checkpoint, head, work = self.checkpoint, self.head, self.work
         costs = TrainingCosts.of(checkpoint, self.targets, head.weights, head.per_token, head_trained=head.trained)
-        shapes = [checkpoint.shape] * checkpoint.blocks
+        shapes = checkpoint.shapes
         rows = []
         for placed in ranks_by_device(ranks, torch.arange(1, len(ranks) + 1)).tolist():
             step = costs.step(shapes, placed, work.batch_size, work.length)
@@ -92,8 +92,9 @@ def head_of(checkpoint: Checkpoint, labels: int | None) -> Head:
     config = copy.deepcopy(checkpoint.config)
     config.num_labels = labels
     family = checkpoint.family
-    module = build_skeleton(config, Task.classification).get_submodule(family.classification_head)
-    sizes = [parameter.shape for parameter in module.parameters()]
+    children = build_skeleton(config, Task.classification).named_children()
+    modules = [module for name, module in children if name.endswith(family.classification_head)]
+    sizes = [parameter.shape for module in modules for parameter in module.parameters()]
     weights = sum(size.numel() for size in sizes if len(size) == 2)
     parameters = sum(size.numel() for size in sizes)
     return Head(weights, parameters, per_token=family.kind == "causal", trained=True)

@@ -103,7 +103,7 @@ class Legend(AdapterServer):
     def _memory_by_depth(self) -> Tensor:
         """Bytes of training at each depth, (blocks,) float64."""
         setting, blocks = self.setting, self.setting.blocks
-        shapes = [setting.cuts.dense] * blocks
+        shapes = setting.shapes
         placed = ranks_by_device(self.ranks, torch.arange(1, blocks + 1)).tolist()
         tuning = setting.tuning
         totals = [

@@ -11,7 +11,7 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
 from spinecli.federation.device.device import importance_from, importance_tensors, mask_tensors, masks_from
 from spinecli.federation.device.importance import ScoreName
-from spinecli.federation.device.local_pruning import Importance, full_masks, narrowed
+from spinecli.federation.device.local_pruning import Importance, narrowed
 from spinecli.federation.strategies.server import AdapterServer
 from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Ratio, Served, Setting, Update
 from spinecli.lora.aggregation.contribution import restricted
@@ -133,7 +133,7 @@ class PruningServer(AdapterServer):
         due = self.may_only_tune(self.rounds_done)
         ratio = self.sparsity if due else sum(self.ratio(device) for device in seen) / len(seen)
         widths = cuts.widths_at(ratio)
-        full = full_masks(self.setting.blocks, cuts.dense)
+        full = Masks.full(self.setting.shapes)
         return narrowed(full, widths, importance, cuts.dense), cuts.ratio_of(widths)
 
     def values(self) -> dict[str, JsonValue]:

@@ -6,7 +6,7 @@ back. It never sees a device's speed, links or data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.shape import BlockShape
 from spinecli.federation.device.importance import ScoreName
 from spinecli.federation.device.local_pruning import Cuts, Importance, kept_units
 from spinecli.federation.engine import Lost, Node, Snapshot, Timing
@@ -62,8 +63,10 @@ class Setting:
     nodes: Sequence[Node]
     projections: Mapping[str, Projection]
     """By full name, in the model's order."""
-    blocks: int
-    cuts: Cuts
+    shapes: Sequence[BlockShape]
+    """Of the base model's blocks."""
+    uniform_cuts: Callable[[], Cuts]
+    """What can leave the blocks; raises OptionError where they differ in width."""
     costs: TrainingCosts
     tuning: Tuning
     seed: int
@@ -76,12 +79,22 @@ class Setting:
     plan: LoraPlan | None = None
     """Where LEGEND starts from, if the user has made a plan."""
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.shapes)
+
+    @property
+    def cuts(self) -> Cuts:
+        """What can leave the blocks; OptionError where they differ in width, so that no strategy can prune them."""
+        return self.uniform_cuts()
+
     def kept_units(self, masks: Masks | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Kept rows and kept columns of the adapted projections that `masks` cut, as indices by full name."""
         if masks is None:
             return {}, {}
         shapes = {name: (projection.d_out, projection.d_in) for name, projection in self.projections.items()}
-        return kept_units(masks, self.family, self.cuts.dense, shapes)
+        return kept_units(masks, self.family, self.shapes, shapes)
 
 
 @dataclass(frozen=True)
