@@ -69,6 +69,12 @@ def perplexity(directory: Path, setting: Setting) -> float:
     return exp(float(stream.losses(hidden, tokens).mean()))
 
 
+def span(report: dict, key: str) -> str:
+    """How many units the kept blocks have."""
+    found = {shape[key] for shape in report["shapes_after"]}
+    return str(min(found)) if len(found) == 1 else f"{min(found)}-{max(found)}"
+
+
 def row(setting: Setting, sparsity: float, method: str, metric: str | None, tunings: list[str], work: Path) -> str:
     """One line of the table."""
     options = PruneOptions(setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration))
@@ -79,8 +85,10 @@ def row(setting: Setting, sparsity: float, method: str, metric: str | None, tuni
         tuned = work / f"{out.name}-tuned"
         tune(open_tune(TuneOptions(out, method=TuneMethod(name))), OutputOptions(tuned, overwrite=True))
         cells.append(f"{perplexity(tuned, setting):.2f}")
-    shape, removed = report["shape_after"], report["removed_blocks"]
-    cut = f"{shape['heads']} heads, {shape['channels']} channels" + (f", without {removed}" if removed else "")
+    removed = report["removed_blocks"]
+    cut = f"{span(report, 'heads')} heads, {span(report, 'channels')} channels" + (
+        f", without {removed}" if removed else ""
+    )
     share, total = report["achieved_sparsity"], report["cut"]["total_parameters"]
     label = f"{method} {metric}" if metric else method
     return f"| {setting.name} | {sparsity:.0%} | {label} | {share:.1%} | {total:,} | {cut} | {' | '.join(cells)} |"

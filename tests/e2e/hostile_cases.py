@@ -454,7 +454,7 @@ _option("--block-share half", ("--block-share", "'half'"), "--block-share", "hal
 _option("--protect 99", ("--protect", "99"), "--protect", "99")
 _option("--protect first", ("--protect", "'first'"), "--protect", "first")
 _option("--method foo", ("'foo'", "comp"), "--method", "foo")
-_option("--metric foo", ("'foo'", "m4"), "--metric", "foo")
+_option("--metric foo", ("'foo'", "m4"), "--method", "comp", "--metric", "foo")
 _option("--round-to 0", ("--round-to",), "--round-to", "0")
 _option("--round-to beyond the channels", ("--round-to",), "--round-to", "100000")
 _option("rows beyond the positions", ("--calibration-length", str(POSITIONS)), "--calibration-length", POSITIONS + 1)

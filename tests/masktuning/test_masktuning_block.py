@@ -45,7 +45,7 @@ def doubled(problem: LayerProblem) -> Solution:
     return Solution(problem.weight * 2, problem.bias)
 
 
-@pytest.mark.parametrize("name", ["llama", "opt", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "opt", "qwen3", "gpt2", "gpt_neox", "phi3"])
 @pytest.mark.parametrize("answer", [untuned, doubled])
 def test_targets_make_up_for_what_earlier_blocks_got_wrong(opened: Opened, name: str, answer: Answer) -> None:
     lesson, drifted, [attention, feed_forward], found, after = tuned(opened, VARIANTS[name], answer)
@@ -72,6 +72,23 @@ def test_post_norm_targets_are_the_sums_before_their_norms(opened: Opened, name:
     between = normed(drifted + attention.output(found.attention.solution).view_as(drifted), first)
     wanted = (lesson.feed_forward_sum - between).flatten(0, 1)
     torch.testing.assert_close(feed_forward.targets, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.hidden, after)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+@pytest.mark.parametrize("answer", [untuned, doubled])
+def test_targets_under_output_norms_are_what_the_projections_give(opened: Opened, name: str, answer: Answer) -> None:
+    lesson, _, posed, found, after = tuned(opened, VARIANTS[name], answer)
+    stream = BlockStream(opened(VARIANTS[name]), 8)
+    hidden = stream.embed(random_tokens(3, 8))
+    seen: dict[str, Tensor] = {}
+    with stream.block(1) as block, torch.no_grad():
+        for output in ("self_attn.o_proj", "mlp.down_proj"):
+            block.linear(output).register_forward_hook(lambda _, __, given, output=output: seen.update({output: given}))
+        stream.run(block, hidden)
+    for problem, given in zip(posed, seen.values(), strict=True):
+        torch.testing.assert_close(problem.targets, given.flatten(0, 1))
+    assert not torch.equal(after, lesson.after)
     torch.testing.assert_close(found.hidden, after)
 
 

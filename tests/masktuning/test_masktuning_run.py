@@ -12,7 +12,7 @@ from families import MIXED_WINDOWS, VARIANTS, Recipe, recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import spinecli.masktuning.run as run_module
+import spinecli.masktuning.recovery_pass as pass_module
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
@@ -21,9 +21,11 @@ from spinecli.calibration.reload import streamed_logits
 from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
+from spinecli.masktuning.block import projections
 from spinecli.masktuning.recovery import TuneMethod
+from spinecli.masktuning.recovery_pass import SCALES_NAME, Outcome, recover_student
 from spinecli.masktuning.request import TuneOptions, TuneRequest, open_request, tune_method
-from spinecli.masktuning.run import SCALES_NAME, Outcome, tune, tune_pass
+from spinecli.masktuning.run import tune
 from spinecli.masktuning.tuned_weights import TunedWeights
 from spinecli.pruning.request import PruneOptions
 from spinecli.pruning.request import open_request as open_prune
@@ -44,7 +46,12 @@ def pruned(written: Written, sample_file: Path, tmp_path_factory: pytest.TempPat
             out = tmp_path_factory.mktemp("pruned") / "out"
             calibration = CalibrationOptions(str(sample_file), rows=24, length=16)
             options = PruneOptions(
-                model=str(written(chosen)), sparsity=0.4, metric="m0", block_share=block_share, calibration=calibration
+                model=str(written(chosen)),
+                sparsity=0.4,
+                method="comp",
+                metric="m0",
+                block_share=block_share,
+                calibration=calibration,
             )
             prune(open_prune(options), OutputOptions(out))
             made[chosen, block_share] = out
@@ -69,15 +76,21 @@ def layers(outcome_of: TunedWeights, blocks: int) -> list[dict[str, Any]]:
         replace(VARIANTS["opt post-norm"], blocks=4),
         recipe("qwen2", grouped=True, blocks=4, extra=MIXED_WINDOWS, dtype="bfloat16"),
         replace(VARIANTS["llama biases"], blocks=4),
+        recipe("gemma2", grouped=True, blocks=4),
+        recipe("olmo2", blocks=4),
+        recipe("phi3", grouped=True, blocks=4),
+        recipe("gpt2", blocks=4, dtype="bfloat16"),
+        recipe("gpt_neox", blocks=4),
     ],
     ids=lambda chosen: f"{chosen.family}{'+' if chosen.extra else ''}",
 )
 def test_tuning_improves_every_layer_on_held_out_rows(pruned: Pruned, tmp_path: Path, chosen: Recipe) -> None:
     request = request_of(pruned(chosen))
     tuned = TunedWeights(tmp_path)
-    outcome = tune_pass(request, tuned)
+    outcome = recover_student(request.task(), tuned)
     found = layers(tuned, request.student.blocks)
-    assert len(found) == 2 * request.student.blocks
+    outputs = [layer for layer in found if layer["layer"] in projections(request.student.family)]
+    assert len(outputs) == 2 * request.student.blocks
     assert all(layer["error_after"] <= layer["error_before"] for layer in found)
     hurt = [layer for layer in found if layer["error_before"] > 1e-4]
     gained = [layer for layer in hurt if layer["error_after"] < layer["error_before"]]
@@ -85,14 +98,24 @@ def test_tuning_improves_every_layer_on_held_out_rows(pruned: Pruned, tmp_path: 
     assert outcome.loss_before > 0
 
 
-@pytest.mark.parametrize("chosen", [LLAMA, recipe("opt", blocks=4), recipe("llama", blocks=6)], ids=lambda r: r.family)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        LLAMA,
+        recipe("opt", blocks=4),
+        recipe("llama", blocks=6),
+        recipe("gpt2", blocks=4),
+        recipe("gemma3_text", blocks=4),
+    ],
+    ids=lambda r: r.family,
+)
 def test_tuning_brings_the_logits_nearer_to_the_dense_ones(
     pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: Recipe
 ) -> None:
     monkeypatch.setattr(Outcome, "helps", property(lambda _: True))
     request = request_of(pruned(chosen), TuneMethod.lsq)
     tune(request, OutputOptions(tmp_path / "out"))
-    held_out = request.calibration.tokens[-request.held_out_rows :]
+    held_out = request.calibration.tokens[-request.task().held_out_rows :]
     dense, before, after = (
         streamed_logits(checkpoint, held_out)
         for checkpoint in (request.teacher, request.student, Checkpoint.open(tmp_path / "out"))
@@ -104,7 +127,7 @@ def test_gaps_are_taken_over_by_the_block_before_them(pruned: Pruned, tmp_path: 
     request = request_of(pruned(recipe("llama", blocks=6), 1.0), TuneMethod.lsq)
     [before, *_] = request.masks.removed_blocks
     tuned = TunedWeights(tmp_path)
-    tune_pass(request, tuned)
+    recover_student(request.task(), tuned)
     index = request.masks.kept_blocks.index(before - 1)
     [_, feed_forward] = tuned.report(index)
     assert feed_forward["error_before"] > 0.01  # type: ignore[index, call-overload]
@@ -123,7 +146,8 @@ def test_a_tuned_checkpoint_is_whole_and_as_large_as_the_pruned_one(
     assert after.shape == before.shape
     changed = {name for name in before.tensors if not torch.equal(before.read(name), after.read(name))}
     assert changed
-    assert all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in changed)
+    ends = ("o_proj.weight", "down_proj.weight", *(["up_proj.weight"] if method is TuneMethod.auto else []))
+    assert all(name.endswith(ends) for name in changed)
     added = set(after.tensors) - set(before.tensors)
     assert bool(added) == (method is TuneMethod.mask_bias)
     assert all(name.endswith(".bias") for name in added)
@@ -192,7 +216,7 @@ class Killed(BaseException):
 def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
     pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "PassJournal", lambda state, name: PassJournal(state, name, share=float("inf")))
+    monkeypatch.setattr(pass_module, "PassJournal", lambda state, name: PassJournal(state, name, share=float("inf")))
     request = request_of(pruned())
     whole = tune(request, OutputOptions(tmp_path / "whole"))
     seen: list[tuple[str, int]] = []
@@ -219,9 +243,9 @@ def test_a_student_equal_to_its_teacher_is_not_changed(written: Written, pruned:
     from spinecli.checkpoints.masks import Masks
 
     dense = request.teacher
-    same = replace(request, student=dense, masks=Masks.full(dense.blocks, dense.shape))
+    same = replace(request, student=dense, masks=Masks.full((dense.shape,) * dense.blocks))
     tuned = TunedWeights(tmp_path)
-    tune_pass(same, tuned)
+    recover_student(same.task(), tuned)
     for index in range(dense.blocks):
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             weight = dense.read(f"model.layers.{index}.{name}.weight")
@@ -261,7 +285,9 @@ def test_a_moved_dense_checkpoint_can_be_named(
 ) -> None:
     dense = shutil.copytree(written(LLAMA), tmp_path / "dense")
     calibration = CalibrationOptions(str(sample_file), rows=8, length=16)
-    options = PruneOptions(model=str(dense), sparsity=0.4, block_share=0.0, metric="m0", calibration=calibration)
+    options = PruneOptions(
+        model=str(dense), sparsity=0.4, block_share=0.0, method="comp", metric="m0", calibration=calibration
+    )
     prune(open_prune(options), OutputOptions(tmp_path / "out"))
     dense.rename(tmp_path / "moved")
     with pytest.raises(MissingPathError, match="--dense"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spinecli.pruning.elimination import RIDGE, elimination_order
+from spinecli.pruning.elimination import RIDGE, eliminate
 
 
 def layer(seed: int, units: int, unit_size: int, tokens: int = 40) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def error_without(weight: Tensor, gram: Tensor, removed: list[int], unit_size: i
 def test_each_removal_is_the_cheapest_one_left(unit_size: int, seed: int) -> None:
     units = 6
     weight, gram = layer(seed, units, unit_size)
-    order = elimination_order(weight, gram.clone(), unit_size).argsort().tolist()
+    order = eliminate(weight, gram.clone(), unit_size).order.argsort().tolist()
     removed: list[int] = []
     for unit in order[:-1]:
         costs = {
@@ -58,20 +58,20 @@ def test_renumbering_units_renumbers_the_order(unit_size: int, seed: int, data: 
     weight, gram = layer(seed, 5, unit_size)
     units = torch.tensor(data.draw(st.permutations(range(5))))
     columns = (units[:, None] * unit_size + torch.arange(unit_size)).flatten()
-    before = elimination_order(weight, gram.clone(), unit_size)
-    after = elimination_order(weight[:, columns], gram[columns][:, columns].clone(), unit_size)
+    before = eliminate(weight, gram.clone(), unit_size).order
+    after = eliminate(weight[:, columns], gram[columns][:, columns].clone(), unit_size).order
     assert torch.equal(after, before[units])
 
 
 @given(seed=st.integers(0, 999), units=st.integers(1, 9), step=st.integers(1, 12))
 def test_every_unit_gets_a_place_of_its_own(seed: int, units: int, step: int) -> None:
     weight, gram = layer(seed, units, 2)
-    assert sorted(elimination_order(weight, gram, 2, step).tolist()) == list(range(units))
+    assert sorted(eliminate(weight, gram, 2, step).order.tolist()) == list(range(units))
 
 
 def test_steps_take_the_cheapest_together() -> None:
     weight, gram = layer(0, 9, 1)
-    alone, together = (elimination_order(weight, gram.clone(), 1, step) for step in (1, 9))
+    alone, together = (eliminate(weight, gram.clone(), 1, step).order for step in (1, 9))
     costs = torch.tensor([error_without(weight, damped(gram), [unit], 1) for unit in range(9)])
     assert together.argsort().tolist() == costs.argsort().tolist()
     assert together.argmin() == alone.argmin()
@@ -84,11 +84,11 @@ def test_a_copied_input_is_the_first_to_leave() -> None:
     inputs[:, 3] = inputs[:, 1]
     weight = torch.ones(4, 5, dtype=torch.float64)
     weight[:, [1, 3]] *= 5
-    order = elimination_order(weight, inputs.T @ inputs, 1)
+    order = eliminate(weight, inputs.T @ inputs, 1).order
     assert order.argmin().item() in (1, 3)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3])
 def test_fewer_tokens_than_inputs(tokens: int) -> None:
     weight, gram = layer(0, 6, 1, tokens=tokens)
-    assert sorted(elimination_order(weight, gram, 1).tolist()) == list(range(6))
+    assert sorted(eliminate(weight, gram, 1).order.tolist()) == list(range(6))

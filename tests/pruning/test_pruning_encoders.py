@@ -23,12 +23,14 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import Heads
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
+from spinecli.masktuning.recovery_pass import Outcome
 from spinecli.masktuning.request import TuneOptions
 from spinecli.masktuning.request import open_request as open_tune
-from spinecli.masktuning.run import Outcome, tune
+from spinecli.masktuning.run import tune
+from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.request import PruneOptions, head_choice, open_request
-from spinecli.pruning.run import decide, prune
+from spinecli.pruning.run import prune
 
 Written = Callable[[Recipe], Path]
 TOKENS = random_tokens(2, 16)
@@ -42,6 +44,7 @@ def options(written: Written, sample_file: Path) -> Callable[..., PruneOptions]:
         plain = PruneOptions(
             model=str(written(made)),
             sparsity=0.3,
+            method="comp",
             metric="m0",
             calibration=CalibrationOptions(str(sample_file), rows=8, length=16),
         )
@@ -101,7 +104,7 @@ def test_allocations_of_an_encoder_are_compared_by_distance(options: Callable[..
     assert len(distances) > 2
     assert all(0 < distance < 2 for distance in distances)
     best = report["compared"][distances.index(min(distances))]
-    assert best["shape"] == report["shape_after"]
+    assert report["shapes_after"] == [best["shape"]] * (6 - best["removed_blocks"])
     assert len({judged["shape"]["heads"] for judged in report["compared"]}) > 1
 
 
@@ -111,7 +114,7 @@ def test_an_uncut_encoder_is_at_no_distance(options: Callable[..., PruneOptions]
     from spinecli.pruning.search import Candidate, judge
 
     checkpoint = open_request(options()).checkpoint
-    whole = Candidate(Allocation(0, checkpoint.shape, 0.0), Masks.full(4, checkpoint.shape))
+    whole = Candidate(Allocation(0, checkpoint.shape, 0.0), Masks.full((checkpoint.shape,) * 4))
     [judged] = judge(BlockStream(checkpoint, 16), random_tokens(8, 16), 2, [whole], "comparing")
     assert judged.loss == pytest.approx(0, abs=1e-6)
 
@@ -138,7 +141,7 @@ def test_a_killed_run_on_an_encoder_resumes_to_the_same_bytes(
     def journal(state: Path | None, name: str) -> PassJournal | None:
         return PassJournal(state, name, share=float("inf")) if state else None
 
-    monkeypatch.setattr("spinecli.pruning.run._journal", journal)
+    monkeypatch.setattr("spinecli.pruning.decision._journal", journal)
     monkeypatch.setattr("spinecli.masktuning.run.PassJournal", journal)
     monkeypatch.setattr(Outcome, "helps", property(lambda _: True))
     chosen = options(heads=Heads.cut)
@@ -200,7 +203,9 @@ def _run(command: str) -> str:
 @pytest.mark.skipif(not REAL.exists(), reason="the real checkpoints are not here")
 def test_a_real_encoder_loses_a_fifth_of_its_block_parameters(tmp_path: Path) -> None:
     calibration = CalibrationOptions("builtin:python-docs", rows=16, length=64)
-    chosen = PruneOptions(model=str(REAL), sparsity=0.2, block_share=0.0, metric="m1", calibration=calibration)
+    chosen = PruneOptions(
+        model=str(REAL), sparsity=0.2, block_share=0.0, method="comp", metric="m1", calibration=calibration
+    )
     manifest = prune(open_request(chosen), OutputOptions(tmp_path / "pruned"))
     assert manifest.report["achieved_sparsity"] == pytest.approx(0.2, abs=0.005)
     assert manifest.report["largest_logit_difference"] < 1e-4  # type: ignore[operator]

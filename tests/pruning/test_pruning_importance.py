@@ -251,8 +251,8 @@ def test_every_metric_scores_every_unit(opened: Opened, family: str, metric: str
     scores = score_checkpoint(BlockStream(checkpoint, 12), random_tokens(6, 12), METHODS["comp"](metric, 0))
     for values in scores.tensors().values():
         assert values.isfinite().all()
-        assert values.shape[0] == 3
-    assert all(row.unique().numel() > 20 for row in scores.channels)
+    assert len(scores.units) == len(scores.influence) == 3
+    assert all(units.channels.unique().numel() > 20 for units in scores.units)
     assert (scores.influence > 0).all()
 
 
@@ -271,4 +271,4 @@ def test_heads_follow_their_weights_through_the_score(opened: Opened, tmp_path: 
                 return method.score(view)  # type: ignore[attr-defined]
 
         found = score_checkpoint(stream, random_tokens(4, 12), Weakened())  # type: ignore[arg-type]
-        assert found.kv_groups.argmin(dim=1).tolist() == [1, 1, 1]
+        assert [int(units.kv_groups.argmin()) for units in found.units] == [1, 1, 1]

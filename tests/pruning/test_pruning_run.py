@@ -20,10 +20,12 @@ from spinecli.checkpoints.family import family_of
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import OptionError, OutputExistsError
+from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.plan import engines
-from spinecli.pruning.request import PruneOptions, open_request
-from spinecli.pruning.run import decide, prune
+from spinecli.pruning.request import PruneOptions, Widths, open_request
+from spinecli.pruning.run import prune
+from spinecli.pruning.scores import Scores
 
 Written = Callable[[Recipe], Path]
 LLAMA = recipe("llama", grouped=True, blocks=4)
@@ -62,11 +64,12 @@ def test_every_method_writes_what_it_says(
     assert report["achieved_sparsity"] == pytest.approx(1 - parameters / report["dense"]["block_parameters"])
     assert abs(report["achieved_sparsity"] - 0.25) < 0.12
     assert report["achieved_sparsity"] > 0
-    if method != "comp" and method != "shortgpt":
+    if method not in ("spine", "comp", "shortgpt"):
         assert report["removed_blocks"] == []
     if method == "shortgpt":
         assert cut.shape == request.checkpoint.shape
-    assert set(load_file(tmp_path / "out" / "scores.safetensors")) == {"influence", "kv_groups", "channels"}
+    scores = Scores.from_tensors(load_file(tmp_path / "out" / "scores.safetensors"))
+    assert [len(units.channels) for units in scores.units] == [request.checkpoint.shape.channels] * 4
     assert [step.kind for step in manifest.lineage] == ["dense-checkpoint"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.num_parameters() == report["cut"]["total_parameters"]
@@ -77,7 +80,7 @@ def test_a_search_compares_allocations_and_takes_the_best(options: Callable[...,
     losses = [judgement.loss for judgement in decision.judgements]
     assert len(losses) > 2
     best = decision.judgements[losses.index(min(losses))].allocation
-    assert best.shape == decision.plan.shape
+    assert set(decision.plan.shapes) == {best.shape}
     assert best.removed_blocks == len(decision.plan.masks.removed_blocks)
 
 
@@ -106,7 +109,7 @@ class Killed(BaseException):
 def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
     options: Callable[..., PruneOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spinecli.pruning.run._journal", _journal_of_every_block)
+    monkeypatch.setattr("spinecli.pruning.decision._journal", _journal_of_every_block)
     prune(open_request(options()), OutputOptions(tmp_path / "whole"))
     seen: list[tuple[str, int]] = []
 
@@ -156,12 +159,12 @@ def test_pruning_a_pruned_checkpoint_lengthens_the_lineage(
         ({"sparsity": 0.0}, "--sparsity"),
         ({"sparsity": 1.0}, "--sparsity"),
         ({"sparsity": float("nan")}, "--sparsity"),
-        ({"method": "sorcery"}, "choose one of comp"),
-        ({"metric": "m9"}, "choose one of m0"),
+        ({"method": "sorcery"}, "choose one of spine"),
+        ({"method": "comp", "metric": "m9"}, "choose one of m0"),
         ({"block_share": 1.5}, "--block-share"),
         ({"round_to": 0}, "--round-to"),
         ({"protect": (9,)}, "--protect names block 9"),
-        ({"calibration": CalibrationOptions(rows=2, length=16)}, "at least 4 calibration rows"),
+        ({"calibration": CalibrationOptions(rows=2, length=16)}, "needs at least 4, not 2"),
         ({"calibration": CalibrationOptions(rows=2, length=999)}, "--calibration-length 999"),
     ],
     ids=str,
@@ -175,19 +178,19 @@ def test_wrong_options_are_told_before_any_work(
 
 def test_the_plan_says_which_engines_take_it() -> None:
     llama = family_of("llama")
-    found = engines(llama, 32, BlockShape(4, 4, 8, 256))
+    found = engines(llama, 32, [BlockShape(4, 4, 8, 256)])
     assert found["llama.cpp Q8_0, Q4_0"] == "yes"
     assert found["llama.cpp K-quants"] == "no: 32 is not a multiple of 256"
-    assert engines(llama, 256, BlockShape(32, 8, 8, 40))["llama.cpp Q8_0, Q4_0"] == "no: 40 is not a multiple of 32"
-    assert engines(llama, 48, BlockShape(4, 4, 8, 256))["llama.cpp Q8_0, Q4_0"] == "no: 48 is not a multiple of 32"
-    assert engines(family_of("opt"), 32, BlockShape(4, 4, 8, 256))["llama.cpp"].startswith("no")
+    assert engines(llama, 256, [BlockShape(32, 8, 8, 40)])["llama.cpp Q8_0, Q4_0"] == "no: 40 is not a multiple of 32"
+    assert engines(llama, 48, [BlockShape(4, 4, 8, 256)])["llama.cpp Q8_0, Q4_0"] == "no: 48 is not a multiple of 32"
+    assert engines(family_of("opt"), 32, [BlockShape(4, 4, 8, 256)])["llama.cpp"].startswith("no")
 
 
-@pytest.mark.parametrize("option", [{"metric": "m1"}, {"block_share": 0.5}], ids=str)
-def test_a_baseline_refuses_what_only_comp_can_choose(
+@pytest.mark.parametrize("option", [{"metric": "m1"}, {"block_share": 0.5}, {"widths": Widths.adaptive}], ids=str)
+def test_a_baseline_refuses_what_only_others_can_choose(
     options: Callable[..., PruneOptions], option: dict[str, Any]
 ) -> None:
-    with pytest.raises(OptionError, match="belong to --method comp"):
+    with pytest.raises(OptionError, match="belongs to --method"):
         open_request(options(method="flap", **option))
 
 

@@ -12,8 +12,10 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.pruning.allocation import Allocation
+from spinecli.pruning.method import UnitScores
+from spinecli.pruning.scores import Scores
 from spinecli.pruning.search import Candidate, judge
-from spinecli.pruning.selection import Scores, select
+from spinecli.pruning.selection import select
 
 TOKENS = random_tokens(12, 16)
 HELD_OUT = 3
@@ -22,7 +24,8 @@ HELD_OUT = 3
 def candidates_of(checkpoint: Checkpoint) -> list[Candidate]:
     generator = torch.Generator().manual_seed(0)
     blocks, shape = checkpoint.blocks, checkpoint.shape
-    scores = Scores(*(torch.rand(blocks, *more, generator=generator) for more in ((), (4,), (40,))))
+    units = (UnitScores(torch.rand(4, generator=generator), torch.rand(40, generator=generator)) for _ in range(blocks))
+    scores = Scores(torch.rand(blocks, generator=generator), tuple(units))
     shapes = [(0, 16), (1, 24), (2, 32)]
     allocations = [Allocation(removed, BlockShape(4, 4, 8, channels), 0.0) for removed, channels in shapes]
     return [Candidate(each, select(scores, each, shape, frozenset())) for each in allocations]
@@ -41,7 +44,7 @@ def test_candidates_do_not_disturb_each_other(opened: Callable[[Recipe], Checkpo
 
 def test_an_uncut_candidate_has_the_loss_of_the_dense_model(opened: Callable[[Recipe], Checkpoint]) -> None:
     checkpoint = opened(recipe("llama", blocks=4))
-    whole = Candidate(Allocation(0, checkpoint.shape, 0.0), Masks.full(4, checkpoint.shape))
+    whole = Candidate(Allocation(0, checkpoint.shape, 0.0), Masks.full((checkpoint.shape,) * 4))
     [judged] = judge(BlockStream(checkpoint, 16), TOKENS, HELD_OUT, [whole], "comparing")
     tokens = TOKENS[-HELD_OUT:]
     logits = streamed_logits(checkpoint, tokens)

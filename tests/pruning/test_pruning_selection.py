@@ -7,11 +7,17 @@ from hypothesis import strategies as st
 
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.pruning.allocation import Allocation
-from spinecli.pruning.selection import Scores, protected_blocks, select
+from spinecli.pruning.method import UnitScores
+from spinecli.pruning.scores import Scores
+from spinecli.pruning.selection import protected_blocks, select
 
 SHAPE = BlockShape(heads=6, kv_heads=3, head_dim=4, channels=10)
 BLOCKS = 5
 NONE = frozenset[int]()
+
+
+def scored(influence: torch.Tensor, kv_groups: torch.Tensor, channels: torch.Tensor) -> Scores:
+    return Scores(influence, tuple(UnitScores(*each) for each in zip(kv_groups, channels, strict=True)))
 
 
 def scores_of(seed: int, *, ties: bool = False) -> Scores:
@@ -21,7 +27,7 @@ def scores_of(seed: int, *, ties: bool = False) -> Scores:
         values = torch.rand(*size, generator=generator, dtype=torch.float64)
         return (values * 3).floor() if ties else values
 
-    return Scores(draw(BLOCKS), draw(BLOCKS, SHAPE.kv_heads), draw(BLOCKS, SHAPE.channels))
+    return scored(draw(BLOCKS), draw(BLOCKS, SHAPE.kv_heads), draw(BLOCKS, SHAPE.channels))
 
 
 def allocation(removed: int = 1, kv_heads: int = 2, channels: int = 6) -> Allocation:
@@ -29,7 +35,7 @@ def allocation(removed: int = 1, kv_heads: int = 2, channels: int = 6) -> Alloca
 
 
 def test_the_most_important_units_stay() -> None:
-    scores = Scores(
+    scores = scored(
         torch.tensor([0.5, 0.1, 0.9]).double(),
         torch.tensor([[3.0, 1, 2]] * 3).double(),
         torch.arange(10).double().repeat(3, 1),
@@ -56,7 +62,11 @@ def test_renumbering_units_renumbers_the_masks(seed: int, data: st.DataObject) -
     channels = torch.tensor(data.draw(st.permutations(range(SHAPE.channels))))
     blocks = torch.tensor(data.draw(st.permutations(range(BLOCKS))))
     renumbered = Scores(
-        scores.influence[blocks], scores.kv_groups[blocks][:, groups], scores.channels[blocks][:, channels]
+        scores.influence[blocks],
+        tuple(
+            UnitScores(scores.units[block].kv_groups[groups], scores.units[block].channels[channels])
+            for block in blocks.tolist()
+        ),
     )
     before = select(scores, allocation(), SHAPE, NONE)
     after = select(renumbered, allocation(), SHAPE, NONE)
@@ -67,7 +77,7 @@ def test_renumbering_units_renumbers_the_masks(seed: int, data: st.DataObject) -
 
 
 def test_ties_go_to_the_lower_index() -> None:
-    equal = Scores(torch.ones(BLOCKS), torch.ones(BLOCKS, 3), torch.ones(BLOCKS, 10))
+    equal = scored(torch.ones(BLOCKS), torch.ones(BLOCKS, 3), torch.ones(BLOCKS, 10))
     masks = select(equal, allocation(removed=2, kv_heads=1, channels=4), SHAPE, NONE)
     assert masks.removed_blocks == [0, 1]
     assert masks.blocks[2].heads.tolist() == [True, True, False, False, False, False]
@@ -76,7 +86,7 @@ def test_ties_go_to_the_lower_index() -> None:
 
 def test_ties_among_many_go_to_the_lower_index() -> None:
     wide = BlockShape(heads=2, kv_heads=2, head_dim=4, channels=1000)
-    equal = Scores(torch.ones(200), torch.ones(200, 2), torch.ones(200, 1000))
+    equal = scored(torch.ones(200), torch.ones(200, 2), torch.ones(200, 1000))
     masks = select(equal, Allocation(50, BlockShape(1, 1, 4, 300), 0.0), wide, NONE)
     assert masks.removed_blocks == list(range(50))
     assert masks.blocks[60].channels.nonzero().flatten().tolist() == list(range(300))
@@ -102,7 +112,7 @@ def test_the_published_order_of_llama_2_7b_is_reproduced() -> None:
     influence = torch.ones(32, dtype=torch.float64)
     influence[order] = torch.linspace(0.1, 0.2, 9).double()
     influence[[0, 1, 31]] = 0.0
-    scores = Scores(influence, torch.ones(32, 3), torch.ones(32, 10))
+    scores = scored(influence, torch.ones(32, 3), torch.ones(32, 10))
     masks = select(scores, allocation(removed=9), SHAPE, protected_blocks(32))
     assert masks.removed_blocks == sorted(order)
 

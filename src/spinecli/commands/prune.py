@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from spinecli.commands import options
-from spinecli.console import Terminal, number, size, table
+from spinecli.commands.prune_view import rendered
+from spinecli.console import Terminal
 
 
 def prune(
@@ -18,8 +19,8 @@ def prune(
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Directory to write; appears whole or not at all.")] = None,
     method: Annotated[
-        str, typer.Option("--method", help="comp, magnitude, random, wanda-sp, flap or shortgpt.")
-    ] = "comp",
+        str, typer.Option("--method", help="spine, comp, magnitude, random, wanda-sp, flap or shortgpt.")
+    ] = "spine",
     metric: Annotated[
         str | None,
         typer.Option(
@@ -47,6 +48,15 @@ def prune(
             "--heads", help="auto: heads leave if plain transformers can carry fewer; cut: always; keep: never."
         ),
     ] = "auto",
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            "--widths",
+            help="uniform: all blocks alike, a plain checkpoint; adaptive: each as wide as it needs to be, with "
+            "--method spine. Default: uniform, unless the model's blocks differ already.",
+            show_default=False,
+        ),
+    ] = None,
     round_to: Annotated[
         int, typer.Option("--round-to", help="Kept channels are a multiple of this; 32 or 256 for quantised GGUF.")
     ] = 8,
@@ -71,8 +81,8 @@ def prune(
         from spinecli.calibration.rows import CalibrationOptions
         from spinecli.calibration.stream import compute_options
         from spinecli.errors import OptionError
-        from spinecli.pruning.request import PruneOptions, head_choice, open_request
-        from spinecli.pruning.run import decide
+        from spinecli.pruning.decision import decide
+        from spinecli.pruning.request import PruneOptions, head_choice, open_request, width_choice
         from spinecli.pruning.run import prune as run_prune
 
         if out is None and not dry_run:
@@ -89,6 +99,7 @@ def prune(
                 block_share=_block_share(block_share),
                 protect=_protect(protect),
                 heads=head_choice(heads),
+                widths=width_choice(widths),
                 round_to=round_to,
                 calibration=CalibrationOptions(calibration, calibration_rows, calibration_length),
                 seed=seed,
@@ -107,7 +118,7 @@ def prune(
                 report = manifest.model_dump(mode="json")["report"]
         measured = stopwatch.measured()
         value = {"out": None if dry_run else str(out), **report, "measured": measured.model_dump(mode="json")}
-        terminal.result(value, *_rendered(report, None if dry_run else out, measured.peak_memory_bytes))
+        terminal.result(value, *rendered(report, None if dry_run else out, measured.peak_memory_bytes))
 
 
 def _block_share(text: str) -> float | None:
@@ -132,60 +143,3 @@ def _protect(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise OptionError(f"--protect takes block numbers separated by commas, or none, not {text!r}.") from None
-
-
-def _rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list[Any]:
-    before, after = report["dense"], report["cut"]
-    old, new = report["shape_before"], report["shape_after"]
-    removed = report["removed_blocks"]
-    blocks = len(report["block_influence"])
-    figures = [
-        ("blocks", str(blocks), str(blocks - len(removed))),
-        ("heads a block", str(old["heads"]), str(new["heads"])),
-        ("KV heads a block", str(old["kv_heads"]), str(new["kv_heads"])),
-        ("channels a block", str(old["channels"]), str(new["channels"])),
-        ("block parameters", number(before["block_parameters"]), number(after["block_parameters"])),
-        ("all parameters", number(before["total_parameters"]), number(after["total_parameters"])),
-        ("FLOPs a token", number(before["flops_per_token"]), number(after["flops_per_token"])),
-        ("size on disk", size(before["bytes"]), size(after["bytes"])),
-    ]
-    lines = [
-        f"{report['achieved_sparsity']:.2%} of the block parameters removed"
-        + (f"; without blocks {', '.join(map(str, removed))}, counted from 0" if removed else ""),
-        f"written as {report['model_type']}; "
-        + "; ".join(f"{engine}: {verdict}" for engine, verdict in report["engines"].items()),
-    ]
-    if out is None:
-        lines.append(f"a run needs about {size(report['memory_bytes'])} of memory; nothing was written")
-    else:
-        lines.append(f"{out}" + (f", peak memory {size(peak)}" if peak else ""))
-    drawn: list[Any] = [table("What is cut", ("", "dense", "cut"), figures)]
-    units = [
-        (
-            str(block["block"]),
-            "all" if block["block"] in removed else ", ".join(map(str, block["kv_heads"])) or "none",
-            "all" if block["block"] in removed else str(block["channels"]),
-        )
-        for block in report["removed_by_block"]
-    ]
-    drawn += [
-        "",
-        table("What leaves each block, counted from 0", ("block", "KV heads", "channels"), units, words=(0, 1)),
-    ]
-    if report["compared"]:
-        key = "loss" if "loss" in report["compared"][0] else "distance"
-        best = min(judged[key] for judged in report["compared"])
-        rows = [
-            (
-                f"{judged['removed_blocks']}",
-                str(judged["shape"]["heads"]),
-                str(judged["shape"]["channels"]),
-                f"{judged[key]:.4f}" + (" *" if judged[key] == best else "  "),
-            )
-            for judged in report["compared"]
-        ]
-        columns = ("blocks removed", "heads", "channels", f"{key} after recovery")
-        drawn += ["", table("Allocations compared on held-out calibration rows", columns, rows)]
-        if key == "distance":
-            lines.insert(0, f"allocations compared by the {report['compared_by']}, relative and squared")
-    return [*drawn, "", *lines]

@@ -73,8 +73,8 @@ def tune(
         )
         tokens = request.calibration
         terminal.note(
-            f"tuning on {tokens.rows - request.held_out_rows} rows of {tokens.length} tokens, judging on "
-            f"{request.held_out_rows} others: {tokens.text.description}"
+            f"tuning on {tokens.rows - request.task().held_out_rows} rows of {tokens.length} tokens, judging on "
+            f"{request.task().held_out_rows} others: {tokens.text.description}"
         )
         with terminal.progress() as progress:
             manifest = run_tune(request, output, stopwatch, progress)

@@ -55,8 +55,8 @@ def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progre
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the built-in model's matrices are too small to share
     pruned, tuned, results = out / "pruned", out / "tuned", out / "results"
-    announce(f"spine prune {MODEL} --sparsity {sparsity:g} --calibration-rows {ROWS} --out {pruned}")
-    options = PruneOptions(MODEL, sparsity, calibration=CalibrationOptions(rows=ROWS))
+    announce(f"spine prune {MODEL} --sparsity {sparsity:g} --method comp --calibration-rows {ROWS} --out {pruned}")
+    options = PruneOptions(MODEL, sparsity, method="comp", calibration=CalibrationOptions(rows=ROWS))
     pruned_manifest = prune(open_prune(options), OutputOptions(pruned, overwrite=True), progress=progress)
     announce(f"spine tune {pruned} --out {tuned}")
     tuned_manifest = tune(open_tune(TuneOptions(pruned)), OutputOptions(tuned, overwrite=True), progress=progress)

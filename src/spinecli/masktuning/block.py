@@ -6,7 +6,8 @@
 The student's o_proj is fitted to u_teacher - x_student, its down_proj, with the new o_proj in place, to
 x'_teacher - u_student: each projection also makes up for what earlier blocks got wrong. Where a norm stands behind each
 sum (post-norm), u and x' on the teacher's side are the sums before their norms; a block before a gap then learns its
-own sum only, as the norm behind it is its own.
+own sum only, as the norm behind it is its own. Where a norm stands on what a sub-layer gives (`Family.output_norms`),
+a projection cannot set the size of what it adds: it is fitted to what the teacher's own projection gives.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from spinecli.calibration.observation import Observer, observed, projection_inputs
 from spinecli.calibration.stream import BlockStream, LoadedBlock
 from spinecli.checkpoints.family import Family
+from spinecli.masktuning.gated_layer import BranchRecovery, BranchTuning, tune_branch
 from spinecli.masktuning.least_squares import LayerProblem, Solution
 from spinecli.masktuning.recovery import LayerRecovery
 
@@ -29,9 +31,9 @@ class Lesson:
     """What the teacher computed in one block; all (rows, length, d_model)."""
 
     attention_sum: Tensor
-    """The block's input and what o_proj adds to it."""
+    """The block's input and what o_proj adds to it; under an output norm, what o_proj gives."""
     feed_forward_sum: Tensor
-    """The feed-forward layer's residual and what down_proj adds to it."""
+    """The feed-forward layer's residual and what down_proj adds to it; under an output norm, what down_proj gives."""
     after: Tensor
     """What leaves the block."""
 
@@ -53,15 +55,25 @@ class Pupil:
 class TunedBlock:
     """The answers for one block and the student's stream behind it."""
 
-    attention: LayerRecovery
-    feed_forward: LayerRecovery
+    attention: LayerRecovery | None
+    """None where the block has no attention."""
+    feed_forward: LayerRecovery | None
+    """None where the block has no feed-forward layer."""
     hidden: Tensor
     """(rows, length, d_model)."""
+    branch: BranchRecovery | None = None
+    """The feed-forward layer's linear branch, where it was re-fitted, too."""
+
+    def layers(self, family: Family) -> dict[str, LayerRecovery]:
+        """Every answer by the projection's name, relative to the block."""
+        answers = zip(projections(family), (self.attention, self.feed_forward), strict=True)
+        found = {name: answer for name, answer in answers if answer is not None}
+        return found | ({self.branch.name: self.branch.branch} if self.branch else {})
 
 
 @torch.no_grad()
 def teach(stream: BlockStream, block: LoadedBlock, hidden: Tensor) -> Lesson:
-    """Run the teacher's block on its stream and keep its two residual sums."""
+    """Run the teacher's block on its stream and keep its two residual sums, or what stands for them."""
     family, post_norm = stream.checkpoint.family, stream.checkpoint.is_post_norm
     attention: list[Tensor] = []
     entering: list[Tensor] = []
@@ -69,9 +81,14 @@ def teach(stream: BlockStream, block: LoadedBlock, hidden: Tensor) -> Lesson:
     observers: dict[str, Observer] = {family.attention.output: lambda _, outputs: attention.append(outputs)}
     if post_norm:
         observers[family.feed_forward.inputs[0]] = lambda inputs, _: entering.append(inputs)
+    if post_norm or family.output_norms:
         observers[family.feed_forward.output] = lambda _, outputs: feed_forward.append(outputs)
     with observed(block, observers):
         after = stream.run(block, hidden)
+    if not attention:
+        return Lesson(hidden, after, after)
+    if family.output_norms:
+        return Lesson(torch.cat(attention).view_as(hidden), torch.cat(feed_forward).view_as(hidden), after)
     attention_sum = hidden + torch.cat(attention).view_as(hidden)
     if not post_norm:
         return Lesson(attention_sum, after, after)
@@ -85,6 +102,7 @@ def tune_block(
     lesson: Lesson,
     answer: Callable[[LayerProblem], LayerRecovery],
     dtype: torch.dtype,
+    branches: BranchTuning | None = None,
 ) -> TunedBlock:
     """Tune o_proj, then down_proj with the new o_proj in place; the block's weights are changed in memory.
 
@@ -92,10 +110,16 @@ def tune_block(
         stream: the student's.
         answer: solves one projection.
         dtype: in which the weights will be stored; answers are rounded to it before they are used.
+        branches: also re-fit the feed-forward layer's linear branch, in turns with down_proj; only of cut blocks.
     """
     family, post_norm = stream.checkpoint.family, stream.checkpoint.is_post_norm
     hidden = pupil.hidden
     rows, length, width = hidden.shape
+
+    attends, feeds = (
+        pupil.block.has(name) and (columns is None or len(columns) > 0)
+        for name, columns in zip(projections(family), (pupil.head_columns, pupil.channel_columns), strict=True)
+    )
 
     def tuned(name: str, columns: Tensor | None, target: Tensor) -> tuple[LayerRecovery, Tensor]:
         inputs = projection_inputs(stream, pupil.block, name, hidden)
@@ -105,15 +129,41 @@ def tune_block(
         _install(pupil.block, name, columns, found.solution)
         return found, problem.output(found.solution).view(rows, length, width)
 
+    def tuned_feed_forward(target: Tensor) -> tuple[LayerRecovery, BranchRecovery | None, Tensor]:
+        found, added = tuned(family.feed_forward.output, pupil.channel_columns, target)
+        if branches is None or pupil.channel_columns is not None:
+            return found, None, added
+        flat = target.flatten(0, 1)
+        better = tune_branch(stream, pupil.block, hidden, flat, found, answer, branches, dtype)
+        if better is None:
+            return found, None, added
+        _install(pupil.block, better.name, None, better.branch.solution)
+        _install(pupil.block, family.feed_forward.output, None, better.output.solution)
+        return better.output, better, better.added.view(rows, length, width)
+
+    if family.output_norms:
+        attention, _ = tuned(family.attention.output, pupil.head_columns, lesson.attention_sum)
+        feed_forward, branch, _ = tuned_feed_forward(lesson.feed_forward_sum)
+        return TunedBlock(attention, feed_forward, stream.run(pupil.block, hidden), branch)
+    if not (attends and feeds):
+        for name, present in zip(projections(family), (attends, feeds), strict=True):
+            if pupil.block.has(name) and not present:
+                _silence(pupil.block, name)
+        # what is left of the block takes over what it can of the other sub-layer's work
+        if feeds:
+            feed_forward, branch, added = tuned_feed_forward(lesson.after - hidden)
+            return TunedBlock(None, feed_forward, hidden + added, branch)
+        attention, added = tuned(family.attention.output, pupil.head_columns, lesson.after - hidden)
+        return TunedBlock(attention, None, hidden + added)
     attention, added = tuned(family.attention.output, pupil.head_columns, lesson.attention_sum - hidden)
     if post_norm:
         entering = projection_inputs(stream, pupil.block, family.feed_forward.inputs[0], hidden)
         between, target = entering.view_as(hidden), lesson.feed_forward_sum
     else:
         between, target = hidden + added, lesson.after
-    feed_forward, added = tuned(family.feed_forward.output, pupil.channel_columns, target - between)
+    feed_forward, branch, added = tuned_feed_forward(target - between)
     after = stream.run(pupil.block, hidden) if post_norm else between + added
-    return TunedBlock(attention, feed_forward, after)
+    return TunedBlock(attention, feed_forward, after, branch)
 
 
 def _problem(block: LoadedBlock, name: str, columns: Tensor | None, inputs: Tensor, targets: Tensor) -> LayerProblem:
@@ -134,6 +184,14 @@ def _install(block: LoadedBlock, name: str, columns: Tensor | None, solution: So
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     if solution.bias is not None:
         linear.bias = torch.nn.Parameter(solution.bias.to(weight.dtype), requires_grad=False)
+
+
+def _silence(block: LoadedBlock, name: str) -> None:
+    """Let a projection of a block in memory add nothing."""
+    linear = block.linear(name)
+    linear.weight = torch.nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = torch.nn.Parameter(torch.zeros_like(linear.bias), requires_grad=False)
 
 
 def projections(family: Family) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from spinecli.errors import (
     OptionError,
 )
 from spinecli.masktuning.recovery import TuneMethod
+from spinecli.masktuning.recovery_pass import RecoveryTask, held_out_rows
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,17 @@ class TuneRequest:
     bias_switches: tuple[str, ...]
     """Config keys that `mask+bias` turns on because the student's projections have no bias yet."""
 
-    @property
-    def held_out_rows(self) -> int:
-        """Calibration rows that choose between answers and are not fitted to."""
-        return max(1, self.calibration.rows // 8)
+    def task(self) -> RecoveryTask:
+        """What the recovery needs to know."""
+        return RecoveryTask(
+            teacher=self.teacher,
+            student=self.student,
+            masks=self.masks,
+            tokens=self.calibration.tokens,
+            held_out_rows=held_out_rows(self.calibration.rows),
+            method=self.options.method,
+            compute=self.options.compute,
+        )
 
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""
@@ -108,13 +116,8 @@ def open_request(options: TuneOptions) -> TuneRequest:
 
 
 def _lead_from(masks: Masks, teacher: Checkpoint, student: Checkpoint) -> bool:
-    """Whether the masks cut the teacher to the student's blocks and shape."""
-    dense = teacher.shape
-    if len(masks.blocks) != teacher.blocks or len(masks.kept_blocks) != student.blocks:
-        return False
-    if any((len(mask.heads), len(mask.channels)) != (dense.heads, dense.channels) for mask in masks.blocks):
-        return False
-    return {masks.blocks[index].shape_after(dense) for index in masks.kept_blocks} == {student.shape}
+    """Whether the masks cut the teacher to the student's blocks and shapes."""
+    return masks.fit(teacher.shapes) and masks.shapes_after(teacher.shapes) == student.shapes
 
 
 def _teacher(options: TuneOptions, manifest: Manifest) -> tuple[Checkpoint, Source]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.writer import PlannedTensor
-from spinecli.masktuning.block import TunedBlock, projections
+from spinecli.masktuning.block import TunedBlock
 from spinecli.masktuning.recovery import LayerRecovery
 
 
@@ -32,9 +32,10 @@ class TunedWeights:
         """Keep what was found for block `index` of the student, which was block `dense_index` of the teacher."""
         tensors: dict[str, Tensor] = {}
         layers: list[JsonValue] = []
-        for name, layer in zip(projections(student.family), (tuned.attention, tuned.feed_forward), strict=True):
+        for name, layer in tuned.layers(student.family).items():
             weight, bias = layer.solution.weight, layer.solution.bias
-            tensors[f"{name}.weight"] = weight.to("cpu", student.storage_dtype).contiguous()
+            stored = weight.T if student.family.transposed else weight
+            tensors[f"{name}.weight"] = stored.to("cpu", student.storage_dtype).contiguous()
             if bias is not None:
                 tensors[f"{name}.bias"] = bias.to("cpu", student.storage_dtype)
             if layer.solution.scales is not None:

@@ -6,7 +6,9 @@ left, which lands the total within one step of `round_to` channels of what was a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from pydantic import JsonValue
 
 from spinecli.checkpoints.counting import BlockCosts
 from spinecli.checkpoints.shape import BlockShape
@@ -53,6 +55,10 @@ class Allocation:
 
     def __str__(self) -> str:
         return f"{self.removed_blocks} blocks out, then {self.shape}"
+
+    def report(self) -> dict[str, JsonValue]:
+        """For `spine.json` and --json."""
+        return {"widths": "uniform", "removed_blocks": self.removed_blocks, "shape": asdict(self.shape)}
 
 
 def allocate(budget: Budget, removed_blocks: int, kv_heads: int) -> Allocation | None:

@@ -8,14 +8,26 @@ This is metric M4 of docs/algorithms/comp.md, evaluated again after every remova
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 RIDGE = 0.01
 
 
-def elimination_order(weight: Tensor, gram: Tensor, unit_size: int, step: int = 1) -> Tensor:
-    """How long each unit survives: (units,) float64, 0 for the first to leave. The Gram matrix is used up.
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """In which order units leave, and what each costs."""
+
+    order: Tensor
+    """(units,) float64: how long each unit survives, 0 for the first to leave."""
+    errors: Tensor
+    """(units + 1,) float64: the squared output error after the first n units have left, the others compensating."""
+
+
+def eliminate(weight: Tensor, gram: Tensor, unit_size: int, step: int = 1) -> Elimination:
+    """Let all units leave, the cheapest first. The Gram matrix is used up.
 
     Args:
         weight: (d_out, units * unit_size) of the output projection.
@@ -30,10 +42,12 @@ def elimination_order(weight: Tensor, gram: Tensor, unit_size: int, step: int = 
     alive = torch.arange(units)
     gone = torch.zeros(units, dtype=torch.bool)
     order = torch.empty(units, dtype=torch.float64)
+    costs = torch.zeros(units + 1, dtype=torch.float64)
     for rank in range(0, units, step):
         errors = _unit_errors(weight, inverse, unit_size).masked_fill_(gone, torch.inf)
         leaving = torch.argsort(errors, stable=True)[: min(step, units - rank)]
         order[alive[leaving]] = torch.arange(rank, rank + len(leaving)).double()
+        costs[rank + 1 : rank + 1 + len(leaving)] = errors[leaving]
         _remove(weight, inverse, _inputs_of(leaving, unit_size))
         gone[leaving] = True
         if 2 * int(gone.sum()) >= len(gone):
@@ -41,7 +55,7 @@ def elimination_order(weight: Tensor, gram: Tensor, unit_size: int, step: int = 
             inputs = _inputs_of(staying, unit_size)
             weight, inverse = weight[:, inputs], inverse[inputs[:, None], inputs]
             alive, gone = alive[staying], gone[staying]
-    return order
+    return Elimination(order, costs.cumsum(dim=0))
 
 
 def _inputs_of(units: Tensor, unit_size: int) -> Tensor:

@@ -19,10 +19,10 @@ def run_memory(request: PruneRequest) -> int:
     """Estimated peak resident bytes of the run: the largest of its moments, none of which holds more than one block."""
     checkpoint, calibration = request.checkpoint, request.calibration
     weights = request.options.compute.dtype.itemsize
-    d_model, shape = checkpoint.d_model, checkpoint.shape
-    width = max(shape.channels, shape.heads * shape.head_dim)
+    d_model = checkpoint.d_model
+    width = max(max(shape.channels, shape.heads * shape.head_dim) for shape in checkpoint.shapes)
     outer = max(torch.Size(checkpoint.tensors[name].shape).numel() for name in checkpoint.outer_names()) * weights
-    block = block_costs(checkpoint).block * weights
+    block = max(block_costs(checkpoint, index).block for index in range(checkpoint.blocks)) * weights
     chunk = max(CHUNK_TOKENS, calibration.length)
     streams = 2 * calibration.rows * calibration.length * d_model * _FLOAT
     scoring = block + chunk * (4 * d_model + 5 * width) * _FLOAT

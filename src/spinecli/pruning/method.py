@@ -12,7 +12,12 @@ from torch import Tensor
 from spinecli.calibration.stream import LoadedBlock
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.pruning.elimination import eliminate
 from spinecli.pruning.statistics import InputStatistics
+
+# Channels that leave between two evaluations of M4: fewer at a time costs more and hardly changes the order.
+_CHANNEL_STEP = 8
+_EVALUATIONS = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,10 @@ class UnitScores:
     """(kv_heads,) float64, higher = keep."""
     channels: Tensor
     """(channels,) float64, higher = keep."""
+    kv_group_errors: Tensor | None = None
+    """(kv_heads + 1,) float64: squared output error after the least important n have left; None if unknown."""
+    channel_errors: Tensor | None = None
+    """(channels + 1,) float64."""
 
 
 class Method(Protocol):
@@ -76,6 +85,10 @@ class Method(Protocol):
     def cuts_units(self) -> bool:
         """Whether heads and channels may leave."""
 
+    @property
+    def refits(self) -> bool:
+        """Whether what stays is fitted to the dense model's outputs as part of the cut."""
+
     def score(self, view: BlockView) -> UnitScores:
         """Importance of every unit of one block."""
 
@@ -93,6 +106,25 @@ def score_by_neurons(view: BlockView, metric: Callable[[Tensor, InputStatistics]
 def by_kv_group(neuron_scores: Tensor, shape: BlockShape) -> Tensor:
     """Sum scores of an attention output projection's inputs: (heads * head_dim,) -> (kv_heads,)."""
     return neuron_scores.view(shape.kv_heads, shape.group_size * shape.head_dim).sum(dim=1)
+
+
+def score_by_elimination(view: BlockView) -> UnitScores:
+    """Rank units by metric M4: how long each survives while the others compensate for those that leave."""
+    shape = view.shape
+    step = max(_CHANNEL_STEP, shape.channels // _EVALUATIONS)
+    groups = channels = None
+    if shape.heads:
+        width = shape.group_size * shape.head_dim
+        groups = eliminate(view.attention_output, view.attention_inputs.required_gram, width)
+    if shape.channels:
+        channels = eliminate(view.feed_forward_output, view.feed_forward_inputs.required_gram, 1, step)
+    none = torch.zeros(0, dtype=torch.float64)
+    return UnitScores(
+        groups.order if groups else none,
+        channels.order if channels else none,
+        groups.errors if groups else torch.zeros(1, dtype=torch.float64),
+        channels.errors if channels else torch.zeros(1, dtype=torch.float64),
+    )
 
 
 def unscored(shape: BlockShape) -> UnitScores:

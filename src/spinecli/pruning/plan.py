@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pydantic import JsonValue
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.counting import ModelSize, model_size
+from spinecli.checkpoints.counting import ModelSize, model_size, size_of
 from spinecli.checkpoints.cutting import written_family
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import Masks
@@ -21,9 +22,10 @@ class PrunePlan:
     masks: Masks
     dense: ModelSize
     cut: ModelSize
-    dense_shape: BlockShape
-    shape: BlockShape
-    """Of every kept block."""
+    dense_shapes: tuple[BlockShape, ...]
+    """Of every block before the cut."""
+    shapes: tuple[BlockShape, ...]
+    """Of every kept block, after it."""
     model_type: str
     """Family the result is written as."""
     engines: dict[str, str]
@@ -44,13 +46,13 @@ class PrunePlan:
             "removed_by_block": [
                 {
                     "block": index,
-                    "kv_heads": (~mask.kv_heads(self.dense_shape)).nonzero().flatten().tolist(),
+                    "kv_heads": (~mask.kv_heads(shape)).nonzero().flatten().tolist(),
                     "channels": int((~mask.channels).sum()),
                 }
-                for index, mask in enumerate(self.masks.blocks)
+                for index, (mask, shape) in enumerate(zip(self.masks.blocks, self.dense_shapes, strict=True))
             ],
-            "shape_before": asdict(self.dense_shape),
-            "shape_after": asdict(self.shape),
+            "shapes_before": [asdict(shape) for shape in self.dense_shapes],
+            "shapes_after": [asdict(shape) for shape in self.shapes],
             "model_type": self.model_type,
             "dense": asdict(self.dense),
             "cut": asdict(self.cut),
@@ -59,33 +61,34 @@ class PrunePlan:
 
 
 def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: int) -> PrunePlan:
-    """Derive the plan of a uniform cut.
+    """Derive the plan of a cut.
 
     Args:
         length: tokens per calibration row, at which the FLOPs of attention scores are counted.
         memory_bytes: estimated peak of the run, from `run_memory`.
     """
-    shape = masks.uniform_shape(checkpoint.shape)
+    shapes = masks.shapes_after(checkpoint.shapes)
+    family = written_family(checkpoint, shapes)
     return PrunePlan(
         masks=masks,
-        dense=model_size(checkpoint, checkpoint.blocks, checkpoint.shape, length),
-        cut=model_size(checkpoint, len(masks.kept_blocks), shape, length),
-        dense_shape=checkpoint.shape,
-        shape=shape,
-        model_type=(family := written_family(checkpoint, shape)).model_type,
-        engines=engines(family, checkpoint.d_model, shape),
+        dense=size_of(checkpoint, length),
+        cut=model_size(checkpoint, dict(zip(masks.kept_blocks, shapes, strict=True)), length),
+        dense_shapes=checkpoint.shapes,
+        shapes=shapes,
+        model_type=family.model_type,
+        engines=engines(family, checkpoint.d_model, shapes),
         memory_bytes=memory_bytes,
     )
 
 
-def engines(family: Family, d_model: int, shape: BlockShape) -> dict[str, str]:
-    """Which inference engines take equal-width blocks of this shape; facts in docs/commands/prune.md."""
+def engines(family: Family, d_model: int, shapes: Sequence[BlockShape]) -> dict[str, str]:
+    """Which inference engines take blocks of these shapes; facts in docs/commands/prune.md."""
     found = {"transformers": "with trust_remote_code=True" if family.modelling_file else "yes"}
     if family.gguf_architecture is None:
         return found | {"llama.cpp": f"no: it has no {family.model_type} architecture"}
     found["llama.cpp f16"] = "yes"
-    widths = (d_model, shape.heads * shape.head_dim, shape.channels)
+    widths = {d_model} | {width for shape in shapes for width in (shape.heads * shape.head_dim, shape.channels)}
     for name, multiple in (("llama.cpp Q8_0, Q4_0", 32), ("llama.cpp K-quants", 256)):
-        ragged = [width for width in widths if width % multiple]
+        ragged = sorted(width for width in widths if width % multiple)
         found[name] = f"no: {ragged[0]} is not a multiple of {multiple}" if ragged else "yes"
     return found

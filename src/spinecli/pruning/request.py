@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from pydantic import JsonValue
 
@@ -12,14 +13,28 @@ from spinecli.calibration.rows import CalibrationOptions, TokenRows, calibration
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
-from spinecli.checkpoints.cutting import Heads, head_counts
+from spinecli.checkpoints.cutting import Heads, can_vary, head_counts
+from spinecli.checkpoints.family import families
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.errors import OptionError
+from spinecli.pruning.adaptive.allocation import AdaptiveBudget
 from spinecli.pruning.allocation import Budget
 from spinecli.pruning.method import Method
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.methods.comp import DEFAULT_METRIC, METRICS
 from spinecli.pruning.selection import protected_blocks
+
+# The methods that cut blocks and units, so that the budget can be split between them.
+SHARING = ("spine", "comp")
+
+
+class Widths(str, Enum):
+    """Which blocks may differ in width."""
+
+    uniform = "uniform"
+    """None: the result is a plain checkpoint."""
+    adaptive = "adaptive"
+    """All: each gets the width that it needs, and the checkpoint ships its modules."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class PruneOptions:
 
     model: str
     sparsity: float
-    method: str = "comp"
+    method: str = "spine"
     metric: str | None = None
     """Reading of COMP's neuron metric; None takes its default."""
     block_share: float | None = None
@@ -36,6 +51,8 @@ class PruneOptions:
     protect: tuple[int, ...] | None = None
     """Blocks that stay, negative ones counted from the end; None takes the default rule."""
     heads: Heads = Heads.auto
+    widths: Widths | None = None
+    """None makes all blocks alike, unless those of the model differ already."""
     round_to: int = 8
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     seed: int = 0
@@ -47,7 +64,10 @@ class PruneOptions:
             "sparsity": self.sparsity,
             "method": self.method,
             "metric": (self.metric or DEFAULT_METRIC) if self.method == "comp" else None,
-            "block_share": self.block_share if self.block_share is not None or self.method != "comp" else "auto",
+            "block_share": "auto"
+            if self.block_share is None and self.method in ("spine", "comp")
+            else self.block_share,
+            "widths": self.widths.value if self.widths else None,
             "protect": None if self.protect is None else list(self.protect),
             "heads": self.heads.value,
             "round_to": self.round_to,
@@ -68,7 +88,10 @@ class PruneRequest:
     calibration: TokenRows
     method: Method
     protected: frozenset[int]
-    budget: Budget
+    budget: Budget | None
+    """Of a cut that leaves all blocks alike; None where they differ already."""
+    adaptive: AdaptiveBudget | None
+    """Of a cut that lets blocks differ; None if they must not."""
 
     @property
     def searches(self) -> bool:
@@ -94,8 +117,10 @@ def open_request(options: PruneOptions) -> PruneRequest:
     method = _method(options)
     checkpoint = Checkpoint.open(resolve_checkpoint(options.model))
     protected = _protected(options, checkpoint.blocks)
-    if options.round_to > checkpoint.shape.channels:
-        raise OptionError(f"--round-to {options.round_to} exceeds the model's {checkpoint.shape.channels} channels.")
+    channels = max(shape.channels for shape in checkpoint.shapes)
+    if options.round_to > channels:
+        raise OptionError(f"--round-to {options.round_to} exceeds the model's {channels} channels.")
+    widths = _widths(options, checkpoint, method)
     calibration = calibration_rows(checkpoint, options.model, options.calibration)
     request = PruneRequest(
         options=options,
@@ -105,20 +130,77 @@ def open_request(options: PruneOptions) -> PruneRequest:
         calibration=calibration,
         method=method,
         protected=protected,
-        budget=Budget(
-            sparsity=options.sparsity,
-            blocks=checkpoint.blocks,
-            removable_blocks=checkpoint.blocks - len(protected),
-            costs=block_costs(checkpoint),
-            kv_heads=tuple(heads // checkpoint.shape.group_size for heads in head_counts(checkpoint, options.heads)),
-            round_to=options.round_to,
-        ),
+        budget=_uniform_budget(options, checkpoint, protected) if checkpoint.is_uniform else None,
+        adaptive=_adaptive_budget(options, checkpoint, protected) if widths is Widths.adaptive else None,
     )
-    if request.searches and calibration.rows < 4:
+    if (request.searches or request.adaptive or method.refits) and calibration.rows < 4:
         raise OptionError(
-            f"--block-share auto needs at least 4 calibration rows, not {calibration.rows}; add rows or name a share."
+            f"--method {method.name} with these options compares and fits on calibration rows and needs at least 4, "
+            f"not {calibration.rows}; add rows."
         )
     return request
+
+
+def at_sparsity(request: PruneRequest, sparsity: float) -> PruneRequest:
+    """The same request for another sparsity, with nothing opened again.
+
+    Raises: OptionError if the sparsity is out of range.
+    """
+    options = replace(request.options, sparsity=sparsity)
+    _method(options)
+    return replace(
+        request,
+        options=options,
+        budget=request.budget and replace(request.budget, sparsity=sparsity),
+        adaptive=request.adaptive and replace(request.adaptive, sparsity=sparsity),
+    )
+
+
+def _uniform_budget(options: PruneOptions, checkpoint: Checkpoint, protected: frozenset[int]) -> Budget:
+    return Budget(
+        sparsity=options.sparsity,
+        blocks=checkpoint.blocks,
+        removable_blocks=checkpoint.blocks - len(protected),
+        costs=block_costs(checkpoint),
+        kv_heads=tuple(heads // checkpoint.shape.group_size for heads in head_counts(checkpoint, options.heads)),
+        round_to=options.round_to,
+    )
+
+
+def _adaptive_budget(options: PruneOptions, checkpoint: Checkpoint, protected: frozenset[int]) -> AdaptiveBudget:
+    return AdaptiveBudget(
+        sparsity=options.sparsity,
+        costs=[block_costs(checkpoint, index) for index in range(checkpoint.blocks)],
+        round_to=options.round_to,
+        protected=protected,
+        heads_leave=options.heads is not Heads.keep,
+    )
+
+
+def _widths(options: PruneOptions, checkpoint: Checkpoint, method: Method) -> Widths:
+    """What the options and the model's blocks allow; OptionError if they contradict each other."""
+    default = Widths.uniform if checkpoint.is_uniform else Widths.adaptive
+    widths = options.widths or default
+    if widths is Widths.uniform and not checkpoint.is_uniform:
+        raise OptionError(f"The blocks of {options.model} differ in width already; prune them with --widths adaptive.")
+    if widths is Widths.adaptive and not method.refits:
+        raise OptionError(f"--widths adaptive belongs to --method spine; {method.name} keeps all blocks alike.")
+    if widths is Widths.adaptive and not can_vary(checkpoint):
+        able = ", ".join(name for name, family in families().items() if family.varied and name != family.varied)
+        raise OptionError(
+            f"The blocks of this {checkpoint.family.model_type} cannot differ in width; those of {able} can, without "
+            "biases where llama has them. Use --widths uniform."
+        )
+    return widths
+
+
+def width_choice(name: str | None) -> Widths | None:
+    """The choice of that name; OptionError with the list of known ones."""
+    try:
+        return None if name is None else Widths(name)
+    except ValueError:
+        known = ", ".join(choice.value for choice in Widths)
+        raise OptionError(f"--widths must be one of {known}, not {name!r}.") from None
 
 
 def head_choice(name: str) -> Heads:
@@ -137,8 +219,10 @@ def _method(options: PruneOptions) -> Method:
         raise OptionError(f"There is no method {options.method!r}; choose one of {', '.join(METHODS)}.")
     if options.metric not in (None, *METRICS):
         raise OptionError(f"There is no metric {options.metric!r}; choose one of {', '.join(METRICS)}.")
-    if options.method != "comp" and (options.metric is not None or options.block_share is not None):
-        raise OptionError(f"--metric and --block-share belong to --method comp; {options.method} has no such choice.")
+    if options.method != "comp" and options.metric is not None:
+        raise OptionError(f"--metric belongs to --method comp; {options.method} has no such choice.")
+    if options.method not in SHARING and options.block_share is not None:
+        raise OptionError(f"--block-share belongs to --method spine or comp; {options.method} has no such choice.")
     if options.block_share is not None and not 0 <= options.block_share <= 1:
         raise OptionError(f"--block-share must be auto or lie between 0 and 1, not {options.block_share:g}.")
     if options.round_to < 1:

@@ -11,7 +11,7 @@ from spinecli.calibration.observation import observed
 from spinecli.calibration.stream import BlockStream
 from spinecli.progress import Progress, silent
 from spinecli.pruning.method import BlockView, Method
-from spinecli.pruning.selection import Scores
+from spinecli.pruning.scores import Scores, named
 from spinecli.pruning.statistics import BlockInfluence, InputStatistics
 
 
@@ -29,13 +29,9 @@ def score_checkpoint(
         tokens: (rows, length) calibration tokens.
         journal: where to save the pass and resume it from.
     """
-    checkpoint, shape = stream.checkpoint, stream.checkpoint.shape
+    checkpoint = stream.checkpoint
     stopwatch = stopwatch or Stopwatch()
-    found = {
-        "influence": torch.zeros(stream.blocks, dtype=torch.float64),
-        "kv_groups": torch.zeros(stream.blocks, shape.kv_heads, dtype=torch.float64),
-        "channels": torch.zeros(stream.blocks, shape.channels, dtype=torch.float64),
-    }
+    found: dict[str, Tensor] = {"influence": torch.zeros(stream.blocks, dtype=torch.float64)}
     with stopwatch("computing"):
         hidden = stream.embed(tokens)
         first = 0
@@ -45,7 +41,7 @@ def score_checkpoint(
             found = saved.tensors
         for index in range(first, stream.blocks):
             with stream.block(index) as block:
-                family = checkpoint.family
+                family, shape = checkpoint.family, checkpoint.shapes[index]
                 attention = InputStatistics(shape.heads * shape.head_dim, gram=method.needs_gram)
                 feed_forward = InputStatistics(shape.channels, gram=method.needs_gram)
                 influence = BlockInfluence()
@@ -59,8 +55,7 @@ def score_checkpoint(
                     influence.observe(before_row, after_row)
                 units = method.score(BlockView(block, family, shape, attention, feed_forward))
             found["influence"][index] = influence.value
-            found["kv_groups"][index] = units.kv_groups
-            found["channels"][index] = units.channels
+            found |= named(index, units)
             hidden = after
             if journal:
                 journal.save(index + 1, {**found, "hidden": hidden}, last=index + 1 == stream.blocks)

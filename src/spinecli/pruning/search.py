@@ -23,6 +23,7 @@ from spinecli.masktuning.block import Lesson, Pupil, projections, tune_block
 from spinecli.masktuning.recovery import recover_quickly
 from spinecli.masktuning.walk import walk
 from spinecli.progress import Progress, silent
+from spinecli.pruning.adaptive.allocation import AdaptiveAllocation
 from spinecli.pruning.allocation import Allocation
 
 
@@ -30,7 +31,7 @@ from spinecli.pruning.allocation import Allocation
 class Candidate:
     """One way to cut a checkpoint."""
 
-    allocation: Allocation
+    allocation: Allocation | AdaptiveAllocation
     masks: Masks
 
 
@@ -38,9 +39,14 @@ class Candidate:
 class Judgement:
     """What a candidate is worth."""
 
-    allocation: Allocation
+    candidate: Candidate
     loss: float
     """What the checkpoint's objective says of the held-out rows after the recovery; the lower the better."""
+
+    @property
+    def allocation(self) -> Allocation | AdaptiveAllocation:
+        """How the candidate spends the budget."""
+        return self.candidate.allocation
 
 
 def judge(
@@ -68,17 +74,17 @@ def judge(
             with stream.block(index) as block:
                 for number in members:
                     name, masks = f"candidate {number}", candidates[number].masks
-                    streams[name] = _recovered(stream, block, lesson, masks, streams[name], held_out_rows)
+                    streams[name] = recovered(stream, block, lesson, masks, streams[name], held_out_rows)
 
         students = [candidate.masks for candidate in candidates]
         dense = walk(stream, start, students, streams, follow, phase=phase, journal=journal, progress=progress)
         judged = slice(-held_out_rows, None)
         measure = objective_of(stream.checkpoint).measure
         losses = [measure(stream, hidden[judged], dense[judged], tokens[judged]) for hidden in streams.values()]
-    return [Judgement(candidate.allocation, loss) for candidate, loss in zip(candidates, losses, strict=True)]
+    return [Judgement(candidate, loss) for candidate, loss in zip(candidates, losses, strict=True)]
 
 
-def _recovered(
+def recovered(
     stream: BlockStream, block: LoadedBlock, lesson: Lesson, masks: Masks, hidden: Tensor, held_out_rows: int
 ) -> Tensor:
     """A candidate's stream behind a block that it keeps; the block's weights are put back."""
@@ -86,7 +92,7 @@ def _recovered(
     answer = partial(recover_quickly, held_out=held_out_rows * stream.length)
     dense = [block.linear(name) for name in projections(stream.checkpoint.family)]
     originals = [(linear.weight, linear.bias) for linear in dense]
-    heads = head_rows(mask.heads, stream.checkpoint.shape.head_dim).to(hidden.device)
+    heads = head_rows(mask.heads, stream.checkpoint.shapes[block.index].head_dim).to(hidden.device)
     channels = mask.channels.nonzero().flatten().to(hidden.device)
     try:
         pupil = Pupil(block, hidden, heads, channels)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,27 +10,7 @@ from torch import Tensor
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.pruning.allocation import Allocation
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Importance of everything that can leave a checkpoint; higher = keep."""
-
-    influence: Tensor
-    """(blocks,) float64."""
-    kv_groups: Tensor
-    """(blocks, kv_heads) float64."""
-    channels: Tensor
-    """(blocks, channels) float64."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, for safetensors."""
-        return {"influence": self.influence, "kv_groups": self.kv_groups, "channels": self.channels}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Any]) -> Scores:
-        """The inverse of `tensors`."""
-        return cls(tensors["influence"], tensors["kv_groups"], tensors["channels"])
+from spinecli.pruning.scores import Scores
 
 
 def select(scores: Scores, allocation: Allocation, shape: BlockShape, protected: frozenset[int]) -> Masks:
@@ -39,21 +18,31 @@ def select(scores: Scores, allocation: Allocation, shape: BlockShape, protected:
 
     Ties go to the unit with the lower index.
     """
+    removed = least_influential(scores, allocation.removed_blocks, protected)
+    nothing = BlockShape(0, 0, shape.head_dim, 0)
     blocks = len(scores.influence)
-    order = torch.argsort(scores.influence, stable=True).tolist()
-    removed = [index for index in order if index not in protected][: allocation.removed_blocks]
-    if len(removed) < allocation.removed_blocks:
-        raise ValueError("more blocks are to leave than are unprotected")
-    nothing = BlockMask(torch.zeros(shape.heads, dtype=torch.bool), torch.zeros(shape.channels, dtype=torch.bool))
+    after = [nothing if index in removed else allocation.shape for index in range(blocks)]
+    return select_shapes(scores, after, (shape,) * blocks)
+
+
+def select_shapes(scores: Scores, after: Sequence[BlockShape], before: Sequence[BlockShape]) -> Masks:
+    """Keep the most important units of every block, as many as `after` says; one without any is removed."""
     masks = []
-    for index in range(blocks):
-        if index in removed:
-            masks.append(nothing)
-            continue
-        groups = _top(scores.kv_groups[index], allocation.shape.kv_heads)
-        channels = _top(scores.channels[index], allocation.shape.channels)
-        masks.append(BlockMask(groups.repeat_interleave(shape.group_size), channels))
+    for index, (wanted, shape) in enumerate(zip(after, before, strict=True)):
+        groups = _top(scores.units[index].kv_groups, wanted.kv_heads)
+        masks.append(
+            BlockMask(groups.repeat_interleave(shape.group_size), _top(scores.units[index].channels, wanted.channels))
+        )
     return Masks(tuple(masks))
+
+
+def least_influential(scores: Scores, count: int, protected: frozenset[int]) -> frozenset[int]:
+    """The `count` unprotected blocks with the least influence; ValueError if there are not so many."""
+    order = torch.argsort(scores.influence, stable=True).tolist()
+    removed = [index for index in order if index not in protected][:count]
+    if len(removed) < count:
+        raise ValueError("more blocks are to leave than are unprotected")
+    return frozenset(removed)
 
 
 def protected_blocks(blocks: int) -> frozenset[int]:

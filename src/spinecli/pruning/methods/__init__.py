@@ -11,10 +11,12 @@ from spinecli.pruning.methods.flap import Flap
 from spinecli.pruning.methods.magnitude import Magnitude
 from spinecli.pruning.methods.random import Random
 from spinecli.pruning.methods.shortgpt import ShortGpt
+from spinecli.pruning.methods.spine import Spine
 from spinecli.pruning.methods.wanda_sp import WandaSp
 
 METHODS: Mapping[str, Callable[[str, int], Method]] = MappingProxyType(
     {
+        "spine": lambda metric, seed: Spine(),
         "comp": lambda metric, seed: Comp(metric),
         "magnitude": lambda metric, seed: Magnitude(),
         "random": lambda metric, seed: Random(seed),

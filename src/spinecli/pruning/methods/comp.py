@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spinecli.pruning.elimination import elimination_order
 from spinecli.pruning.importance import NEURON_METRICS
-from spinecli.pruning.method import BlockView, UnitScores, score_by_neurons
+from spinecli.pruning.method import BlockView, UnitScores, score_by_elimination, score_by_neurons
 
 COMPENSATED = "m4"
 METRICS = (*NEURON_METRICS, COMPENSATED)
 DEFAULT_METRIC = COMPENSATED
-
-# Channels that leave between two evaluations of M4: fewer at a time costs more and hardly changes the order.
-_CHANNEL_STEP = 8
-_EVALUATIONS = 96
 
 
 @dataclass(frozen=True)
@@ -29,6 +24,7 @@ class Comp:
     name: str = "comp"
     cuts_blocks: bool = True
     cuts_units: bool = True
+    refits: bool = False
 
     @property
     def needs_gram(self) -> bool:
@@ -38,10 +34,5 @@ class Comp:
     def score(self, view: BlockView) -> UnitScores:
         """Importance of every KV group and channel."""
         if self.metric == COMPENSATED:
-            group_width = view.shape.group_size * view.shape.head_dim
-            step = max(_CHANNEL_STEP, view.shape.channels // _EVALUATIONS)
-            return UnitScores(
-                elimination_order(view.attention_output, view.attention_inputs.required_gram, group_width),
-                elimination_order(view.feed_forward_output, view.feed_forward_inputs.required_gram, 1, step),
-            )
+            return score_by_elimination(view)
         return score_by_neurons(view, NEURON_METRICS[self.metric])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spinecli.checkpoints.rows import attention_rows, channel_rows
 from spinecli.pruning.method import BlockView, UnitScores
 
 
@@ -15,14 +16,18 @@ class Magnitude:
     needs_gram: bool = False
     cuts_blocks: bool = False
     cuts_units: bool = True
+    refits: bool = False
 
     def score(self, view: BlockView) -> UnitScores:
         """Squared L2 norm of all weights of each KV group and each channel."""
         attention, feed_forward = view.family.attention, view.family.feed_forward
         groups = view.attention_output.double().square().sum(dim=0).view(view.shape.kv_heads, -1).sum(dim=1)
-        for name in (attention.query, attention.key, attention.value):
-            groups = groups + view.weight(name).double().square().sum(dim=1).view(view.shape.kv_heads, -1).sum(dim=1)
+        names = (attention.query, attention.key, attention.value)
+        for name, rows in zip(names, attention_rows(attention, view.shape), strict=True):
+            squares = view.weight(name).double().square().sum(dim=1)
+            groups = groups + squares[rows.to(squares.device)].view(view.shape.kv_heads, -1).sum(dim=1)
         channels = view.feed_forward_output.double().square().sum(dim=0)
-        for name in feed_forward.inputs:
-            channels = channels + view.weight(name).double().square().sum(dim=1)
+        for name, rows in zip(feed_forward.inputs, channel_rows(feed_forward, view.shape), strict=True):
+            squares = view.weight(name).double().square().sum(dim=1)
+            channels = channels + squares[rows.to(squares.device)]
         return UnitScores(groups.cpu(), channels.cpu())

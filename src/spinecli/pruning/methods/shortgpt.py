@@ -15,6 +15,7 @@ class ShortGpt:
     needs_gram: bool = False
     cuts_blocks: bool = True
     cuts_units: bool = False
+    refits: bool = False
 
     def score(self, view: BlockView) -> UnitScores:
         """Units are not ranked."""

@@ -18,6 +18,7 @@ class WandaSp:
     needs_gram: bool = False
     cuts_blocks: bool = False
     cuts_units: bool = True
+    refits: bool = False
 
     def score(self, view: BlockView) -> UnitScores:
         """Importance of every KV group and channel."""

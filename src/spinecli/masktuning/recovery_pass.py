@@ -1,0 +1,168 @@
+"""Recovering a student: dense teacher and pruned student streamed together, one answer a projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spinecli.artifacts.journal import PassJournal
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.objective import Objective, objective_of
+from spinecli.calibration.reload import probe, streamed_logits, verify_written
+from spinecli.calibration.stream import BlockStream, ComputeOptions
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.masktuning.block import Lesson, Pupil, tune_block
+from spinecli.masktuning.gated_layer import BranchTuning
+from spinecli.masktuning.recovery import TuneMethod, recover
+from spinecli.masktuning.tuned_weights import TunedWeights, plan_tuned
+from spinecli.masktuning.walk import walk
+from spinecli.progress import Progress, silent
+
+SCALES_NAME = "scales.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What tuning did to the model as a whole, on calibration rows that nothing was fitted to."""
+
+    objective: Objective
+    loss_before: float
+    """What the objective says; the lower the better."""
+    loss_after: float
+    logits: Tensor
+    """The tuned student's answers to the probe tokens; see `BlockStream.logits`."""
+
+    @property
+    def helps(self) -> bool:
+        """Whether the tuned model is the better one."""
+        return self.loss_after < self.loss_before
+
+    @property
+    def summary(self) -> str:
+        """For a person, in a few words."""
+        before = f"held-out {self.objective.key} {self.loss_before:.4f}"
+        return f"{before} to {self.loss_after:.4f}" if self.helps else f"{before}, left untuned"
+
+    def report(self) -> dict[str, JsonValue]:
+        """For `spine.json` and --json."""
+        key = self.objective.key
+        return {
+            "judged_by": self.objective.name,
+            f"held_out_{key}_before": self.loss_before,
+            f"held_out_{key}_after": self.loss_after,
+            "kept": "tuned" if self.helps else "untuned",
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveryTask:
+    """Who is to be recovered, and from what."""
+
+    teacher: Checkpoint
+    student: Checkpoint
+    masks: Masks
+    """What the student keeps of the teacher."""
+    tokens: Tensor
+    """(rows, length)."""
+    held_out_rows: int
+    """Rows at the end that choose between answers and are not fitted to."""
+    method: TuneMethod
+    compute: ComputeOptions
+
+
+def held_out_rows(rows: int) -> int:
+    """How many of the calibration rows choose between answers: an eighth."""
+    return max(1, rows // 8)
+
+
+def recover_student(
+    task: RecoveryTask,
+    tuned: TunedWeights,
+    journal: PassJournal | None = None,
+    stopwatch: Stopwatch | None = None,
+    progress: Progress = silent,
+) -> Outcome:
+    """Walk teacher and student block by block and leave the answers in `tuned`.
+
+    Three streams are carried: the teacher's, the tuned student's, and, on the held-out rows, that of the student as it
+    was, for the final comparison.
+    """
+    stopwatch = stopwatch or Stopwatch()
+    tokens, held_out, length = task.tokens, task.held_out_rows, task.tokens.shape[1]
+    answer = partial(recover, held_out=held_out * length, method=task.method)
+    branches = BranchTuning(held_out * length) if task.method is TuneMethod.auto else None
+    teacher = BlockStream(task.teacher, length, task.compute, stopwatch)
+    student = BlockStream(task.student, length, task.compute, stopwatch)
+    student_index = {dense: index for index, dense in enumerate(task.masks.kept_blocks)}
+    streams: dict[str, Tensor] = {}
+
+    def follow(dense: int, lesson: Lesson, _: Sequence[int]) -> None:
+        index = student_index[dense]
+        with student.block(index) as block:
+            streams["as it was"] = student.run(block, streams["as it was"])
+            pupil = Pupil(block, streams["student"])
+            found = tune_block(student, pupil, lesson, answer, task.student.storage_dtype, branches)
+        tuned.save(index, dense, found, task.student)
+        streams["student"] = found.hidden
+
+    with stopwatch("computing"):
+        streams["student"] = student.embed(tokens)
+        streams["as it was"] = streams["student"][-held_out:]
+        start = teacher.embed(tokens)
+        dense = walk(teacher, start, [task.masks], streams, follow, phase="tuning", journal=journal, progress=progress)
+        objective, judged = objective_of(task.student), slice(-held_out, None)
+        before, after = (
+            objective.measure(student, hidden[judged], dense[judged], tokens[judged])
+            for hidden in (streams["as it was"], streams["student"])
+        )
+        corner = probe(task.student, streams["student"])
+        logits = torch.cat(list(student.logits(corner))).cpu()
+    return Outcome(objective, before, after, logits)
+
+
+def write_recovered(
+    directory: Path,
+    task: RecoveryTask,
+    outcome: Outcome,
+    tuned: TunedWeights,
+    switches: tuple[str, ...] = (),
+    progress: Progress = silent,
+) -> None:
+    """Write the recovered student, or the student as it was if the recovery did not help, with masks and scales.
+
+    Args:
+        switches: config keys that turn on biases which the answers bring.
+
+    Raises: NoSpaceError.
+    """
+    answers, turned_on = (tuned, switches) if outcome.helps else (None, ())
+    config, groups = plan_tuned(task.student, answers, turned_on)
+    write_checkpoint(directory, config, groups, task.student.path, progress)
+    task.masks.save(directory)
+    if outcome.helps and (scales := tuned.scales(task.student.blocks)):
+        save_file(scales, directory / SCALES_NAME)
+
+
+def verify_recovered(directory: Path, task: RecoveryTask, outcome: Outcome, stopwatch: Stopwatch) -> float:
+    """The largest difference between the written checkpoint's logits and the intended ones.
+
+    Raises: VerificationError; the checkpoint must not be published.
+    """
+    tokens = probe(task.student, task.tokens)
+    intended = outcome.logits if outcome.helps else streamed_logits(task.student, tokens, None, task.compute, stopwatch)
+    return verify_written(directory, tokens, intended, task.compute, stopwatch)
+
+
+def recovery_report(task: RecoveryTask, outcome: Outcome, tuned: TunedWeights) -> dict[str, JsonValue]:
+    """For `spine.json` and --json."""
+    layers = [layer for index in range(task.student.blocks) for layer in tuned.report(index)]
+    return {**outcome.report(), "layers": layers}

@@ -1,0 +1,111 @@
+"""How much the whole model suffers when one sub-layer is cut.
+
+For every attention and every feed-forward layer two cuts are tried alone, with half of its units gone and with all of
+them, each after a re-fit of what stays. All of them walk through the dense checkpoint together:
+
+    dense    ─ 0 ─ 1 ─ 2 ─ … ─▶
+    trials       └ 1 ─ 2 ─ … ─▶      trials of block 0: 4 streams from here on
+                     └ 2 ─ … ─▶      trials of block 1
+
+Scores of different blocks are not comparable as they stand; what the model as a whole loses is. That widths are found
+so is this project's own, see docs/algorithms/spine.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spinecli.artifacts.journal import PassJournal
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.divergence import divergence
+from spinecli.calibration.stream import BlockStream, LoadedBlock
+from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.shape import BlockShape
+from spinecli.masktuning.block import Lesson, teach
+from spinecli.progress import Progress, silent
+from spinecli.pruning.adaptive.damage import Sensitivity
+from spinecli.pruning.scores import Scores
+from spinecli.pruning.search import recovered
+from spinecli.pruning.selection import select_shapes
+
+SUB_LAYERS = ("attention", "mlp")
+
+# All trials' streams together, besides those of the calibration rows.
+_STREAM_BYTES = 768 << 20
+_JUDGING_ROWS = 8
+_FITTING_ROWS = 24
+
+
+def sensitivities(
+    stream: BlockStream,
+    tokens: Tensor,
+    scores: Scores,
+    journal: PassJournal | None = None,
+    stopwatch: Stopwatch | None = None,
+    progress: Progress = silent,
+) -> dict[tuple[int, str], Sensitivity]:
+    """The sensitivity of every sub-layer that a block has, by block and name.
+
+    Args:
+        tokens: (rows, length) calibration tokens; some rows are fitted to, others judge.
+    """
+    checkpoint, blocks = stream.checkpoint, stream.blocks
+    judging, used = _rows(tokens, blocks, checkpoint.d_model)
+    trials: dict[str, Tensor] = {}
+    with (stopwatch or Stopwatch())("computing"):
+        dense = stream.embed(used)
+        first = 0
+        if journal and (saved := journal.load()):
+            first = saved.finished
+            dense = saved.tensors.pop("dense").to(dense.device)
+            trials = {name: value.to(dense.device) for name, value in saved.tensors.items()}
+        for index in range(first, blocks):
+            with stream.block(index) as block:
+                lesson = teach(stream, block, dense)
+                trials = {name: stream.run(block, hidden) for name, hidden in trials.items()}
+                for name, mask in _cuts(scores, index, checkpoint.shapes[index]).items():
+                    trials[f"{index}.{name}"] = _tried(stream, block, lesson, mask, dense, judging)[-judging:].clone()
+            dense = lesson.after
+            if journal:
+                journal.save(index + 1, {**trials, "dense": dense}, last=index + 1 == blocks)
+            progress("measuring sensitivity", index + 1, blocks)
+        lost = divergence(stream, dense[-judging:], trials)
+    return {
+        (index, name): Sensitivity(lost[f"{index}.{name}.half"], lost[f"{index}.{name}.whole"])
+        for index in range(blocks)
+        for name in SUB_LAYERS
+        if f"{index}.{name}.whole" in lost
+    }
+
+
+def _rows(tokens: Tensor, blocks: int, d_model: int) -> tuple[int, Tensor]:
+    """How many rows judge, and all rows that are used, the judging ones last."""
+    row_bytes = tokens.shape[1] * d_model * torch.float32.itemsize
+    judging = max(1, min(_JUDGING_ROWS, _STREAM_BYTES // (2 * len(SUB_LAYERS) * blocks * row_bytes), len(tokens) // 4))
+    return judging, tokens[: _FITTING_ROWS + judging]
+
+
+def _cuts(scores: Scores, index: int, shape: BlockShape) -> dict[str, BlockMask]:
+    """The cuts of one block that are tried, by sub-layer and amount."""
+    shapes = {
+        f"attention.{amount}": BlockShape(groups * shape.group_size, groups, shape.head_dim, shape.channels)
+        for amount, groups in (("half", (shape.kv_heads + 1) // 2), ("whole", 0))
+        if shape.heads
+    } | {
+        f"mlp.{amount}": BlockShape(shape.heads, shape.kv_heads, shape.head_dim, channels)
+        for amount, channels in (("half", (shape.channels + 1) // 2), ("whole", 0))
+        if shape.channels
+    }
+    alone = Scores(scores.influence[index : index + 1], scores.units[index : index + 1])
+    return {name: select_shapes(alone, (wanted,), (shape,)).blocks[0] for name, wanted in shapes.items()}
+
+
+def _tried(
+    stream: BlockStream, block: LoadedBlock, lesson: Lesson, mask: BlockMask, hidden: Tensor, judging: int
+) -> Tensor:
+    if not mask.kept:
+        return hidden  # the block had this sub-layer alone
+    full = Masks.full(stream.checkpoint.shapes)
+    masks = Masks((*full.blocks[: block.index], mask, *full.blocks[block.index + 1 :]))
+    return recovered(stream, block, lesson, masks, hidden, judging)
