@@ -1,0 +1,50 @@
+"""Settings under which llama.cpp would compute something else than the checkpoint does."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.errors import UnexportableError
+from spinecli.export.architecture import Architecture
+
+_MOST_BLOCKS = 512
+"""LLAMA_MAX_LAYERS of llama.cpp."""
+
+
+def check_config(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Refuse what the architecture cannot express.
+
+    Raises: UnexportableError.
+    """
+    for key, allowed in architecture.required.items():
+        value = getattr(checkpoint.config, key, None)
+        if value is not None and value not in allowed:
+            raise _refused(checkpoint, architecture, key, f"computes with {' or '.join(map(repr, allowed))} only")
+    for key in architecture.needed:
+        if getattr(checkpoint.config, key, None) is None:
+            raise _refused(checkpoint, architecture, key, "needs a value there")
+    for key in architecture.refused:
+        if getattr(checkpoint.config, key, None) is not None:
+            raise _refused(checkpoint, architecture, key, "does not compute that")
+    for key in architecture.head_dim_twins:
+        if getattr(checkpoint.config, key, None) != checkpoint.shapes[0].head_dim:
+            raise _refused(checkpoint, architecture, key, f"wants the size of a head, {checkpoint.shapes[0].head_dim}")
+    for key, pattern in architecture.patterns.items():
+        values = getattr(checkpoint.config, key, None)
+        if values is not None and list(values) != list(islice(cycle(pattern), len(values))):
+            raise _refused(checkpoint, architecture, key, f"repeats {list(pattern)} whatever blocks have left")
+    if architecture.tied and not checkpoint.config.tie_word_embeddings:
+        raise _refused(checkpoint, architecture, "tie_word_embeddings", "ties them")
+    if checkpoint.blocks in architecture.refused_blocks or checkpoint.blocks > _MOST_BLOCKS:
+        raise UnexportableError(
+            f"{checkpoint.path} has {checkpoint.blocks} blocks, a number that llama.cpp's {architecture.name} takes "
+            "for another model; use --format hf."
+        )
+
+
+def _refused(checkpoint: Checkpoint, architecture: Architecture, key: str, reason: str) -> UnexportableError:
+    value = getattr(checkpoint.config, key, None)
+    return UnexportableError(
+        f"{checkpoint.path} has {key} {value!r}, and llama.cpp's {architecture.name} {reason}; use --format hf."
+    )

@@ -1,0 +1,89 @@
+"""What an export is asked for, checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.errors import MissingPackageError, OptionError
+from spinecli.export.merging import merge
+from spinecli.export.output import check_directory_output, check_file_output
+
+if TYPE_CHECKING:
+    from spinecli.export.storage import Quantization
+
+
+class Format(str, Enum):
+    """What an export can be written as."""
+
+    gguf = "gguf"
+    """One file for llama.cpp and what is built on it."""
+    hf = "hf"
+    """A Hugging Face directory."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `spine export`."""
+
+    model: str
+    format: str
+    out: Path
+    adapter: Path | None = None
+    quantize: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """An export that can be carried out."""
+
+    options: ExportOptions
+    format: Format
+    checkpoint: Checkpoint
+    """With the adapter merged, if there is one."""
+    quantization: Quantization | None
+    """None for a format that keeps the stored dtype."""
+
+
+def open_request(options: ExportOptions) -> ExportRequest:
+    """Check the options and open what they name; no weight is read.
+
+    Raises: OptionError, MissingPackageError, OutputExistsError, and what opening a checkpoint or an adapter raises.
+    """
+    try:
+        wanted = Format(options.format)
+    except ValueError:
+        known = " or ".join(each.value for each in Format)
+        raise OptionError(f"--format must be {known}, not {options.format!r}.") from None
+    quantization = None
+    if wanted is Format.gguf:
+        if find_spec("gguf") is None:
+            raise MissingPackageError(
+                "--format gguf needs the package gguf; install it with: pip install 'spinecli[gguf]'"
+            )
+        quantization = _quantization(options.quantize or "f16")
+    elif options.quantize is not None:
+        raise OptionError("--quantize is for --format gguf; --format hf keeps the precision of the checkpoint.")
+    path = resolve_checkpoint(options.model)
+    check = check_file_output if wanted is Format.gguf else check_directory_output
+    check(options.out, options.overwrite, path)
+    checkpoint = Checkpoint.open(path)
+    if options.adapter is not None:
+        checkpoint = merge(checkpoint, options.adapter)
+    return ExportRequest(options, wanted, checkpoint, quantization)
+
+
+def _quantization(text: str) -> Quantization:
+    from spinecli.export.storage import Quantization
+
+    try:
+        return Quantization(text)
+    except ValueError:
+        known = ", ".join(each.value for each in Quantization)
+        raise OptionError(f"--quantize must be one of {known}, not {text!r}.") from None

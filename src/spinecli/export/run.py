@@ -1,0 +1,118 @@
+"""Carrying out an export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from spinecli.artifacts.directory import require_space
+from spinecli.artifacts.hashing import sha256_file
+from spinecli.artifacts.manifest import record_files
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.calibration.rows import load_tokenizer
+from spinecli.export.huggingface import write_huggingface
+from spinecli.export.merging import MergedCheckpoint
+from spinecli.export.output import whole_directory, whole_file
+from spinecli.export.request import ExportRequest, Format
+from spinecli.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result of an export."""
+
+    report: dict[str, JsonValue]
+    notes: tuple[str, ...] = field(default=())
+
+
+def export(request: ExportRequest, stopwatch: Stopwatch, progress: Progress = silent) -> Exported:
+    """Write what is asked for, whole or not at all.
+
+    Raises: UnexportableError, VerificationError, NoSpaceError, UnfinishedRunError, TokenizerError, and what reading the
+        checkpoint raises.
+    """
+    if request.format is Format.gguf:
+        return _export_gguf(request, stopwatch, progress)
+    return _export_huggingface(request, stopwatch, progress)
+
+
+def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progress) -> Exported:
+    from spinecli.export import llamacpp
+    from spinecli.export.gguf_file import write_gguf
+    from spinecli.export.gguf_model import gguf_model
+    from spinecli.export.storage import Quantization
+    from spinecli.export.verification import verify
+
+    out, checkpoint = request.options.out, request.checkpoint
+    quantization = request.quantization or Quantization.f16
+    tokenizer = load_tokenizer(checkpoint.path)
+    model, notes = gguf_model(checkpoint, tokenizer, quantization)
+    require_space(out.resolve().parent, model.bytes)
+    with whole_file(out) as part:
+        with stopwatch("writing"):
+            write_gguf(part, model, progress)
+        verdict = None
+        if llamacpp.available():
+            with stopwatch("verifying"):
+                texts = tokenizer if model.tokenizer.tokens else None
+                verdict = verify(part, checkpoint, texts, quantization)
+    if verdict and verdict.texts_alike < verdict.texts:
+        notes = (
+            *notes,
+            f"llama.cpp cuts {verdict.texts - verdict.texts_alike} of {verdict.texts} test texts into other tokens "
+            "than the checkpoint's tokenizer",
+        )
+    report: dict[str, JsonValue] = {
+        "format": request.format.value,
+        "architecture": model.architecture.name,
+        "model_type": checkpoint.family.model_type,
+        "blocks": [
+            {"heads": shape.heads, "kv_heads": shape.kv_heads, "channels": shape.channels} for shape in model.shapes
+        ],
+        "filled_blocks": [index for index, shape in enumerate(model.shapes) if shape != checkpoint.shapes[index]],
+        "quantize": quantization.value,
+        "tensors": dict(model.tensors_by_type()),
+        "fallen_back_to_f16": list(model.fallen_back()),
+        "tokenizer": model.tokenizer.description,
+        "context": model.context,
+        "adapter": _adapter(request),
+        "bytes": out.stat().st_size,
+        "sha256": sha256_file(out),
+        "llama_cpp": None
+        if verdict is None
+        else {
+            "logit_difference": verdict.logit_difference,
+            "texts": verdict.texts,
+            "texts_alike": verdict.texts_alike,
+        },
+        "notes": list(notes),
+    }
+    return Exported(report, notes)
+
+
+def _export_huggingface(request: ExportRequest, stopwatch: Stopwatch, progress: Progress) -> Exported:
+    out, checkpoint = request.options.out, request.checkpoint
+    require_space(out.resolve().parent, checkpoint.bytes)
+    with whole_directory(out) as part:
+        difference = write_huggingface(part, checkpoint, stopwatch, progress)
+    files = record_files(out)
+    report: dict[str, JsonValue] = {
+        "format": request.format.value,
+        "architecture": str(checkpoint.raw_config.get("architectures", [None])[0]),
+        "model_type": checkpoint.family.model_type,
+        "tensors": {str(checkpoint.storage_dtype).removeprefix("torch."): len(checkpoint.tensors)},
+        "adapter": _adapter(request),
+        "bytes": sum(record.bytes for record in files.values()),
+        "files": {name: record.sha256 for name, record in files.items()},
+        "logit_difference": difference,
+        "notes": [],
+    }
+    return Exported(report)
+
+
+def _adapter(request: ExportRequest) -> JsonValue:
+    """What was merged: where it lay, and into how many tensors it went."""
+    if request.options.adapter is None or not isinstance(request.checkpoint, MergedCheckpoint):
+        return None
+    return {"path": str(request.options.adapter), "merged_tensors": len(request.checkpoint.additions)}

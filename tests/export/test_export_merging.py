@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export_cases import tensors_of, written_gguf
+from families import Recipe, load, random_tokens, recipe
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from spinecli.calibration.reload import streamed_logits
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import Task
+from spinecli.errors import DamagedArtifactError, OptionError
+from spinecli.export.merging import merge
+
+Opened = Callable[[Recipe], Checkpoint]
+BASE = recipe("llama", grouped=True)
+
+
+def adapter_in(directory: Path, model: PreTrainedModel, **settings: Any) -> PeftModel:
+    """A LoRA adapter with random factors, saved by PEFT."""
+    plain = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    torch.manual_seed(1)
+    adapted = get_peft_model(model, LoraConfig(**{**plain, **settings}))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.data.normal_(std=0.3)
+    adapted.save_pretrained(directory)
+    return adapted
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "one rank": {},
+    "ranks by pattern": {
+        "rank_pattern": {r"layers\.0\..*q_proj": 2, "down_proj": 8},
+        "alpha_pattern": {"down_proj": 3, r"model\.layers\.2\.self_attn\.v_proj": 1},
+    },
+    "some blocks": {"layers_to_transform": [1], "layers_pattern": "layers"},
+    "rank-stabilised": {"use_rslora": True},
+    "a module trained whole": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_it_merges_as_peft_does(opened: Opened, tmp_path: Path, settings: dict[str, Any]) -> None:
+    checkpoint = opened(BASE)
+    adapted = adapter_in(tmp_path / "lora", load(checkpoint.path), **settings)
+    found = merge(checkpoint, tmp_path / "lora")
+    expected = adapted.merge_and_unload().state_dict()
+    assert found.tensors.keys() == checkpoint.tensors.keys()
+    for name in checkpoint.tensors:
+        torch.testing.assert_close(found.read(name).float(), expected[name], rtol=0, atol=2e-6, msg=name)
+    assert any(not torch.equal(found.read(name), checkpoint.read(name)) for name in checkpoint.tensors)
+
+
+def test_weights_that_are_stored_transposed(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(recipe("gpt2", tied=True))
+    adapted = adapter_in(
+        tmp_path / "lora", load(checkpoint.path), target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True
+    )
+    expected = adapted.merge_and_unload().state_dict()
+    found = merge(checkpoint, tmp_path / "lora")
+    for name in checkpoint.tensors:
+        torch.testing.assert_close(found.read(name).float(), expected[name], rtol=0, atol=2e-6, msg=name)
+
+
+def test_half_precision_is_merged_in_float32(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(recipe("llama", dtype="bfloat16").write(tmp_path / "checkpoint"))
+    adapted = adapter_in(tmp_path / "lora", load(checkpoint.path))
+    expected = adapted.merge_and_unload().state_dict()
+    found = merge(checkpoint, tmp_path / "lora")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert found.read(name).dtype is torch.float32
+    torch.testing.assert_close(found.read(name), expected[name], rtol=0, atol=2e-6)
+    assert found.read("model.norm.weight").dtype is torch.bfloat16
+
+
+def test_the_file_holds_the_merged_weights(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(BASE)
+    adapted = adapter_in(tmp_path / "lora", load(checkpoint.path))
+    written_gguf(tmp_path / "x.gguf", merge(checkpoint, tmp_path / "lora"))
+    expected = adapted.merge_and_unload().state_dict()
+    found = tensors_of(tmp_path / "x.gguf")
+    for block in range(checkpoint.blocks):
+        for long, short in (("self_attn.v_proj", "attn_v"), ("mlp.down_proj", "ffn_down"), ("mlp.up_proj", "ffn_up")):
+            wanted = expected[f"model.layers.{block}.{long}.weight"]
+            torch.testing.assert_close(found[f"blk.{block}.{short}.weight"], wanted, rtol=0, atol=2e-6)
+
+
+def test_an_adapter_with_a_head_makes_a_classifier(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(BASE)
+    base = AutoModelForSequenceClassification.from_pretrained(checkpoint.path, num_labels=5, pad_token_id=0)
+    adapted = adapter_in(tmp_path / "lora", base, task_type="SEQ_CLS")
+    found = merge(checkpoint, tmp_path / "lora")
+    assert (found.task, found.labels) == (Task.classification, 5)
+    tokens = random_tokens(2, 20)
+    with torch.no_grad():
+        expected = adapted.eval()(tokens).logits
+    torch.testing.assert_close(streamed_logits(found, tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+def changed_config(directory: Path, **changes: Any) -> None:
+    file = directory / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("other", [recipe("llama", grouped=True, channels=48), recipe("llama", grouped=True, blocks=2)])
+def test_an_adapter_of_another_model_is_refused(opened: Opened, tmp_path: Path, other: Recipe) -> None:
+    adapter_in(tmp_path / "lora", load(opened(BASE).path))
+    with pytest.raises(OptionError, match=r"does not fit .*; name the checkpoint that it was trained on\."):
+        merge(opened(other), tmp_path / "lora")
+
+
+def test_other_kinds_of_adapters_are_refused(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(BASE)
+    adapter_in(tmp_path / "lora", load(checkpoint.path))
+    for changes, word in (({"peft_type": "LOHA"}, "LOHA"), ({"use_dora": True}, "use_dora")):
+        shutil.copytree(tmp_path / "lora", tmp_path / word)
+        changed_config(tmp_path / word, **changes)
+        with pytest.raises(OptionError, match=word):
+            merge(checkpoint, tmp_path / word)
+    adapter_in(tmp_path / "embedding", load(checkpoint.path), target_modules=["embed_tokens", "q_proj"])
+    with pytest.raises(OptionError, match="embed_tokens"):
+        merge(checkpoint, tmp_path / "embedding")
+
+
+def test_a_lone_factor_and_nan_are_refused(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(BASE)
+    adapter_in(tmp_path / "lora", load(checkpoint.path))
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    lone = dict(tensors)
+    lone.pop(next(name for name in tensors if name.endswith("lora_B.weight")))
+    save_file(lone, weights)
+    with pytest.raises(OptionError, match="no two fitting factors"):
+        merge(checkpoint, tmp_path / "lora")
+    name = next(name for name in tensors if "v_proj.lora_A" in name)
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, weights)
+    merged = merge(checkpoint, tmp_path / "lora")
+    with pytest.raises(DamagedArtifactError, match="NaN"):
+        merged.read("model.layers.0.self_attn.v_proj.weight")
