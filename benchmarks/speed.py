@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.calibration.rows import CalibrationOptions
+from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.writer import PlannedTensor, write_checkpoint
@@ -66,7 +67,7 @@ def make_checkpoint(directory: Path) -> Path:
     raw = {**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "float32"}
     groups = [
         [PlannedTensor(name, shape, torch.float32, partial(random_tensor, shape))]
-        for name, shape in stored_shapes(build_skeleton(config)).items()
+        for name, shape in stored_shapes(build_skeleton(config, Task.causal_lm)).items()
     ]
     directory.mkdir()
     write_checkpoint(directory, raw, groups, resolve_checkpoint("builtin:tiny"))
@@ -76,7 +77,7 @@ def make_checkpoint(directory: Path) -> Path:
 def row(name: str, model: str, cut: Cut, settings: GenerationSettings, work: Path) -> str:
     """Cut, time, and one line of the table."""
     rows = CalibrationOptions("builtin:tiny-calibration", rows=8)
-    options = PruneOptions(model, SPARSITY, metric="m1", block_share=cut.block_share, calibration=rows)
+    options = PruneOptions(model, SPARSITY, method="comp", metric="m1", block_share=cut.block_share, calibration=rows)
     out = work / f"{name}-{cut.name}"
     report = prune(open_request(options), OutputOptions(out)).model_dump()["report"]
     promised = report["dense"]["block_flops_per_token"] / report["cut"]["block_flops_per_token"]

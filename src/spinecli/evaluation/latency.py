@@ -92,12 +92,26 @@ def measure_latency(
         partial(time_generation, model, prompt, settings.new_tokens)
         for model, prompt in zip(models, prompts, strict=True)
     ]
+    batch, length = prompts[0].shape
+    return generation_rates(generations, batch, length, settings, progress)
+
+
+def generation_rates(
+    generations: Sequence[Callable[[], Seconds]],
+    batch: int,
+    length: int,
+    settings: GenerationSettings,
+    progress: Progress = silent,
+) -> list[LatencyResult]:
+    """Run generations in turns, each of which times itself; one result each, in their order.
+
+    Each continues `batch` prompts of `length` tokens by `settings.new_tokens`.
+    """
     taken = in_turns(generations, settings, progress)
-    prefilled = prompts[0].numel()
-    decoded = len(prompts[0]) * (settings.new_tokens - 1)
+    decoded = batch * (settings.new_tokens - 1)
     return [
         LatencyResult(
-            prefill=rates([prefilled / seconds.prefill for seconds in series]),
+            prefill=rates([batch * length / seconds.prefill for seconds in series]),
             decode=rates([decoded / seconds.decode for seconds in series]),
         )
         for series in taken

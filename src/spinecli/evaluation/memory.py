@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+
+from pydantic import JsonValue
 
 from spinecli.errors import MeasurementError
-from spinecli.evaluation.memory_probe import REPORT_MARK
+from spinecli.evaluation.memory_probe import FAILURE_MARK, REPORT_MARK
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.results import MemoryResult
 from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, Settings
@@ -22,7 +25,7 @@ def measure_memory(subject: Subject, settings: Settings) -> MemoryResult:
     Raises: MeasurementError if that process dies, for want of memory for instance.
     """
     generation = settings.generation
-    request = {
+    request: dict[str, JsonValue] = {
         "reference": str(subject.path.resolve()),
         "adapter": str(subject.adapter.resolve()) if subject.adapter else None,
         "device": settings.device,
@@ -32,14 +35,26 @@ def measure_memory(subject: Subject, settings: Settings) -> MemoryResult:
         "new_tokens": generation.new_tokens,
         "batch_size": generation.batch_size,
     }
-    command = [sys.executable, "-m", "spinecli.evaluation.memory_probe"]
+    return run_probe("spinecli.evaluation.memory_probe", request, subject.reference)
+
+
+def run_probe(module: str, request: Mapping[str, JsonValue], reference: str) -> MemoryResult:
+    """Start `module` as a process of its own that does what `request` asks and reports its peak.
+
+    Raises: MeasurementError with the sentence that the process leaves, or one that names the model as `reference` if
+        it dies without one.
+    """
+    command = [sys.executable, "-m", module]
     finished = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
-    reports = [line for line in finished.stdout.splitlines() if line.startswith(REPORT_MARK)]
+    lines = finished.stdout.splitlines()
+    if failures := [line for line in lines if line.startswith(FAILURE_MARK)]:
+        raise MeasurementError(failures[0].removeprefix(FAILURE_MARK))
+    reports = [line for line in lines if line.startswith(REPORT_MARK)]
     if finished.returncode != 0 or not reports:
         reason = f"signal {-finished.returncode}" if finished.returncode < 0 else _last_line(finished.stderr)
         raise MeasurementError(
-            f"The process that measures the memory of {subject.reference} ended early ({reason}); "
-            "free some memory, or leave out --memory."
+            f"The process that measures the memory of {reference} ended early ({reason}); "
+            "free some memory, or leave out this measure or this model."
         )
     peak, before, device_peak = json.loads(reports[-1].removeprefix(REPORT_MARK))
     return MemoryResult(

@@ -12,6 +12,8 @@ from pathlib import Path
 from spinecli.artifacts.stopwatch import peak_memory
 
 REPORT_MARK = "spine-memory "
+FAILURE_MARK = "spine-failure "
+"""Before a sentence for the user, from a probe that knows why it cannot measure."""
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.counting import model_size
+from spinecli.checkpoints.counting import size_of
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.source import resolve_checkpoint
@@ -71,7 +71,9 @@ def open_subjects(references: Sequence[tuple[str, Path | None]]) -> list[Subject
     names = [_name(reference, adapter) for reference, adapter in references]
     subjects = [
         Subject(label, reference, checkpoint, adapter)
-        for label, (reference, adapter), checkpoint in zip(_unique(names, references), references, opened, strict=True)
+        for label, (reference, adapter), checkpoint in zip(
+            unique_labels(names, [_full_name(*each) for each in references]), references, opened, strict=True
+        )
     ]
     classifier = next((subject for subject in subjects if subject.classifies), None)
     language_model = next((subject for subject in subjects if not subject.classifies), None)
@@ -104,7 +106,7 @@ def weights_of(subject: Subject) -> Weights:
     checkpoint = subject.checkpoint
     sizes = {name: torch.Size(stored.shape).numel() for name, stored in checkpoint.tensors.items()}
     in_blocks = {name for index in range(checkpoint.blocks) for name in checkpoint.block_names(index).values()}
-    model = model_size(checkpoint, checkpoint.blocks, checkpoint.shape, FLOPS_CONTEXT)
+    model = size_of(checkpoint, FLOPS_CONTEXT)
     shapes = adapter_shapes(subject.adapter) if subject.adapter else {}
     # the head that an adapter brings is already among the classifier's own tensors
     added = [shape for name, shape in shapes.items() if name.removeprefix(PEFT_PREFIX) not in sizes]
@@ -179,13 +181,14 @@ def _name(reference: str, adapter: Path | None) -> str:
     return f"{name} + {adapter.name}" if adapter else name
 
 
-def _unique(names: list[str], references: Sequence[tuple[str, Path | None]]) -> list[str]:
-    """Names that occur twice become full references, and what still occurs twice is numbered."""
+def _full_name(reference: str, adapter: Path | None) -> str:
+    return f"{reference} + {adapter}" if adapter else reference
+
+
+def unique_labels(names: Sequence[str], full: Sequence[str]) -> list[str]:
+    """Names that occur twice become full ones, and what still occurs twice is numbered."""
     counts = Counter(names)
-    labels = []
-    for name, (reference, adapter) in zip(names, references, strict=True):
-        full = f"{reference} + {adapter}" if adapter else reference
-        labels.append(name if counts[name] == 1 else full)
+    labels = [name if counts[name] == 1 else long for name, long in zip(names, full, strict=True)]
     repeated = Counter(labels)
     seen: Counter[str] = Counter()
     for position, label in enumerate(labels):

@@ -12,9 +12,9 @@ def cell(row: Row, index: int) -> str:
     value = row.values[index]
     if value is None:
         return "-"
-    text = _FORMATS[row.form](value)
+    text = formatted(value, row.form)
     deviation = row.deviations[index] if row.deviations else None
-    return f"{text} ± {_FORMATS[row.form](deviation)}" if deviation is not None else text
+    return f"{text} ± {formatted(deviation, row.form)}" if deviation is not None else text
 
 
 def ratio_cell(row: Row, index: int) -> str:
@@ -73,6 +73,11 @@ def _examples(evaluation: Evaluation) -> list[str]:
     if labels:
         sentences.append(f"Labels were matched by position for {', '.join(labels)}.")
     return sentences
+
+
+def formatted(value: float, form: Form) -> str:
+    """A figure as a person reads it."""
+    return _FORMATS[form](value)
 
 
 def _scaled(value: float, step: float, units: Sequence[str]) -> str:

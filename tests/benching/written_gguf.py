@@ -1,0 +1,20 @@
+"""Checkpoints as files for llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spinecli.benching.settings import Quantization
+
+
+def write_gguf_file(checkpoint: Path, file: Path, quantize: Quantization) -> Path:
+    pytest.importorskip("gguf")
+    from spinecli.benching.conversion import convertible
+    from spinecli.benching.models import open_models
+    from spinecli.export.gguf_file import write_gguf
+
+    (model,) = open_models([str(checkpoint)])
+    write_gguf(file, convertible(model, quantize).planned)
+    return file
