@@ -1,11 +1,12 @@
 """Memory and time at real size: a random-weight checkpoint with LLaMA-2-7B's shape, pruned and tuned.
 
-    python benchmarks/large.py [--work DIR] [--dtype bfloat16] [--blocks 4] [--metric m1] [--method lsq]
+    python benchmarks/large.py [--work DIR] [--dtype bfloat16] [--blocks 4] [--widths adaptive]
+    python benchmarks/large.py [--work DIR] [--dtype bfloat16] --prune-method comp [--metric m1] [--tune lsq]
 
 Makes the checkpoint once (13.5 GB in bfloat16, sharded; fewer `--blocks` make it smaller) and runs
-`spine prune --sparsity 0.2` and `spine tune` on it as processes of their own, with 16 x 128 calibration tokens. Prints
-each one's peak resident memory, as the system counted it for the process, and where its seconds went. Skips when the
-disk has no room.
+`spine prune --sparsity 0.2` and, after a method that does not re-fit, `spine tune` on it as processes of their own,
+with 16 x 128 calibration tokens. Prints each one's peak resident memory, as the system counted it for the process, and
+where its seconds went. Skips when the disk has no room.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
+from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.writer import PlannedTensor, write_checkpoint
@@ -61,7 +63,7 @@ def make_checkpoint(directory: Path, blocks: int) -> None:
     raw = {**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     groups = [
         [PlannedTensor(name, shape, torch.bfloat16, partial(random_tensor, name, shape))]
-        for name, shape in stored_shapes(build_skeleton(config)).items()
+        for name, shape in stored_shapes(build_skeleton(config, Task.causal_lm)).items()
     ]
     partial_directory = directory.with_suffix(".part")
     partial_directory.mkdir(exist_ok=True)
@@ -93,8 +95,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--block-share", default="auto")
-    parser.add_argument("--metric", default="m4")
-    parser.add_argument("--method", default="auto")
+    parser.add_argument("--prune-method", default="spine")
+    parser.add_argument("--widths", default="uniform")
+    parser.add_argument("--metric", default="m4", help="of --prune-method comp")
+    parser.add_argument("--tune", default="auto", help="of a method that does not re-fit")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="spine-large-"))
     needed = (options.blocks + 2) * BYTES_PER_BLOCK
@@ -108,9 +112,12 @@ def main() -> None:
     common = ["--overwrite", "--dtype", options.dtype]
     rows = ["--calibration", "builtin:tiny-calibration", "--calibration-rows", "16", "--calibration-length", "128"]
     prune = ["prune", str(dense), "--sparsity", "0.2", "--out", str(pruned), *rows, *common]
-    prune += ["--block-share", options.block_share, "--metric", options.metric]
+    prune += ["--method", options.prune_method, "--block-share", options.block_share]
+    refits = options.prune_method == "spine"
+    prune += ["--widths", options.widths] if refits else ["--metric", options.metric]
     report("prune", *measured(prune), pruned)
-    report("tune", *measured(["tune", str(pruned), "--out", str(tuned), "--method", options.method, *common]), tuned)
+    if not refits:
+        report("tune", *measured(["tune", str(pruned), "--out", str(tuned), "--method", options.tune, *common]), tuned)
 
 
 if __name__ == "__main__":

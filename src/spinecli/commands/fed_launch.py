@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +14,11 @@ from spinecli.commands import options
 from spinecli.commands.fed_launch_view import label_view, live_rounds, opening, result_view, split_opening
 from spinecli.console import Terminal
 
+if TYPE_CHECKING:
+    from spinecli.federation.engine import Clock, Connect, Engine
+    from spinecli.federation.request import FederatedRequest
+    from spinecli.split.request import SplitRequest
+
 
 def fed_launch(
     model: Annotated[str, typer.Argument(help="Checkpoint: a directory, a hub id, or builtin:tiny.")],
@@ -19,6 +26,9 @@ def fed_launch(
     out: federated.Out = None,
     strategy: federated.Strategy = "fedspine",
     fleet: federated.Fleet = "jetson-80",
+    devices: federated.Devices = None,
+    engine: federated.Engine = federated.EngineName.local,
+    clock: federated.Clock = None,
     plan: federated.Plan = None,
     partition: federated.Partition = "iid",
     evaluation: federated.Evaluation = None,
@@ -82,6 +92,7 @@ def fed_launch(
         from spinecli.federation.run import launch
         from spinecli.federation.strategies import SPLITTING
         from spinecli.federation.strategies.strategy import Tuning
+        from spinecli.remote.available import require_nvflare
         from spinecli.split.request import SPLIT_RATE, split_options, split_request
         from spinecli.split.run import launch as launch_split
 
@@ -103,6 +114,10 @@ def fed_launch(
             raise OptionError(f"{next(iter(chosen))} belongs to split training; {strategy} has no use for it.")
         if deploy and strategy in SPLITTING:
             raise OptionError(f"--deploy has no use with {strategy}, which writes the joined checkpoint; drop it.")
+        if engine is federated.EngineName.nvflare:
+            require_nvflare("--engine nvflare")
+        elif clock is federated.ClockName.wall:
+            raise OptionError("--clock wall needs devices that take their own time; add --engine nvflare, or drop it.")
         stopwatch = Stopwatch()
         if out is not None and not resume:
             check_output(OutputOptions(out, overwrite, resume))
@@ -130,6 +145,9 @@ def fed_launch(
                     data=data,
                     strategy=strategy,
                     fleet=fleet,
+                    devices=devices,
+                    engine=engine.value,
+                    clock=clock.value if clock else _usual_clock(engine),
                     plan=plan,
                     partition=partition,
                     evaluation=evaluation,
@@ -174,12 +192,29 @@ def fed_launch(
         if split is not None:
             terminal.note(split_opening(split))
         output = OutputOptions(out, overwrite, resume)
-        with quiet_libraries(debug), live_rounds(terminal, rounds) as listener:
+        connect = None if engine is federated.EngineName.local else _launcher(request, split, terminal)
+        with quiet_libraries(debug), live_rounds(terminal, rounds, request.options.clock) as listener:
             if split is not None:
-                manifest = launch_split(split, output, stopwatch, listener)
+                manifest = launch_split(split, output, stopwatch, listener, connect)
             else:
-                manifest = launch(request, output, stopwatch, listener)
+                manifest = launch(request, output, stopwatch, listener, connect)
         result = FederatedResult.model_validate(manifest.report)
         measured = stopwatch.measured()
         value = {"out": str(out), **result.model_dump(mode="json"), "measured": measured.model_dump(mode="json")}
         terminal.result(value, *result_view(result, request, out, measured.seconds["total"]))
+
+
+def _usual_clock(engine: federated.EngineName) -> Clock:
+    return "fleet" if engine is federated.EngineName.local else "wall"
+
+
+def _launcher(request: FederatedRequest, split: SplitRequest | None, terminal: Terminal) -> Connect:
+    """Starts a process for each device when the run begins."""
+    from spinecli.remote.launch import on_this_machine, require_few
+
+    require_few(request)
+
+    def connect(state: Path) -> AbstractContextManager[Engine]:
+        return on_this_machine(request, split, state, terminal.note)
+
+    return connect

@@ -14,6 +14,7 @@ _DATA = "Data"
 _TRAINING = "Rounds and training"
 _LORA = "LoRA"
 _PRUNING = "Pruning (fedspine, fedspine-model, fed-loraprune)"
+_ENGINE = "Devices and engine"
 _SPLIT = f"Split training ({_SPLITTING})"
 
 
@@ -30,6 +31,20 @@ class Score(str, Enum):
 
     lora = "lora"
     salience = "salience"
+
+
+class EngineName(str, Enum):
+    """What carries messages to devices."""
+
+    local = "local"
+    nvflare = "nvflare"
+
+
+class ClockName(str, Enum):
+    """Whose seconds count."""
+
+    fleet = "fleet"
+    wall = "wall"
 
 
 class Way(str, Enum):
@@ -309,6 +324,34 @@ OptimizerChoice = Annotated[
         help="How both halves go downhill. Default: adamw.",
         rich_help_panel=_SPLIT,
         show_default=False,
+    ),
+]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine",
+        help="Simulate the devices in this process (local), or start a process for each here (nvflare).",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        help="Scale the fleet to so many devices.",
+        min=1,
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+Clock = Annotated[
+    ClockName | None,
+    typer.Option(
+        "--clock",
+        help="Whose seconds count: those that the fleet would need, or those that pass. Default: fleet for local, wall "
+        "for nvflare.",
+        show_default=False,
+        rich_help_panel=_ENGINE,
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show how the data lies on the devices and train nothing.")]

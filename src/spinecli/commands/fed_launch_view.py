@@ -14,6 +14,7 @@ from spinecli.console import Terminal, size, table
 
 if TYPE_CHECKING:
     from spinecli.federation.data.label_table import LabelTable
+    from spinecli.federation.engine import Clock
     from spinecli.federation.history import RoundRecord
     from spinecli.federation.request import FederatedRequest
     from spinecli.federation.results import FederatedResult
@@ -25,17 +26,17 @@ _COLUMNS = ("round", "time", "accuracy", "loss", "slowest", "idle", "traffic", "
 
 
 @contextmanager
-def live_rounds(terminal: Terminal, rounds: int) -> Iterator[Listener]:
+def live_rounds(terminal: Terminal, rounds: int, clock: Clock) -> Iterator[Listener]:
     """A listener that keeps a table of the last rounds on a terminal, and is silent where there is none."""
     if terminal.quiet or not terminal.err.is_terminal:
         yield _silent
         return
     records: list[RoundRecord] = []
-    with Live(_rounds_table(records, rounds), console=terminal.err, transient=True, auto_refresh=False) as live:
+    with Live(_rounds_table(records, rounds, clock), console=terminal.err, transient=True, auto_refresh=False) as live:
 
         def show(record: RoundRecord) -> None:
             records.append(record)
-            live.update(_rounds_table(records, rounds), refresh=True)
+            live.update(_rounds_table(records, rounds, clock), refresh=True)
 
         yield show
 
@@ -44,12 +45,13 @@ def _silent(record: RoundRecord) -> None:
     """Nobody looks."""
 
 
-def _rounds_table(records: Sequence[RoundRecord], rounds: int) -> Table:
+def _rounds_table(records: Sequence[RoundRecord], rounds: int, clock: Clock) -> Table:
     rows = [_round_row(record) for record in records[-_SHOWN_ROUNDS:]]
     done = f"round {records[-1].round + 1} of {rounds}" if records else f"the first of {rounds} rounds is under way"
     splitting = any(record.split is not None for record in records)
     columns = tuple("KL" if splitting and name == "pruned" else name for name in _COLUMNS)
-    return table(done, columns, rows, words=(4,), note="Time and waiting are the fleet's, not this machine's.")
+    note = "Time and waiting are the fleet's, not this machine's." if clock == "fleet" else ""
+    return table(done, columns, rows, words=(4,), note=note)
 
 
 def _round_row(record: RoundRecord) -> tuple[str, ...]:
@@ -122,7 +124,7 @@ def result_view(result: FederatedResult, request: FederatedRequest, out: Path, s
         ("accuracy", "" if result.accuracy is None else f"{result.accuracy:.1%}"),
         ("best accuracy", "" if result.best_accuracy is None else f"{result.best_accuracy:.1%}"),
         ("loss", "" if result.loss is None else f"{result.loss:.4f}"),
-        ("time on the fleet", duration(result.seconds)),
+        ("time on the fleet" if request.options.clock == "fleet" else "time of the rounds", duration(result.seconds)),
         ("traffic", size(result.bytes)),
         ("idle share of a round", f"{result.idle_share:.0%}"),
     ]

@@ -6,8 +6,10 @@ process on a virtual clock; an engine over a network does the same with real dev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from pydantic import JsonValue
@@ -134,3 +136,10 @@ class Engine(Protocol):
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot."""
+
+
+Clock = Literal["fleet", "wall"]
+"""Whose seconds an engine counts: those that a simulated fleet would have needed, or those that pass."""
+
+Connect = Callable[[Path], AbstractContextManager[Engine]]
+"""Opens an engine for the length of a run, given a directory that lasts until the run is finished."""

@@ -138,11 +138,21 @@ def known_fleets() -> tuple[str, ...]:
     return tuple(f"{kind}-N" for kind in sorted(_templates()))
 
 
-def load_fleet(reference: str) -> Fleet:
+def load_fleet(reference: str, devices: int | None = None) -> Fleet:
     """The fleet in a .toml file, or a built-in one such as `jetson-80`.
+
+    Args:
+        devices: scale it to so many, with the shares of its classes kept.
 
     Raises: MissingPathError, FleetError.
     """
+    if devices is not None and (found := _BUILT_IN.match(reference)):
+        return load_fleet(f"{found[1]}-{devices}")
+    if devices is not None:
+        fleet = load_fleet(reference)
+        if not 1 <= devices <= MOST_DEVICES:
+            raise FleetError(f"--devices must be from 1 to {MOST_DEVICES}, not {devices}.")
+        return replace(fleet, name=f"{devices} of {fleet.name}", classes=scaled(fleet.classes, devices))
     if reference.endswith(".toml"):
         path = Path(reference).expanduser()
         if not path.is_file():

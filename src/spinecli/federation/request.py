@@ -20,6 +20,7 @@ from spinecli.federation.data.label_table import LabelTable, label_table
 from spinecli.federation.data.partition import partition
 from spinecli.federation.data.schemes import options_for, parse_partition
 from spinecli.federation.data.splits import Splits, load_splits
+from spinecli.federation.engine import Clock
 from spinecli.federation.fleet import Fleet, load_fleet
 from spinecli.federation.planning.artifact import LoraPlan, read_plan
 from spinecli.federation.rounds import RoundOptions
@@ -39,6 +40,10 @@ class FederatedOptions:
     data: str
     strategy: str = "fedspine"
     fleet: str = "jetson-80"
+    devices: int | None = None
+    """Scale the fleet to so many; None: as it is."""
+    engine: str = "local"
+    clock: Clock = "fleet"
     plan: Path | None = None
     partition: str = "iid"
     evaluation: str | None = None
@@ -100,7 +105,9 @@ class FederatedRequest:
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""
         options, tuning = self.options, self.options.tuning
+        elsewhere: dict[str, JsonValue] = {"engine": options.engine, "clock": options.clock}
         return {
+            **(elsewhere if options.engine != "local" else {}),
             "strategy": options.strategy,
             "partition": options.partition,
             "max_length": options.max_length,
@@ -154,7 +161,7 @@ def open_request(options: FederatedOptions) -> FederatedRequest:
     _check_options(options)
     if options.strategy not in SPLITTING:
         strategy_of(options.strategy)
-    fleet = load_fleet(options.fleet)
+    fleet = load_fleet(options.fleet, options.devices)
     checkpoint = Checkpoint.open(resolve_checkpoint(options.model))
     target_projections(checkpoint.family, options.targets)
     plan = None

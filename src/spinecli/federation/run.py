@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output
@@ -11,6 +12,7 @@ from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.evaluation.plots import can_plot
 from spinecli.federation.deploy import deploy, merged_checkpoint, verify_deployed
+from spinecli.federation.engine import Connect
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import HISTORY_NAME, History, Measurement, RoundRecord, read_history
 from spinecli.federation.plots import PICTURE_NAME, save_picture
@@ -35,8 +37,12 @@ def launch(
     output: OutputOptions,
     stopwatch: Stopwatch | None = None,
     listener: Listener = unheard,
+    connect: Connect | None = None,
 ) -> Manifest:
     """Fine-tune over the fleet into a new directory.
+
+    Args:
+        connect: opens the engine that reaches the devices; None simulates the fleet in this process.
 
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, FederationError, VerificationError, and what reading
     can raise.
@@ -54,9 +60,10 @@ def launch(
         return finished
     inputs = [request.checkpoint.path, *([request.options.plan] if request.options.plan else [])]
     check_output(output, inputs)
-    with run.working(output) as work:
+    with run.working(output) as work, ExitStack() as devices:
         with stopwatch("loading"):
-            federation = set_up(request)
+            engine = devices.enter_context(connect(work.state)) if connect else None
+            federation = set_up(request, engine)
         history = _run_rounds(request, federation, work, stopwatch, listener)
         with stopwatch("writing"):
             result = _write(request, federation, history.rounds, work.files)

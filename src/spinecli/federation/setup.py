@@ -1,4 +1,4 @@
-"""From a request to everything the rounds need: the base model, the simulated devices, the strategy."""
+"""From a request to everything the rounds need: the base model, the engine with its devices, the strategy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.device import Device, DeviceMemory
 from spinecli.federation.device.handle import handle
-from spinecli.federation.engines.local import LocalEngine, Simulated, VirtualMeter
+from spinecli.federation.engine import Engine
+from spinecli.federation.engines.local import LocalEngine, Simulated
+from spinecli.federation.engines.virtual_clock import VirtualMeter
 from spinecli.federation.planning.workload import head_of
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.strategies import strategy_of
@@ -20,13 +22,17 @@ class Federation:
     """A run that is ready to begin."""
 
     base: BaseModel
-    engine: LocalEngine[Device]
+    engine: Engine
     setting: Setting
     strategy: Strategy
 
 
-def set_up(request: FederatedRequest) -> Federation:
-    """Load the base model once and lend it to every device of the fleet."""
+def set_up(request: FederatedRequest, engine: Engine | None = None) -> Federation:
+    """Load the base model once.
+
+    Args:
+        engine: where the devices are; None lends the base model to every device of a fleet simulated in this process.
+    """
     options, checkpoint = request.options, request.checkpoint
     base = BaseModel(
         checkpoint,
@@ -39,21 +45,17 @@ def set_up(request: FederatedRequest) -> Federation:
     )
     head = head_of(checkpoint, request.labels)
     costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
-    devices: dict[str, Simulated[Device]] = {}
-    for spec, part in zip(request.fleet.devices, request.parts, strict=True):
-        meter = VirtualMeter()
-        device = Device(spec.name, base, costs, request.train, part, DeviceMemory(), meter)
-        devices[spec.name] = Simulated(device, meter)
-    engine = LocalEngine(request.fleet, devices, handle, options.seed)
+    engine = engine or _simulated(request, base, costs)
     setting = Setting(
         nodes=engine.nodes(),
         projections={
             base.projection_name(index, relative): Projection(index, *base.projection(index, relative).dense_shape)
             for index in range(checkpoint.blocks)
             for relative in base.targets
+            if base.has(index, relative)
         },
-        blocks=checkpoint.blocks,
-        cuts=base.cuts,
+        shapes=checkpoint.shapes,
+        uniform_cuts=lambda: base.cuts,
         costs=costs,
         tuning=options.tuning,
         seed=options.seed,
@@ -64,3 +66,12 @@ def set_up(request: FederatedRequest) -> Federation:
         plan=request.plan,
     )
     return Federation(base, engine, setting, strategy_of(options.strategy)(setting))
+
+
+def _simulated(request: FederatedRequest, base: BaseModel, costs: TrainingCosts) -> LocalEngine[Device]:
+    devices: dict[str, Simulated[Device]] = {}
+    for spec, part in zip(request.fleet.devices, request.parts, strict=True):
+        meter = VirtualMeter()
+        device = Device(spec.name, base, costs, request.train, part, DeviceMemory(), meter)
+        devices[spec.name] = Simulated(device, meter)
+    return LocalEngine(request.fleet, devices, handle, request.options.seed)

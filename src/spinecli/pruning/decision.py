@@ -31,6 +31,9 @@ from spinecli.pruning.scoring import score_checkpoint
 from spinecli.pruning.search import Candidate, Judgement, judge
 from spinecli.pruning.selection import select
 
+# Share of the block parameters by which a cut may miss the asked sparsity and still be compared with others.
+_SHORTFALL = 0.005
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:
@@ -106,7 +109,7 @@ def decide(
                 f"Sparsity {request.options.sparsity:g} cannot be met with the blocks' own widths; lower --sparsity, "
                 "--round-to or the number of blocks that --protect names."
             )
-        chosen = [_best(judgements)]
+        chosen = [_best(_meeting(judgements, request.options.sparsity))]
     masks = chosen[0].masks
     plan = plan_prune(checkpoint, masks, calibration.length, run_memory(request))
     if plan.sparsity <= 0:
@@ -130,6 +133,12 @@ def _fixed_allocation(request: PruneRequest) -> Allocation | None:
     if request.searches:
         return None
     return allocate_share(request.budget, (request.options.block_share or 0.0) if request.method.cuts_blocks else 0.0)
+
+
+def _meeting(judgements: Sequence[Judgement], sparsity: float) -> Sequence[Judgement]:
+    """Those that remove what was asked for: equal widths may fall short of it by whole units, and then lose less."""
+    met = [judgement for judgement in judgements if judgement.allocation.sparsity >= sparsity - _SHORTFALL]
+    return met or judgements
 
 
 def _best(judgements: Sequence[Judgement]) -> Candidate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output
@@ -10,6 +11,7 @@ from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.evaluation.plots import can_plot
+from spinecli.federation.engine import Connect
 from spinecli.federation.history import History, Measurement, RoundRecord
 from spinecli.federation.plots import PICTURE_NAME, save_picture
 from spinecli.federation.results import FederatedResult, summarised
@@ -30,8 +32,12 @@ def launch(
     output: OutputOptions,
     stopwatch: Stopwatch | None = None,
     listener: Listener = unheard,
+    connect: Connect | None = None,
 ) -> Manifest:
     """Train over the fleet into a new directory, which holds the joined checkpoint.
+
+    Args:
+        connect: opens the engine that reaches the devices; None simulates the fleet in this process.
 
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, FederationError, VerificationError, and what reading
     can raise.
@@ -49,9 +55,10 @@ def launch(
     if finished := run.finished(output):
         return finished
     check_output(output, [federated.checkpoint.path])
-    with run.working(output) as work:
+    with run.working(output) as work, ExitStack() as devices:
         with stopwatch("loading"):
-            federation = set_up(request)
+            engine = devices.enter_context(connect(work.state)) if connect else None
+            federation = set_up(request, engine)
         loop, history = _run_rounds(request, federation, work, stopwatch, listener)
         with stopwatch("writing"):
             result = _write(request, federation, loop, history.rounds, work.files)

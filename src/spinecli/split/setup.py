@@ -1,4 +1,4 @@
-"""From a request to everything the rounds need: the cut model, the simulated devices, the server's half."""
+"""From a request to everything the rounds need: the cut model, the engine with its devices, the server's half."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from spinecli.federation.device.device import DeviceMemory
-from spinecli.federation.engine import Node
-from spinecli.federation.engines.local import LocalEngine, Simulated, VirtualMeter
+from spinecli.federation.engine import Engine, Node
+from spinecli.federation.engines.local import LocalEngine, Simulated
+from spinecli.federation.engines.virtual_clock import VirtualMeter
+from spinecli.federation.request import FederatedRequest
 from spinecli.split.control.population import Population
 from spinecli.split.cost import SplitCosts
 from spinecli.split.device import SplitDevice, handle
@@ -25,7 +27,7 @@ class SplitFederation:
     """A run that is ready to begin."""
 
     model: SplitModel
-    engine: LocalEngine[SplitDevice]
+    engine: Engine
     population: Population
     top: Top
     bottom: dict[str, Tensor]
@@ -33,8 +35,12 @@ class SplitFederation:
     expected: Expected
 
 
-def set_up(request: SplitRequest) -> SplitFederation:
-    """Load the model once and lend it to the server and every device of the fleet."""
+def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederation:
+    """Load the model once.
+
+    Args:
+        engine: where the devices are; None lends the model to every device of a fleet simulated in this process.
+    """
     federated, options = request.federated, request.options
     checkpoint, run = federated.checkpoint, federated.options
     task = federated.splits.train.task
@@ -49,12 +55,7 @@ def set_up(request: SplitRequest) -> SplitFederation:
         run.compute,
     )
     costs = request.costs()
-    devices: dict[str, Simulated[SplitDevice]] = {}
-    for spec, part in zip(federated.fleet.devices, federated.parts, strict=True):
-        meter = VirtualMeter()
-        device = SplitDevice(spec.name, model, costs, federated.train, part, DeviceMemory(), meter)
-        devices[spec.name] = Simulated(device, meter)
-    engine = LocalEngine(federated.fleet, devices, handle, run.seed)
+    engine = engine or _simulated(federated, model, costs)
     kind = MergedTop if request.strategy.merged else TopsApart
     longest = int(federated.train.lengths.max())
     return SplitFederation(
@@ -72,6 +73,15 @@ def set_up(request: SplitRequest) -> SplitFederation:
             feature_dtype=options.feature_dtype,
         ),
     )
+
+
+def _simulated(federated: FederatedRequest, model: SplitModel, costs: SplitCosts) -> LocalEngine[SplitDevice]:
+    devices: dict[str, Simulated[SplitDevice]] = {}
+    for spec, part in zip(federated.fleet.devices, federated.parts, strict=True):
+        meter = VirtualMeter()
+        device = SplitDevice(spec.name, model, costs, federated.train, part, DeviceMemory(), meter)
+        devices[spec.name] = Simulated(device, meter)
+    return LocalEngine(federated.fleet, devices, handle, federated.options.seed)
 
 
 def population_of(nodes: Sequence[Node], costs: SplitCosts, longest: int) -> Population:

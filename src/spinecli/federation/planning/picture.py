@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spinecli.errors import MissingPackageError
 from spinecli.federation.planning.artifact import PlanTensors
 from spinecli.federation.planning.outcome import Outcome
 
 PICTURE_NAME = "plan.png"
 
 _COMPUTE, _TRANSFER, _UNIFORM = "#4472c4", "#ed7d31", "#7f7f7f"
-
-
-def require_matplotlib() -> None:
-    """Raise MissingPackageError where no picture can be drawn."""
-    if find_spec("matplotlib") is None:
-        raise MissingPackageError("--plot needs matplotlib; install it with pip install 'spinecli[plots]'.")
 
 
 def save_picture(outcome: Outcome, uniform: Outcome, tensors: PlanTensors, path: Path) -> None:

@@ -1,0 +1,210 @@
+"""What processes and a network cost beside the simulation: seconds and bytes a round, round trips, memory, growth.
+
+    python benchmarks/engine_cost.py [--rounds 10] [--soak 200]
+
+Rounds are fedit's on builtin:tiny with three devices, the same for both engines, training included. Round trips are of
+messages that a device sends back as they are, over mutual TLS. Memory is the resident set of each process at the end;
+what libraries share is counted in each. The soak sends 200 messages of 1 MiB to a device and looks at memory and open
+files before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from spinecli.artifacts.directory import OutputOptions
+from spinecli.evaluation.quiet import quiet_libraries
+from spinecli.federation.engine import Job, Reply
+from spinecli.federation.engines.nvflare.certificates import certify, read_identity
+from spinecli.federation.engines.nvflare.engine import NvflareEngine
+from spinecli.federation.engines.nvflare.line import Address, free_port, log_to
+from spinecli.federation.history import RoundRecord
+from spinecli.federation.messages import Message
+from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
+from spinecli.federation.run import launch
+from spinecli.federation.strategies.strategy import Tuning
+from spinecli.remote.launch import on_this_machine
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def echo(number: int) -> None:
+    """A training process that sends back what it gets."""
+    from multiprocessing.connection import Connection
+
+    from spinecli.federation.engines.nvflare import envelope
+    from spinecli.federation.engines.nvflare.child import frame, unframed
+
+    connection = Connection(number)
+    connection.recv_bytes()
+    connection.recv_bytes()
+    ready = envelope.Ready(device_class="echo", memory_bytes=1, examples=1)
+    connection.send_bytes(frame(envelope.READY, envelope.sealed(ready)))
+    while True:
+        header, blob = envelope.opened(envelope.JobHeader, unframed(connection.recv_bytes())[1])
+        answer = envelope.Answer(job=header.job, seconds=0.0)
+        connection.send_bytes(frame(envelope.ANSWER, envelope.sealed(answer, blob)))
+
+
+def serve(port: int, identity: str) -> None:
+    """A device with such a training process."""
+    from spinecli.federation.engines.nvflare.site import Site
+
+    log_to(Path(os.devnull))
+    site = Site(
+        "echo", Address("127.0.0.1", port), read_identity(Path(identity)), (sys.executable, __file__, "echo"), b""
+    )
+
+    def stop_at_the_end_of_input() -> None:
+        sys.stdin.read()
+        site.stop()
+
+    threading.Thread(target=stop_at_the_end_of_input, daemon=True).start()
+    site.run()
+
+
+@contextmanager
+def echoing(folder: Path) -> Iterator[tuple[NvflareEngine, subprocess.Popen[bytes]]]:
+    """An engine with one echoing device."""
+    certify(folder / "keys", ["echo"], ["127.0.0.1"])
+    log_to(Path(os.devnull))
+    port = free_port()
+    engine = NvflareEngine(["echo"], b"", Address("127.0.0.1", port), read_identity(folder / "keys" / "server"))
+    command = [sys.executable, __file__, "serve", str(port), str(folder / "keys" / "echo")]
+    device = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        engine.wait_for_all(lambda standing: None)
+        yield engine, device
+    finally:
+        engine.close()
+        assert device.stdin is not None
+        device.stdin.close()
+        device.wait()
+
+
+def round_trip(engine: NvflareEngine, size: int, times: int) -> float:
+    """Median seconds of a message of this many bytes there and back."""
+    message = Message({}, {"value": torch.zeros(size, dtype=torch.uint8)})
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        (outcome,) = engine.exchange([Job("echo", "echo", 0, message)], None)
+        seconds.append(time.perf_counter() - began)
+        assert isinstance(outcome, Reply)
+    return statistics.median(seconds)
+
+
+def resident(process: int) -> float:
+    """Resident memory of a process in MB."""
+    (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * KIB / 1e6
+
+
+def open_files(process: int) -> int:
+    """Open file descriptors of a process."""
+    return sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+
+
+def descendants(process: int) -> list[int]:
+    """Processes below this one."""
+    children = [
+        int(child)
+        for task in Path(f"/proc/{process}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def request(rounds: int, engine: str) -> FederatedRequest:
+    tuning = Tuning(rounds=rounds, local_steps=5, batch_size=8, length=32)
+    return open_request(
+        FederatedOptions(
+            model="builtin:tiny",
+            data="builtin:tiny-topics",
+            strategy="fedit",
+            devices=3,
+            cohort=3,
+            engine=engine,
+            clock="wall" if engine == "nvflare" else "fleet",
+            max_length=32,
+            rounds=rounds,
+            tuning=tuning,
+            evaluate_every=rounds,
+            evaluation_limit=20,
+        )
+    )
+
+
+def timed_rounds(rounds: int, engine: str, folder: Path, at_the_end: Callable[[], None]) -> tuple[float, float]:
+    """Median seconds and mean bytes of a round, the first left out."""
+    asked = request(rounds, engine)
+    times, sizes = [time.perf_counter()], []
+
+    def heard(record: RoundRecord) -> None:
+        times.append(time.perf_counter())
+        sizes.append(record.bytes)
+        if record.round + 1 == rounds:
+            at_the_end()
+
+    connect = None if engine == "local" else lambda state: on_this_machine(asked, None, state, lambda line: None)
+    with quiet_libraries():
+        launch(asked, OutputOptions(folder / engine), listener=heard, connect=connect)
+    gaps = [later - earlier for earlier, later in pairwise(times[1:])]
+    return statistics.median(gaps), statistics.mean(sizes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--soak", type=int, default=200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp())
+    print("| figure | value |\n|---|---:|")
+    with echoing(folder) as (engine, device):
+        round_trip(engine, KIB, 5)
+        for name, size, times in (("64 KiB", 64 * KIB, 50), ("12 MiB", 12 * MIB, 10)):
+            print(f"| round trip of {name} | {round_trip(engine, size, times) * 1e3:.0f} ms |", flush=True)
+        round_trip(engine, MIB, 20)
+        processes = {"server": os.getpid(), "device": device.pid}
+        before = {name: (resident(each), open_files(each)) for name, each in processes.items()}
+        round_trip(engine, MIB, options.soak)
+        for name, each in processes.items():
+            memory, files = resident(each) - before[name][0], open_files(each) - before[name][1]
+            print(
+                f"| {name} after {options.soak} exchanges of 1 MiB | {memory:+.1f} MB, {files:+d} files |", flush=True
+            )
+    found: list[str] = []
+
+    def look() -> None:
+        for each in sorted(descendants(os.getpid())):
+            words = Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")
+            kind = "training process" if b"spinecli.remote.trainer" in words else "device's process"
+            found.append(f"| {kind} | {resident(each):.0f} MB |")
+
+    for engine_name in ("local", "nvflare"):
+        seconds, size = timed_rounds(options.rounds, engine_name, folder, look if engine_name == "nvflare" else list)
+        print(f"| round, {engine_name} | {seconds:.2f} s, {size / 1e6:.2f} MB |", flush=True)
+    print("\n".join(sorted(found)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["echo"]:
+        echo(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["serve"]:
+        serve(int(sys.argv[2]), sys.argv[3])
+    else:
+        main()

@@ -1,0 +1,39 @@
+"""`spine fed-certify`: certificates by which a server and its devices know each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spinecli.commands import options
+from spinecli.console import Terminal
+
+
+def fed_certify(
+    directory: Annotated[Path, typer.Argument(help="Where the certificates are, or are to be.")],
+    devices: Annotated[str, typer.Option("--devices", help="Names of devices, with commas between.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Name or number of the server as devices reach it; may be repeated."),
+    ] = None,
+    days: Annotated[int, typer.Option("--days", help="How long certificates are valid.", min=1, max=3650)] = 365,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make the certificates that DIRECTORY lacks: of an authority, of the server, and of each device."""
+    terminal = Terminal(json=json, quiet=quiet, debug=debug)
+    with terminal.reporting_errors():
+        from spinecli.remote.available import require_nvflare
+
+        require_nvflare("spine fed-certify")
+        from spinecli.federation.engines.nvflare.certificates import certify
+        from spinecli.remote.address import parse_names
+
+        made = certify(directory, parse_names(devices), host or [], days)
+        places = [str(directory / name) for name in made]
+        lines = [f"{place}: copy it to its machine, and nowhere else" for place in places]
+        kept = f"{directory / 'authority'}: keep it away from every other machine; its key lets devices in"
+        terminal.result({"made": places}, *(lines or ["nothing was missing"]), kept)

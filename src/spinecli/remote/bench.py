@@ -1,0 +1,195 @@
+"""Where a device's training process works: the model it has loaded, its data, its memory, and its clock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from spinecli.calibration.rows import load_tokenizer
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.errors import FederationError
+from spinecli.federation.conditions import Conditions
+from spinecli.federation.data.columns import DataOptions
+from spinecli.federation.data.encoding import Encoded, encode
+from spinecli.federation.data.examples import load_dataset
+from spinecli.federation.data.part import load_part
+from spinecli.federation.device.base_model import BaseModel
+from spinecli.federation.device.device import Device, DeviceMemory, Meter
+from spinecli.federation.device.handle import handle
+from spinecli.federation.device.stopwatch_meter import StopwatchMeter
+from spinecli.federation.engines.virtual_clock import VirtualMeter
+from spinecli.federation.messages import Message
+from spinecli.federation.planning.workload import Head, head_of
+from spinecli.lora.cost import TrainingCosts
+from spinecli.remote.charter import Charter, SplitCharter
+from spinecli.remote.home import Home
+from spinecli.split.cost import SplitCosts
+from spinecli.split.device import SplitDevice
+from spinecli.split.device import handle as handle_split
+from spinecli.split.model import SplitModel
+
+_MEMORY_NAME = "memory.safetensors"
+
+
+class JobMeter:
+    """Counts a job's time on the clock that the job asks for."""
+
+    def __init__(self) -> None:
+        self._stopwatch = StopwatchMeter()
+        self._virtual = VirtualMeter()
+        self._current: StopwatchMeter | VirtualMeter = self._stopwatch
+
+    def begin(self, conditions: Conditions | None) -> None:
+        """A new job, under conditions of a simulated fleet or in the time that passes."""
+        if conditions is None:
+            self._stopwatch.begin()
+            self._current = self._stopwatch
+        else:
+            self._virtual.begin(conditions)
+            self._current = self._virtual
+
+    def charge(self, phase: str, flops: float) -> None:
+        """The work since the last charge belonged to `phase` and took `flops` operations."""
+        self._current.charge(phase, flops)
+
+    def seconds(self, phase: str) -> float:
+        """Seconds charged to `phase` in this job."""
+        return self._current.seconds(phase)
+
+    @property
+    def total(self) -> float:
+        """Seconds of this job."""
+        return self._current.total
+
+
+@dataclass(eq=False)
+class Bench:
+    """A device that is ready to work."""
+
+    home: Home
+    data: Encoded
+    labels: int
+    memory: DeviceMemory
+    meter: JobMeter
+    handle: Callable[[str, Message], Message]
+    _run: str = ""
+
+    @property
+    def examples(self) -> int:
+        """Size of the data set."""
+        return len(self.data.offsets) - 1
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """How many examples it has of each of the run's labels; empty for language modelling."""
+        if not self.labels:
+            return ()
+        counts = self.data.labels.bincount(minlength=self.labels)
+        return tuple(counts.tolist())
+
+    def work(self, run: str, kind: str, conditions: Conditions | None, blob: bytes) -> bytes:
+        """Do one job; what the device remembers is on disk before this returns.
+
+        Args:
+            run: a new run begins with empty memory.
+
+        Raises: MessageError.
+        """
+        if run != self._run:
+            self._recall(run)
+        self.meter.begin(conditions)
+        answer = self.handle(kind, Message.unpack(blob)).pack()
+        self._keep()
+        return answer
+
+    def _recall(self, run: str) -> None:
+        path = self.home.memory / _MEMORY_NAME
+        self._run, self.memory.tensors = run, {}
+        if path.is_file():
+            kept = Message.unpack(path.read_bytes())
+            if kept.header.get("run") == run:
+                self.memory.tensors = dict(kept.tensors)
+
+    def _keep(self) -> None:
+        if not self.memory.tensors:
+            return
+        self.home.memory.mkdir(parents=True, exist_ok=True)
+        path = self.home.memory / _MEMORY_NAME
+        temporary = path.with_name(f"{_MEMORY_NAME}.new")
+        with temporary.open("wb") as file:
+            file.write(Message({"run": self._run}, self.memory.tensors).pack())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def open_bench(charter: Charter, home: Home) -> Bench:
+    """Load what the charter asks for.
+
+    Raises: FederationError if this device's checkpoint or data do not fit the charter, and what loading can raise.
+    """
+    path = resolve_checkpoint(home.model)
+    if describe_source(home.model, path).digest != charter.checkpoint:
+        raise FederationError(f"{home.model} is not the checkpoint of this run; give every device the server's.")
+    checkpoint = Checkpoint.open(path)
+    data = _data(charter, home, checkpoint)
+    if data.task != charter.task:
+        raise FederationError(f"This device has data for {data.task}, and the run is about {charter.task}.")
+    labels, meter, memory = len(charter.labels), JobMeter(), DeviceMemory()
+    head = head_of(checkpoint, labels or None)
+    open_device = _federated if charter.split is None else partial(_split, split=charter.split)
+    return Bench(home, data, labels, memory, meter, open_device(charter, home, checkpoint, head, data, memory, meter))
+
+
+def _data(charter: Charter, home: Home, checkpoint: Checkpoint) -> Encoded:
+    """The device's examples; labels by the run's names, so that every device numbers them alike."""
+    if home.part is not None:
+        return load_part(home.part)
+    columns = DataOptions(
+        text_column=home.text_column,
+        pair_column=home.pair_column,
+        label_column=home.label_column if charter.labels else None,
+        task=charter.task,
+    )
+    dataset = load_dataset(home.data or "", columns, charter.labels or None)
+    vocabulary = int(checkpoint.config.vocab_size)
+    return encode(dataset, load_tokenizer(checkpoint.path), charter.max_length, vocabulary=vocabulary)
+
+
+def _federated(
+    charter: Charter,
+    home: Home,
+    checkpoint: Checkpoint,
+    head: Head,
+    data: Encoded,
+    memory: DeviceMemory,
+    meter: Meter,
+) -> Callable[[str, Message], Message]:
+    compute = charter.compute(home.compute_device)
+    base = BaseModel(checkpoint, charter.task, len(charter.labels), charter.targets, data.pad_id, charter.seed, compute)
+    costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
+    device = Device(home.device, base, costs, data, range(len(data.offsets) - 1), memory, meter)
+    return lambda kind, message: handle(kind, message, device)
+
+
+def _split(
+    charter: Charter,
+    home: Home,
+    checkpoint: Checkpoint,
+    head: Head,
+    data: Encoded,
+    memory: DeviceMemory,
+    meter: Meter,
+    *,
+    split: SplitCharter,
+) -> Callable[[str, Message], Message]:
+    ways, compute = split.ways(), charter.compute(home.compute_device)
+    model = SplitModel(
+        checkpoint, charter.task, len(charter.labels), split.cut, ways, data.pad_id, charter.seed, compute
+    )
+    costs = SplitCosts.of(checkpoint, split.cut, ways, head, split.optimizer)
+    device = SplitDevice(home.device, model, costs, data, range(len(data.offsets) - 1), memory, meter)
+    return lambda kind, message: handle_split(kind, message, device)

@@ -1,0 +1,32 @@
+"""What a device has at home: its checkpoint, its data, its memory. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Home(BaseModel):
+    """What a device has at home."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str
+    """Its name."""
+    model: str
+    """Checkpoint, as a user types it."""
+    part: Path | None = None
+    """Its encoded examples, if somebody has encoded them."""
+    data: str | None = None
+    """Its examples otherwise, as a user types them."""
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    memory: Path
+    """Directory for what it remembers from round to round."""
+    device_class: str
+    memory_bytes: int
+    threads: int | None = None
+    """That training may use; None: as torch has it."""
+    compute_device: str = "cpu"

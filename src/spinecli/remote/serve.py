@@ -1,0 +1,63 @@
+"""A server for devices on machines of their own: it listens, waits until all have come, and carries the run's jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from spinecli.federation.engine import Engine
+from spinecli.federation.engines.nvflare.certificates import read_identity
+from spinecli.federation.engines.nvflare.engine import NvflareEngine, Standing
+from spinecli.federation.engines.nvflare.line import Address, log_to
+from spinecli.federation.fleet import Fleet
+from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
+from spinecli.remote.charter import charter_of
+
+_LOG_NAME = "server-log.txt"
+
+
+def open_server_request(options: FederatedOptions, names: Sequence[str]) -> FederatedRequest:
+    """A request without training data, which stays on the devices: what is held out decides task and labels.
+
+    Raises: what `open_request` can raise.
+    """
+    request = open_request(replace(options, fleet=f"uniform-{len(names)}", evaluation=options.data))
+    joined = ", ".join(names)
+    return replace(request, fleet=Fleet(joined, (), joined), parts=())
+
+
+@contextmanager
+def serving(
+    request: FederatedRequest,
+    names: Sequence[str],
+    address: Address,
+    identity: Path | None,
+    state: Path,
+    note: Callable[[str], None],
+) -> Iterator[Engine]:
+    """An engine that listens at an address for as long as the context lasts, once every named device is ready.
+
+    Raises: FederationError if nothing can listen there.
+    """
+    log_to(state / _LOG_NAME)
+    own = None if identity is None else read_identity(identity)
+    engine = NvflareEngine(names, charter_of(request).model_dump_json().encode(), address, own)
+    told: set[str] = set()
+
+    def look(standing: Standing) -> None:
+        news = {f"{name} is ready" for name in standing.ready}
+        news |= {f"{name} cannot take part: {why}" for name, why in standing.troubles.items()}
+        for line in sorted(news - told):
+            note(line)
+        told.update(news)
+
+    try:
+        kind = "without protection, on loopback alone" if own is None else "mutual TLS"
+        note(f"listening on {address} and nowhere else, {kind}; waiting for {', '.join(names)}")
+        engine.wait_for_all(look)
+        note("all devices are ready")
+        yield engine
+    finally:
+        engine.close()

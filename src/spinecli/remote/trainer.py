@@ -1,0 +1,100 @@
+"""A device's training process: `python -m spinecli.remote.trainer SOCKET`, started by its site.
+
+It loads what its home and the charter say, tells that it is ready, and answers one job after another. When the site's
+end of the socket closes, it ends at once, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from spinecli.errors import SpineError
+from spinecli.federation.engines.nvflare.child import frame, unframed
+from spinecli.federation.engines.nvflare.envelope import (
+    ANSWER,
+    FAILED,
+    READY,
+    UNREADY,
+    Answer,
+    Empty,
+    Failed,
+    JobHeader,
+    Ready,
+    Told,
+    explained,
+    opened,
+    sealed,
+)
+from spinecli.remote.bench import Bench, open_bench
+from spinecli.remote.charter import Charter
+from spinecli.remote.home import Home
+
+_Frames = queue.SimpleQueue[tuple[str, bytes]]
+
+
+def main(number: int) -> None:
+    """Work for the site at the other end of the socket with this number."""
+    connection = Connection(number)
+    frames: _Frames = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, frames), daemon=True).start()
+    try:
+        bench = _open(_carried(frames), _carried(frames))
+    except Exception as error:
+        connection.send_bytes(frame(UNREADY, sealed(Told(explanation=_explanation(error)))))
+        sys.exit(1)
+    ready = Ready(
+        device_class=bench.home.device_class,
+        memory_bytes=bench.home.memory_bytes,
+        examples=bench.examples,
+        label_counts=bench.label_counts,
+    )
+    connection.send_bytes(frame(READY, sealed(ready)))
+    while True:
+        connection.send_bytes(frame(*_answer(bench, frames.get()[1])))
+
+
+def _open(home: bytes, charter: bytes) -> Bench:
+    place = Home.model_validate_json(home)
+    if place.threads is not None:
+        torch.set_num_threads(place.threads)
+    return open_bench(Charter.model_validate_json(charter), place)
+
+
+def _answer(bench: Bench, envelope: bytes) -> tuple[str, bytes]:
+    """What came of a job. Whatever it raises is an answer, too: the device keeps its place in the run."""
+    header, blob = opened(JobHeader, envelope)
+    try:
+        answer = bench.work(header.run, header.kind, header.conditions, blob)
+    except Exception as error:
+        return FAILED, sealed(Failed(job=header.job, explanation=_explanation(error)))
+    return ANSWER, sealed(Answer(job=header.job, seconds=bench.meter.total), answer)
+
+
+def _explanation(error: Exception) -> str:
+    if isinstance(error, SpineError):
+        return explained(str(error))
+    traceback.print_exc()
+    return explained(f"{type(error).__name__}: {error}")
+
+
+def _carried(frames: _Frames) -> bytes:
+    return opened(Empty, frames.get()[1])[1]
+
+
+def _listen(connection: Connection, frames: _Frames) -> None:
+    try:
+        while True:
+            frames.put(unframed(connection.recv_bytes()))
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
