@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 
 from spinecli import __version__
+from spinecli.commands.bench import bench
 from spinecli.commands.demo import demo
 from spinecli.commands.eval import evaluate
+from spinecli.commands.export import export
+from spinecli.commands.fed_certify import fed_certify
+from spinecli.commands.fed_device import fed_device
 from spinecli.commands.fed_launch import fed_launch
+from spinecli.commands.fed_server import fed_server
 from spinecli.commands.inspect import inspect
 from spinecli.commands.plan import plan
 from spinecli.commands.prune import prune
+from spinecli.commands.sweep import sweep
 from spinecli.commands.tune import tune
 
 # read when torch is loaded: threads that spin while they wait slow down a busy machine, themselves included
@@ -45,8 +51,14 @@ def main(
 
 app.command("prune")(prune)
 app.command("tune")(tune)
+app.command("sweep")(sweep)
 app.command("plan")(plan)
 app.command("fed-launch")(fed_launch)
+app.command("fed-certify")(fed_certify)
+app.command("fed-server")(fed_server)
+app.command("fed-device")(fed_device)
 app.command("eval")(evaluate)
+app.command("bench")(bench)
+app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("demo")(demo)

@@ -105,5 +105,9 @@ class OfflineError(UserError):
     """Something had to be fetched and could not be."""
 
 
+class UnexportableError(UserError):
+    """A checkpoint has something that the format asked for cannot express."""
+
+
 class MissingPackageError(UserError):
     """An optional package that this option needs is not installed."""

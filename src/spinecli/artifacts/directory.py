@@ -167,8 +167,9 @@ def _foreign_files(out: Path) -> bool:
     """Whether a directory holds anything that its manifest does not list, so that replacing it would lose it."""
     if not (out / MANIFEST_NAME).is_file():
         return any(out.iterdir())
-    listed = {MANIFEST_NAME, *read_manifest(out).outputs}
-    return any(path.is_file() and path.relative_to(out).as_posix() not in listed for path in out.rglob("*"))
+    listed = read_manifest(out).outputs
+    files = (path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    return any(path.relative_to(out).as_posix() not in listed for path in files)
 
 
 def require_space(directory: Path, wanted: int) -> None:

@@ -22,7 +22,14 @@ MANIFEST_NAME = "spine.json"
 FORMAT_VERSION = 1
 
 ArtifactKind = Literal[
-    "pruned-checkpoint", "tuned-checkpoint", "evaluation", "lora-plan", "federated-adapter", "joined-checkpoint"
+    "pruned-checkpoint",
+    "tuned-checkpoint",
+    "evaluation",
+    "benchmark",
+    "sweep",
+    "lora-plan",
+    "federated-adapter",
+    "joined-checkpoint",
 ]
 
 
@@ -153,7 +160,10 @@ def expect_kind(directory: Path, wanted: tuple[ArtifactKind, ...], way_out: str)
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
-    """Sizes and sums of every file below `directory` except the manifest, by relative name."""
+    """Sizes and sums of every file below `directory`, by relative name.
+
+    Its manifest is not among them, nor is that of an artifact inside it, which tells how long its own making took.
+    """
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     return {path.relative_to(directory).as_posix(): record_file(path) for path in files}
 
@@ -174,7 +184,7 @@ def damaged_files(directory: Path, manifest: Manifest) -> dict[str, str]:
             found[name] = "changed"
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_file() and name != MANIFEST_NAME and name not in manifest.outputs:
+        if path.is_file() and path.name != MANIFEST_NAME and name not in manifest.outputs:
             found[name] = "not listed"
     if manifest.computed_digest() != manifest.digest:
         found[MANIFEST_NAME] = "changed"

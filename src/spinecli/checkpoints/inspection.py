@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -9,6 +10,7 @@ from pydantic import JsonValue
 from spinecli.artifacts.manifest import MANIFEST_NAME, damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
+from spinecli.checkpoints.cuts import block_cuts
 from spinecli.checkpoints.masks import MASKS_NAME, Masks
 from spinecli.errors import ForeignArtifactError, MissingPathError
 
@@ -60,4 +62,5 @@ def _describe_blocks(directory: Path) -> dict[str, JsonValue]:
         "bytes": checkpoint.bytes,
         "blocks": blocks,
         "removed_blocks": list(masks.removed_blocks) if masks else [],
+        "kept": [asdict(cut) for cut in block_cuts(masks)] if masks else None,
     }

@@ -14,6 +14,11 @@ from spinecli.console import Terminal, number, size, table
 def inspect(
     directory: Annotated[Path, typer.Argument(help="A directory that a spine command wrote, or any checkpoint.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its recorded sum.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw what was cut where into this .png, .svg or .pdf file.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --plot names.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -21,9 +26,17 @@ def inspect(
     """Show what DIRECTORY is, the chain of steps back to the dense model, and the shape of every block."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
+        from spinecli.artifacts.picture_file import check_picture
+        from spinecli.checkpoints.cut_picture import save_cut_picture
+        from spinecli.checkpoints.cuts import cuts_of
         from spinecli.checkpoints.inspection import inspect_directory
 
+        if plot:
+            check_picture(plot, directory, overwrite=overwrite)
         found = inspect_directory(directory, verify=verify)
+        if plot and not found.get("damaged"):
+            save_cut_picture(cuts_of(directory), _title(found), plot)
+            found["picture"] = str(plot)
         terminal.result(found, *_rendered(found))
         if found.get("damaged"):
             raise typer.Exit(1)
@@ -69,11 +82,20 @@ def _rendered(found: dict[str, Any]) -> list[Any]:
         drawn += [table(f"Blocks ({found['model_type']})", columns, rows), ""]
     if removed := found.get("removed_blocks"):
         drawn.append(f"removed blocks of the dense model, from 0: {', '.join(map(str, removed))}")
+    if picture := found.get("picture"):
+        drawn.append(f"what was cut where: {picture}")
     if "damaged" in found:
         damaged = found["damaged"]
         drawn += [f"{name}: {problem}" for name, problem in damaged.items()]
         drawn.append("all sums agree" if not damaged else f"{len(damaged)} files differ from their sums")
     return drawn
+
+
+def _title(found: dict[str, Any]) -> str:
+    """What a picture is of."""
+    manifest = found.get("manifest")
+    name = Path(found["directory"]).resolve().name
+    return f"{name}: {manifest['summary']}" if manifest else name
 
 
 def _setting(value: Any) -> str:

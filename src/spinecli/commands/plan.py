@@ -66,9 +66,9 @@ def plan(
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
+        from spinecli.artifacts.picture_file import require_matplotlib
         from spinecli.artifacts.stopwatch import Stopwatch
         from spinecli.errors import OptionError
-        from spinecli.federation.planning.picture import require_matplotlib
         from spinecli.federation.planning.request import PlanOptions, open_request
         from spinecli.federation.planning.run import decide
         from spinecli.federation.planning.run import plan as write_plan

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import size_of
+from spinecli.checkpoints.cuts import BlockCut, block_cuts
 from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
@@ -118,6 +120,14 @@ def weights_of(subject: Subject) -> Weights:
         bytes_on_disk=checkpoint.bytes,
         flops_per_token=model.flops_per_token + 2 * adapter,
     )
+
+
+def cut_of(subject: Subject) -> tuple[BlockCut, ...]:
+    """What the checkpoint keeps of the blocks that it was cut from; empty if it does not say."""
+    try:
+        return block_cuts(Masks.load(subject.path))
+    except UserError:  # no masks, or damaged ones, on which no figure depends
+        return ()
 
 
 def load_model(subject: Subject, *, device: str, dtype: str) -> PreTrainedModel:

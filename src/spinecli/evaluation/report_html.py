@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from spinecli.evaluation.cut_chart import cut_chart
 from spinecli.evaluation.results import Evaluation, Row
 from spinecli.evaluation.wording import cell, conditions, ratio_cell
 
@@ -57,7 +58,7 @@ def report_html(evaluation: Evaluation, started: str) -> str:
 <ul>{notes}</ul>
 <h2>Side by side</h2>
 <div class="bars">{charts}</div>
-<h2>Models</h2>
+{_cuts(evaluation)}<h2>Models</h2>
 <div class="scroll">{_models(evaluation)}</div>
 <h2>Machine</h2>
 <dl>{_machine(evaluation, started)}</dl>
@@ -105,6 +106,11 @@ def _chart(row: Row, labels: Sequence[str]) -> str:
         f"<section><h3>{escape(row.figure)} <small>{direction}</small></h3>"
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(row.figure)}">{bars}</svg></section>'
     )
+
+
+def _cuts(evaluation: Evaluation) -> str:
+    charts = "".join(cut_chart(model.label, model.cut) for model in evaluation.models if model.cut)
+    return f'<h2>What was cut where</h2>\n<div class="bars">{charts}</div>\n' if charts else ""
 
 
 def _models(evaluation: Evaluation) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from spinecli.checkpoints.cuts import BlockCut
 from spinecli.evaluation.record import Record
 from spinecli.evaluation.settings import GenerationSettings, Settings
 
@@ -116,6 +117,8 @@ class ModelResult(Record):
     reference: str
     adapter: str | None
     weights: Weights
+    cut: tuple[BlockCut, ...] = ()
+    """What every block of the model that this one was cut from keeps; empty if the checkpoint does not say."""
     perplexity: tuple[PerplexityResult, ...] = ()
     classification: ClassificationResult | None = None
     latency: LatencyResult | None = None

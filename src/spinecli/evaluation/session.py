@@ -20,7 +20,7 @@ from spinecli.evaluation.labelled import LabelledSet, read_labelled
 from spinecli.evaluation.latency import fit_generation, measure_latency, random_prompt
 from spinecli.evaluation.machine import machine_facts, torch_threads
 from spinecli.evaluation.memory import measure_memory
-from spinecli.evaluation.models import Subject, load_model, weights_of
+from spinecli.evaluation.models import Subject, cut_of, load_model, weights_of
 from spinecli.evaluation.passages import Passage, read_passages
 from spinecli.evaluation.perplexity import LoadedLogits, LogitSource, StreamedLogits, score
 from spinecli.evaluation.quiet import quiet_libraries
@@ -240,6 +240,7 @@ def _result(
         reference=subject.reference,
         adapter=str(subject.adapter) if subject.adapter else None,
         weights=weights_of(subject),
+        cut=cut_of(subject),
         perplexity=perplexity,
         lm_eval=lm_eval,
     )

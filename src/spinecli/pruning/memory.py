@@ -6,12 +6,15 @@ import torch
 
 from spinecli.calibration.stream import CHUNK_TOKENS
 from spinecli.checkpoints.counting import block_costs
+from spinecli.pruning.adaptive.sensitivity import trial_bytes
 from spinecli.pruning.request import PruneRequest
 
 # Resident memory of Python with torch and transformers imported, before any weight is read.
 _IMPORTS_BYTES = 450_000_000
 # Allocations compared at once; see `allocation.BLOCK_SHARES`.
 _CANDIDATES = 5
+# Matrices of the linear branch's size that its conjugate gradients hold.
+_CONJUGATE_GRADIENTS = 6
 _FLOAT = torch.float32.itemsize
 
 
@@ -34,4 +37,10 @@ def run_memory(request: PruneRequest) -> int:
         lessons = tokens * (5 + _CANDIDATES) * d_model
         refit = tokens * (3 * d_model + 3 * width) + 2 * min(tokens, width) ** 2
         moments.append(block + (lessons + refit) * _FLOAT)
+    if request.method.refits:
+        tokens = calibration.rows * calibration.length
+        solving = max(2 * min(tokens, width) ** 2, _CONJUGATE_GRADIENTS * width * d_model)
+        moments.append(block + (tokens * (4 * d_model + 3 * width) + solving) * _FLOAT)
+    if request.adaptive:
+        moments.append(block + trial_bytes(checkpoint.blocks, calibration.length, d_model, calibration.rows))
     return _IMPORTS_BYTES + streams + max(moments)

@@ -84,6 +84,8 @@ def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: 
 def engines(family: Family, d_model: int, shapes: Sequence[BlockShape]) -> dict[str, str]:
     """Which inference engines take blocks of these shapes; facts in docs/commands/prune.md."""
     found = {"transformers": "with trust_remote_code=True" if family.modelling_file else "yes"}
+    if family.kind == "encoder":
+        return found | {"llama.cpp": "not tried with encoders"}
     if family.gguf_architecture is None:
         return found | {"llama.cpp": f"no: it has no {family.model_type} architecture"}
     found["llama.cpp f16"] = "yes"

@@ -35,6 +35,7 @@ SUB_LAYERS = ("attention", "mlp")
 _STREAM_BYTES = 768 << 20
 _JUDGING_ROWS = 8
 _FITTING_ROWS = 24
+_FLOAT = torch.float32.itemsize
 
 
 def sensitivities(
@@ -51,7 +52,8 @@ def sensitivities(
         tokens: (rows, length) calibration tokens; some rows are fitted to, others judge.
     """
     checkpoint, blocks = stream.checkpoint, stream.blocks
-    judging, used = _rows(tokens, blocks, checkpoint.d_model)
+    judging = _judging_rows(len(tokens), blocks, tokens.shape[1] * checkpoint.d_model * _FLOAT)
+    used = tokens[: _FITTING_ROWS + judging]
     trials: dict[str, Tensor] = {}
     with (stopwatch or Stopwatch())("computing"):
         dense = stream.embed(used)
@@ -79,11 +81,18 @@ def sensitivities(
     }
 
 
-def _rows(tokens: Tensor, blocks: int, d_model: int) -> tuple[int, Tensor]:
-    """How many rows judge, and all rows that are used, the judging ones last."""
-    row_bytes = tokens.shape[1] * d_model * torch.float32.itemsize
-    judging = max(1, min(_JUDGING_ROWS, _STREAM_BYTES // (2 * len(SUB_LAYERS) * blocks * row_bytes), len(tokens) // 4))
-    return judging, tokens[: _FITTING_ROWS + judging]
+def trial_bytes(blocks: int, length: int, d_model: int, rows: int) -> int:
+    """Bytes of all trials' streams at the end of the walk, with `rows` calibration rows of `length` tokens."""
+    row_bytes = length * d_model * _FLOAT
+    return _judging_rows(rows, blocks, row_bytes) * _trials(blocks) * row_bytes
+
+
+def _judging_rows(rows: int, blocks: int, row_bytes: int) -> int:
+    return max(1, min(_JUDGING_ROWS, _STREAM_BYTES // (_trials(blocks) * row_bytes), rows // 4))
+
+
+def _trials(blocks: int) -> int:
+    return 2 * len(SUB_LAYERS) * blocks
 
 
 def _cuts(scores: Scores, index: int, shape: BlockShape) -> dict[str, BlockMask]:
