@@ -51,7 +51,17 @@ def pruned(chain_folder: Path, dense: Path, text: Path) -> Step:
     """One block of six and a quarter of the heads leave, so that the result is written as a Mistral."""
     calibration = ("--calibration", text, "--calibration-rows", 16, "--calibration-length", 32)
     return run_step(
-        chain_folder / "pruned", "prune", dense, "--sparsity", 0.4, "--block-share", 0.5, *calibration, "--json"
+        chain_folder / "pruned",
+        "prune",
+        dense,
+        "--sparsity",
+        0.4,
+        "--method",
+        "comp",
+        "--block-share",
+        0.5,
+        *calibration,
+        "--json",
     )
 
 

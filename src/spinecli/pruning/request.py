@@ -136,7 +136,7 @@ def open_request(options: PruneOptions) -> PruneRequest:
     if (request.searches or request.adaptive or method.refits) and calibration.rows < 4:
         raise OptionError(
             f"--method {method.name} with these options compares and fits on calibration rows and needs at least 4, "
-            f"not {calibration.rows}; add rows."
+            f"not {calibration.rows}; raise --calibration-rows, and name a longer text if it is too short for them."
         )
     return request
 
