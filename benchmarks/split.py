@@ -154,11 +154,12 @@ def print_table(runs: list[dict[str, Any]], target: float) -> None:
             times += f" ({len(reached)} of {len(mine)})"
         accuracies = [run["accuracy"] for run in mine]
         spread = f" ± {statistics.stdev(accuracies):.1%}" if len(mine) > 1 else ""
-        early = mean(accuracy_at(run, shared) for run in mine)
+        early = [accuracy_at(run, shared) for run in mine]
+        then = "none yet" if any(map(math.isnan, early)) else f"{mean(early):.1%}"
         print(
             f"| {strategy} | {len(mine)} | {mean(run['devices'] for run in mine):.0f}, "
             f"{mean(run['rows'] for run in mine):.0f} | {mean(run['divergence'] for run in mine):.3f} "
-            f"| {mean(run['idle_share'] for run in mine):.0%} | {early:.1%} | {mean(accuracies):.1%}{spread} "
+            f"| {mean(run['idle_share'] for run in mine):.0%} | {then} | {mean(accuracies):.1%}{spread} "
             f"| {times} | {sent} | {mean(run['seconds'] for run in mine):.0f} s "
             f"| {mean(run['bytes'] for run in mine) / 1e6:.0f} |"
         )
