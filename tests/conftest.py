@@ -19,6 +19,11 @@ settings.load_profile("suite")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that none of them is left over for one process at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path]:
     """The directory of a recipe's checkpoint, written once per session. Tests must not change it."""
