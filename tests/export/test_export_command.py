@@ -188,7 +188,7 @@ def test_mistakes_get_one_sentence_and_leave_nothing(
 ) -> None:
     out, base = tmp_path / "x", written(BASE)
     gguf = ("--format", "gguf", "--out", out)
-    assert "--format must be gguf or hf, not 'onnx'" in refusal(base, "--format", "onnx", "--out", out)
+    assert "--format must be one of gguf, hf, not 'onnx'" in refusal(base, "--format", "onnx", "--out", out)
     assert "--quantize must be one of f32, f16, q8_0, q4_0, not 'q5_k'" in refusal(base, *gguf, "--quantize", "q5_k")
     assert "--quantize is for --format gguf" in refusal(base, "--format", "hf", "--out", out, "--quantize", "f16")
     assert "does not exist" in refusal(tmp_path / "nothing", *gguf)

@@ -20,11 +20,12 @@ from spinecli.calibration.objective import NEXT_TOKEN_LOSS, OUTPUT_DISTANCE
 from spinecli.calibration.reload import streamed_logits
 from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.choice import choice
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
 from spinecli.masktuning.block import projections
 from spinecli.masktuning.recovery import TuneMethod
 from spinecli.masktuning.recovery_pass import SCALES_NAME, Outcome, recover_student
-from spinecli.masktuning.request import TuneOptions, TuneRequest, open_request, tune_method
+from spinecli.masktuning.request import TuneOptions, TuneRequest, open_request
 from spinecli.masktuning.run import tune
 from spinecli.masktuning.tuned_weights import TunedWeights
 from spinecli.pruning.request import PruneOptions
@@ -312,6 +313,6 @@ def test_masks_of_another_checkpoint_are_refused(pruned: Pruned, tmp_path: Path)
 
 
 def test_unknown_methods_are_told_with_the_known_ones() -> None:
-    assert tune_method("mask+bias") is TuneMethod.mask_bias
+    assert choice("--method", TuneMethod, "mask+bias") is TuneMethod.mask_bias
     with pytest.raises(OptionError, match=r"mask, mask\+bias, lsq, auto"):
-        tune_method("magic")
+        choice("--method", TuneMethod, "magic")

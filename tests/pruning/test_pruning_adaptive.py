@@ -23,6 +23,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import BlockCosts
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.choice import choice
 from spinecli.errors import OptionError
 from spinecli.masktuning.request import TuneOptions
 from spinecli.masktuning.request import open_request as open_tune
@@ -30,7 +31,7 @@ from spinecli.masktuning.run import tune
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, lower_hull, tempered
 from spinecli.pruning.decision import decide
-from spinecli.pruning.request import PruneOptions, Widths, open_request, width_choice
+from spinecli.pruning.request import PruneOptions, Widths, open_request
 from spinecli.pruning.run import prune
 
 SHAPE = BlockShape(heads=8, kv_heads=4, head_dim=4, channels=80)
@@ -212,7 +213,6 @@ def test_who_cannot_vary_is_told(options: Callable[..., PruneOptions], change: d
 
 
 def test_the_choice_of_widths_has_two_names() -> None:
-    assert width_choice(None) is None
-    assert width_choice("adaptive") is Widths.adaptive
+    assert choice("--widths", Widths, "adaptive") is Widths.adaptive
     with pytest.raises(OptionError, match="uniform, adaptive"):
-        width_choice("free")
+        choice("--widths", Widths, "free")

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from spinecli.choice import choice
 from spinecli.errors import OptionError
 from spinecli.masktuning.recovery import TuneMethod
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.request import Widths
-from spinecli.sweeping.choices import MethodChoice, Tuning, parse_methods, tuning_choice
+from spinecli.sweeping.choices import MethodChoice, Tuning, parse_methods
 
 
 def test_methods_by_name_with_or_without_widths() -> None:
@@ -38,4 +39,4 @@ def test_a_method_that_refits_is_tuned_only_if_asked_for_by_name() -> None:
 
 def test_unknown_tuning_is_told() -> None:
     with pytest.raises(OptionError, match="--tune must be one of none, auto, mask, lsq, not 'sft'"):
-        tuning_choice("sft")
+        choice("--tune", Tuning, "sft")

@@ -80,9 +80,11 @@ def prune(
         from spinecli.artifacts.stopwatch import Stopwatch
         from spinecli.calibration.rows import CalibrationOptions
         from spinecli.calibration.stream import compute_options
+        from spinecli.checkpoints.cutting import Heads
+        from spinecli.choice import choice
         from spinecli.errors import OptionError
         from spinecli.pruning.decision import decide
-        from spinecli.pruning.request import PruneOptions, head_choice, open_request, width_choice
+        from spinecli.pruning.request import PruneOptions, Widths, open_request
         from spinecli.pruning.run import prune as run_prune
 
         if out is None and not dry_run:
@@ -98,8 +100,8 @@ def prune(
                 metric=metric,
                 block_share=_block_share(block_share),
                 protect=_protect(protect),
-                heads=head_choice(heads),
-                widths=width_choice(widths),
+                heads=choice("--heads", Heads, heads),
+                widths=None if widths is None else choice("--widths", Widths, widths),
                 round_to=round_to,
                 calibration=CalibrationOptions(calibration, calibration_rows, calibration_length),
                 seed=seed,

@@ -80,8 +80,9 @@ def sweep(
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
         from spinecli.calibration.rows import CalibrationOptions
+        from spinecli.choice import choice
         from spinecli.evaluation.session import Listeners
-        from spinecli.sweeping.choices import parse_methods, tuning_choice
+        from spinecli.sweeping.choices import Tuning, parse_methods
         from spinecli.sweeping.ratios import parse_ratios
         from spinecli.sweeping.request import SweepOptions, open_request
         from spinecli.sweeping.run import sweep as run_sweep
@@ -91,7 +92,7 @@ def sweep(
             model=model,
             sparsities=parse_ratios(sparsity, step),
             methods=parse_methods(methods),
-            tune=tuning_choice(tune),
+            tune=choice("--tune", Tuning, tune),
             texts=tuple(perplexity or ()),
             window=window,
             rows=rows,

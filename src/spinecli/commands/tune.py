@@ -52,7 +52,10 @@ def tune(
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
         from spinecli.calibration.stream import compute_options
-        from spinecli.masktuning.request import TuneOptions, open_request, tune_method
+        from spinecli.choice import choice
+        from spinecli.masktuning.recovery import TuneMethod
+        from spinecli.masktuning.recovery_pass import held_out_rows
+        from spinecli.masktuning.request import TuneOptions, open_request
         from spinecli.masktuning.run import tune as run_tune
 
         stopwatch = Stopwatch()
@@ -63,7 +66,7 @@ def tune(
             TuneOptions(
                 pruned=pruned,
                 dense=dense,
-                method=tune_method(method),
+                method=choice("--method", TuneMethod, method),
                 calibration_text=calibration,
                 calibration_rows=calibration_rows,
                 calibration_length=calibration_length,
@@ -72,9 +75,10 @@ def tune(
             )
         )
         tokens = request.calibration
+        judging = held_out_rows(tokens.rows)
         terminal.note(
-            f"tuning on {tokens.rows - request.task().held_out_rows} rows of {tokens.length} tokens, judging on "
-            f"{request.task().held_out_rows} others: {tokens.text.description}"
+            f"tuning on {tokens.rows - judging} rows of {tokens.length} tokens, judging on {judging} others: "
+            f"{tokens.text.description}"
         )
         with terminal.progress() as progress:
             manifest = run_tune(request, output, stopwatch, progress)

@@ -75,15 +75,6 @@ class TuneRequest:
         }
 
 
-def tune_method(name: str) -> TuneMethod:
-    """The method of that name; OptionError with the list of known ones."""
-    try:
-        return TuneMethod(name)
-    except ValueError:
-        known = ", ".join(method.value for method in TuneMethod)
-        raise OptionError(f"There is no method {name!r}; choose one of {known}.") from None
-
-
 def open_request(options: TuneOptions) -> TuneRequest:
     """Find the dense teacher of a pruned checkpoint and check that everything fits together.
 

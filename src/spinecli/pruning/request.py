@@ -24,9 +24,6 @@ from spinecli.pruning.methods import METHODS
 from spinecli.pruning.methods.comp import DEFAULT_METRIC, METRICS
 from spinecli.pruning.selection import protected_blocks
 
-# The methods that cut blocks and units, so that the budget can be split between them.
-SHARING = ("spine", "comp")
-
 
 class Widths(str, Enum):
     """Which blocks may differ in width."""
@@ -64,9 +61,7 @@ class PruneOptions:
             "sparsity": self.sparsity,
             "method": self.method,
             "metric": (self.metric or DEFAULT_METRIC) if self.method == "comp" else None,
-            "block_share": "auto"
-            if self.block_share is None and self.method in ("spine", "comp")
-            else self.block_share,
+            "block_share": "auto" if self.block_share is None and _splits(self.method) else self.block_share,
             "widths": self.widths.value if self.widths else None,
             "protect": None if self.protect is None else list(self.protect),
             "heads": self.heads.value,
@@ -96,7 +91,7 @@ class PruneRequest:
     @property
     def searches(self) -> bool:
         """Whether allocations are compared on calibration rows."""
-        return self.method.cuts_blocks and self.method.cuts_units and self.options.block_share is None
+        return _splits(self.options.method) and self.options.block_share is None
 
     @property
     def search_rows(self) -> int:
@@ -194,22 +189,10 @@ def _widths(options: PruneOptions, checkpoint: Checkpoint, method: Method) -> Wi
     return widths
 
 
-def width_choice(name: str | None) -> Widths | None:
-    """The choice of that name; OptionError with the list of known ones."""
-    try:
-        return None if name is None else Widths(name)
-    except ValueError:
-        known = ", ".join(choice.value for choice in Widths)
-        raise OptionError(f"--widths must be one of {known}, not {name!r}.") from None
-
-
-def head_choice(name: str) -> Heads:
-    """The choice of that name; OptionError with the list of known ones."""
-    try:
-        return Heads(name)
-    except ValueError:
-        known = ", ".join(choice.value for choice in Heads)
-        raise OptionError(f"--heads must be one of {known}, not {name!r}.") from None
+def _splits(name: str) -> bool:
+    """Whether the budget can be split between blocks and units: the method cuts both."""
+    method = METHODS[name](DEFAULT_METRIC, 0)
+    return method.cuts_blocks and method.cuts_units
 
 
 def _method(options: PruneOptions) -> Method:
@@ -221,7 +204,7 @@ def _method(options: PruneOptions) -> Method:
         raise OptionError(f"There is no metric {options.metric!r}; choose one of {', '.join(METRICS)}.")
     if options.method != "comp" and options.metric is not None:
         raise OptionError(f"--metric belongs to --method comp; {options.method} has no such choice.")
-    if options.method not in SHARING and options.block_share is not None:
+    if not _splits(options.method) and options.block_share is not None:
         raise OptionError(f"--block-share belongs to --method spine or comp; {options.method} has no such choice.")
     if options.block_share is not None and not 0 <= options.block_share <= 1:
         raise OptionError(f"--block-share must be auto or lie between 0 and 1, not {options.block_share:g}.")

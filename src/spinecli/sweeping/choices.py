@@ -9,7 +9,7 @@ from spinecli.errors import OptionError
 from spinecli.masktuning.recovery import TuneMethod
 from spinecli.pruning.method import Method
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.request import Widths, width_choice
+from spinecli.pruning.request import Widths
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,7 @@ def _choice(text: str) -> MethodChoice:
     if method not in METHODS:
         raise OptionError(f"There is no method {method!r}; choose some of {', '.join(METHODS)} for --methods.")
     try:
-        return MethodChoice(method, width_choice(widths) if colon else None)
-    except OptionError:
+        return MethodChoice(method, Widths(widths) if colon else None)
+    except ValueError:
         known = " or ".join(f"{method}:{choice.value}" for choice in Widths)
         raise OptionError(f"--methods {text} names no such widths; write {method}, {known}.") from None
-
-
-def tuning_choice(name: str) -> Tuning:
-    """The choice of that name; OptionError with the list of known ones."""
-    try:
-        return Tuning(name)
-    except ValueError:
-        known = ", ".join(choice.value for choice in Tuning)
-        raise OptionError(f"--tune must be one of {known}, not {name!r}.") from None
