@@ -24,7 +24,8 @@ from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.checkpoints.writer import PlannedTensor, write_checkpoint
+from spinecli.checkpoints.tensors import MadeTensor
+from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.evaluation.latency import measure_latency, paired_ratio, random_prompt
 from spinecli.evaluation.settings import GenerationSettings
 from spinecli.pruning.request import PruneOptions, open_request
@@ -66,7 +67,7 @@ def make_checkpoint(directory: Path) -> Path:
     config = LlamaConfig(**HUNDRED_MILLION)
     raw = {**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "float32"}
     groups = [
-        [PlannedTensor(name, shape, torch.float32, partial(random_tensor, shape))]
+        {name: MadeTensor(shape, torch.float32, partial(random_tensor, shape))}
         for name, shape in stored_shapes(build_skeleton(config, Task.causal_lm)).items()
     ]
     directory.mkdir()

@@ -4,6 +4,10 @@ Each is raised where the mistake is found, with one sentence that names the file
 out. `spinecli.console.report_error` renders all of them; the exit code travels with the class.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class SpineError(Exception):
     """Something failed while running; the command ends with exit code 1."""
@@ -107,6 +111,11 @@ class OfflineError(UserError):
 
 class UnexportableError(UserError):
     """A checkpoint has something that the format asked for cannot express."""
+
+    def __init__(self, reason: str, path: Path | None = None, remedy: str = "use --format hf") -> None:
+        """Args: what is in the way, which checkpoint that is said of (None: the reason says it), and the way out."""
+        super().__init__(f"{reason if path is None else f'{path} {reason}'}; {remedy}.")
+        self.reason = reason
 
 
 class MissingPackageError(UserError):

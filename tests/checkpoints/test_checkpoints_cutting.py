@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.cutting import Heads, cut_config, cut_tensor, head_counts, kept_rows, plan_cut
+from spinecli.checkpoints.cutting import Heads, cut_config, cut_tensor, head_counts, kept_rows, write_cut
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.reader import SINGLE_FILE
-from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.errors import OptionError
 
 Opened = Callable[[Recipe], Checkpoint]
@@ -30,7 +29,7 @@ TOKENS = random_tokens(2, 12)
 
 def cut(checkpoint: Checkpoint, masks: Masks, directory: Path) -> PreTrainedModel:
     directory.mkdir(parents=True)
-    write_checkpoint(directory, cut_config(checkpoint, masks), plan_cut(checkpoint, masks), checkpoint.path)
+    write_cut(directory, checkpoint, masks)
     return load(directory)
 
 

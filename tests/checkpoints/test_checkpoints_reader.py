@@ -13,7 +13,7 @@ from families import ENCODERS, LABELS, POSITIONS, UNGROUPED, VARIANTS, Recipe, c
 from safetensors.torch import load_file, save_file
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE, StoredTensor, read_tensor, stored_tensors
+from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE, StoredTensor, stored_tensors
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.errors import (
     DamagedCheckpointError,
@@ -207,12 +207,12 @@ def test_one_bad_number_is_found(tmp_path: Path, value: float, dtype: torch.dtyp
     save_file({"w": weight}, tmp_path / "file.safetensors")
     stored = StoredTensor(tmp_path / "file.safetensors", "w", (7, 5), dtype)
     with pytest.raises(NonFiniteWeightsError, match=r"w in .*file\.safetensors"):
-        read_tensor(stored)
+        stored.read()
 
 
 def test_the_largest_finite_half_is_fine(tmp_path: Path) -> None:
     save_file({"w": torch.full((3,), 65504.0).half()}, tmp_path / "file.safetensors")
-    assert read_tensor(StoredTensor(tmp_path / "file.safetensors", "w", (3,), torch.float16)).max() == 65504
+    assert StoredTensor(tmp_path / "file.safetensors", "w", (3,), torch.float16).read().max() == 65504
 
 
 @pytest.mark.parametrize("place", ["../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "..", "", 7])

@@ -14,17 +14,18 @@ from transformers import AutoTokenizer
 
 import spinecli.artifacts.directory as directory_module
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.cutting import cut_config, plan_cut
+from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
-from spinecli.checkpoints.writer import PlannedTensor, plan_shards, write_checkpoint
+from spinecli.checkpoints.tensors import MadeTensor
+from spinecli.checkpoints.writer import plan_shards, write_checkpoint
 from spinecli.errors import NoSpaceError
 
 SHARD_BYTES = 20_000
 Opened = Callable[[Recipe], Checkpoint]
 
 
-def planned(name: str, size: int) -> PlannedTensor:
-    return PlannedTensor(name, (size,), torch.float32, lambda: torch.arange(float(size)))
+def planned(size: int) -> MadeTensor:
+    return MadeTensor((size,), torch.float32, lambda: torch.arange(float(size)))
 
 
 @given(
@@ -32,22 +33,21 @@ def planned(name: str, size: int) -> PlannedTensor:
     limit=st.integers(1, 60),
 )
 def test_shards_hold_every_tensor_in_order_and_no_more_than_they_may(sizes: list[list[int]], limit: int) -> None:
-    groups = [[planned(f"{g}.{t}", size) for t, size in enumerate(group)] for g, group in enumerate(sizes)]
+    groups = [{f"{g}.{t}": planned(size) for t, size in enumerate(group)} for g, group in enumerate(sizes)]
     shards = plan_shards(groups, limit * 4)
-    assert [tensor for shard in shards for tensor in shard] == [tensor for group in groups for tensor in group]
+    assert [item for shard in shards for item in shard.items()] == [item for group in groups for item in group.items()]
     for shard in shards:
         assert shard
-        assert sum(tensor.bytes for tensor in shard) <= limit * 4 or len(shard) == 1
+        assert sum(tensor.bytes for tensor in shard.values()) <= limit * 4 or len(shard) == 1
     for group in groups:
-        if sum(tensor.bytes for tensor in group) <= limit * 4:
-            assert sum(any(tensor in group for tensor in shard) for shard in shards) == 1
+        if sum(tensor.bytes for tensor in group.values()) <= limit * 4:
+            assert sum(any(name in group for name in shard) for shard in shards) == 1
 
 
 def write(checkpoint: Checkpoint, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     directory.mkdir(exist_ok=True)
-    masks = Masks.full((checkpoint.shape,) * checkpoint.blocks)
-    groups = plan_cut(checkpoint, masks)
-    write_checkpoint(directory, cut_config(checkpoint, masks), groups, checkpoint.path, shard_bytes=shard_bytes)
+    cut = cut_checkpoint(checkpoint, Masks.full((checkpoint.shape,) * checkpoint.blocks))
+    write_checkpoint(directory, cut.raw_config, cut.groups(), cut.path, shard_bytes=shard_bytes)
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -103,14 +103,14 @@ def test_a_killed_write_goes_on_and_keeps_finished_shards(opened: Opened, tmp_pa
 def test_only_missing_shards_are_made(tmp_path: Path) -> None:
     made: list[str] = []
 
-    def tensor(name: str) -> PlannedTensor:
+    def tensor(name: str) -> MadeTensor:
         def make() -> torch.Tensor:
             made.append(name)
             return torch.ones(4)
 
-        return PlannedTensor(name, (4,), torch.float32, make)
+        return MadeTensor((4,), torch.float32, make)
 
-    groups = [[tensor("a")], [tensor("b")], [tensor("c")]]
+    groups = [{name: tensor(name)} for name in "abc"]
     write_checkpoint(tmp_path, {}, groups, tmp_path, shard_bytes=16)
     assert made == ["a", "b", "c"]
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
@@ -133,15 +133,15 @@ def test_one_shard_at_a_time_is_in_memory(tmp_path: Path) -> None:
         most = max(most, alive)
         return torch.ones(4).as_subclass(Counted)
 
-    groups = [[PlannedTensor(f"{block}.{part}", (4,), torch.float32, make) for part in "ab"] for block in range(5)]
+    groups = [{f"{block}.{part}": MadeTensor((4,), torch.float32, make) for part in "ab"} for block in range(5)]
     write_checkpoint(tmp_path, {}, groups, tmp_path, shard_bytes=32)
     assert most <= 3
 
 
-def test_a_tensor_that_is_not_what_was_planned_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_what_was_announced_is_refused(tmp_path: Path) -> None:
     for wrong in (torch.ones(5), torch.ones(4).half()):
-        group = [PlannedTensor("w", (4,), torch.float32, lambda wrong=wrong: wrong)]
-        with pytest.raises(ValueError, match="w was planned"):
+        group = {"w": MadeTensor((4,), torch.float32, lambda wrong=wrong: wrong)}
+        with pytest.raises(ValueError, match=r"announced as \(4,\) torch.float32"):
             write_checkpoint(tmp_path, {}, [group], tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
 
@@ -150,12 +150,12 @@ def test_space_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.Mon
     usage = directory_module.shutil.disk_usage(tmp_path)._replace(free=15)
     monkeypatch.setattr(directory_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(NoSpaceError):
-        write_checkpoint(tmp_path, {}, [[planned("a", 4)]], tmp_path)
+        write_checkpoint(tmp_path, {}, [{"a": planned(4)}], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_counts_shards(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    groups = [[planned("a", 4)], [planned("b", 4)]]
+    groups = [{"a": planned(4)}, {"b": planned(4)}]
     write_checkpoint(tmp_path, {}, groups, tmp_path, lambda _, done, total: seen.append((done, total)), shard_bytes=16)
     assert seen == [(1, 2), (2, 2)]

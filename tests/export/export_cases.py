@@ -13,8 +13,8 @@ from families import Recipe, recipe, tokenizer
 from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.reader import HeldTensor
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.tensors import held
 from spinecli.export.gguf_file import GgufModel, write_gguf
 from spinecli.export.gguf_model import gguf_model
 from spinecli.export.storage import Quantization
@@ -136,7 +136,7 @@ def uneven(checkpoint: Checkpoint, kept: Sequence[tuple[Sequence[int], Sequence[
             if module in rows and not (kind == "bias" and rows[module][0] == 1):
                 axis, indices = rows[module]
                 value = value.index_select(axis, torch.tensor(indices))
-            tensors[name] = HeldTensor(value)
+            tensors[name] = held(value)
         shapes.append(BlockShape(len(groups) * dense.group_size, len(groups), dense.head_dim, len(channels)))
     changed = replace(checkpoint, tensors=tensors)
     vars(changed)["shapes"] = tuple(shapes)

@@ -22,6 +22,7 @@ from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import Heads
 from spinecli.checkpoints.masks import Masks
+from spinecli.choice import choice
 from spinecli.errors import OptionError
 from spinecli.masktuning.recovery_pass import Outcome
 from spinecli.masktuning.request import TuneOptions
@@ -29,7 +30,7 @@ from spinecli.masktuning.request import open_request as open_tune
 from spinecli.masktuning.run import tune
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.request import PruneOptions, head_choice, open_request
+from spinecli.pruning.request import PruneOptions, open_request
 from spinecli.pruning.run import prune
 
 Written = Callable[[Recipe], Path]
@@ -128,7 +129,7 @@ def test_the_choice_of_heads_decides_what_may_leave(options: Callable[..., Prune
     with pytest.raises(OptionError, match="--heads cut is not possible with opt"):
         open_request(options(recipe("opt", blocks=4), heads=Heads.cut))
     with pytest.raises(OptionError, match="--heads must be one of auto, cut, keep"):
-        head_choice("some")
+        choice("--heads", Heads, "some")
 
 
 class Killed(BaseException):
@@ -142,7 +143,7 @@ def test_a_killed_run_on_an_encoder_resumes_to_the_same_bytes(
         return PassJournal(state, name, share=float("inf")) if state else None
 
     monkeypatch.setattr("spinecli.pruning.decision._journal", journal)
-    monkeypatch.setattr("spinecli.masktuning.run.PassJournal", journal)
+    monkeypatch.setattr("spinecli.masktuning.recovery_pass.PassJournal", journal)
     monkeypatch.setattr(Outcome, "helps", property(lambda _: True))
     chosen = options(heads=Heads.cut)
 

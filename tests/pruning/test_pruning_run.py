@@ -16,13 +16,10 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.family import family_of
 from spinecli.checkpoints.masks import Masks
-from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import OptionError, OutputExistsError
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.plan import engines
 from spinecli.pruning.request import PruneOptions, Widths, open_request
 from spinecli.pruning.run import prune
 from spinecli.pruning.scores import Scores
@@ -174,16 +171,6 @@ def test_wrong_options_are_told_before_any_work(
 ) -> None:
     with pytest.raises(OptionError, match=words):
         open_request(options(**change))
-
-
-def test_the_plan_says_which_engines_take_it() -> None:
-    llama = family_of("llama")
-    found = engines(llama, 32, [BlockShape(4, 4, 8, 256)])
-    assert found["llama.cpp Q8_0, Q4_0"] == "yes"
-    assert found["llama.cpp K-quants"] == "no: 32 is not a multiple of 256"
-    assert engines(llama, 256, [BlockShape(32, 8, 8, 40)])["llama.cpp Q8_0, Q4_0"] == "no: 40 is not a multiple of 32"
-    assert engines(llama, 48, [BlockShape(4, 4, 8, 256)])["llama.cpp Q8_0, Q4_0"] == "no: 48 is not a multiple of 32"
-    assert engines(family_of("opt"), 32, [BlockShape(4, 4, 8, 256)])["llama.cpp"].startswith("no")
 
 
 @pytest.mark.parametrize("option", [{"metric": "m1"}, {"block_share": 0.5}, {"widths": Widths.adaptive}], ids=str)

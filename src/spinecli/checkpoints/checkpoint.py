@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from spinecli.checkpoints.family import Family, Task, family_of
-from spinecli.checkpoints.reader import HeldTensor, StoredTensor, read_json_object, read_tensor, stored_tensors
+from spinecli.checkpoints.reader import read_json_object, stored_tensors
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.task import task_of
+from spinecli.checkpoints.tensors import TensorSource
 from spinecli.checkpoints.validation import check_sizes, match_tensors
 from spinecli.errors import DamagedCheckpointError, NotACheckpointError
 
@@ -35,14 +36,15 @@ _CONFIG_ERRORS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Configuration, family and tensor locations of a checkpoint; weights stay on disk until `read`."""
+    """Configuration, family and tensor locations of a checkpoint; weights stay where they are until `read`."""
 
     path: Path
+    """Where its tokenizer lies and what messages call it."""
     raw_config: dict[str, Any]
     config: PreTrainedConfig
     family: Family
     task: Task
-    tensors: dict[str, StoredTensor | HeldTensor]
+    tensors: dict[str, TensorSource]
     """By the name the architecture gives them, whatever an old file calls them."""
 
     @classmethod
@@ -75,8 +77,7 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """The tensor `name` in its stored dtype, checked for NaN and infinity."""
-        place = self.tensors[name]
-        return place.value if isinstance(place, HeldTensor) else read_tensor(place)
+        return self.tensors[name].read()
 
     def skeleton(self) -> PreTrainedModel:
         """A model of this configuration with its parameters on the meta device."""
@@ -159,6 +160,11 @@ class Checkpoint:
     def outer_names(self) -> list[str]:
         """Names of the tensors outside the blocks: embeddings, final norm, head."""
         return [name for name in self.tensors if not name.startswith(self.blocks_path + ".")]
+
+    def groups(self) -> list[dict[str, TensorSource]]:
+        """What is written together: the tensors outside the blocks, then those of each block."""
+        names = [self.outer_names(), *(self.block_names(index).values() for index in range(self.blocks))]
+        return [{name: self.tensors[name] for name in group} for group in names]
 
     @property
     def storage_dtype(self) -> torch.dtype:

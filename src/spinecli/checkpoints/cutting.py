@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.family import Family, Task, family_of
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.rows import attention_rows, channel_rows
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.shipped_modules import auto_map
-from spinecli.checkpoints.writer import PlannedTensor, write_checkpoint
+from spinecli.checkpoints.tensors import MadeTensor, TensorSource
+from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.errors import OptionError
 from spinecli.progress import Progress, silent
 
@@ -68,22 +68,23 @@ def cut_tensor(
     return value.index_select(1 - axis if transposed else axis, kept)
 
 
-def plan_cut(checkpoint: Checkpoint, masks: Masks) -> list[list[PlannedTensor]]:
-    """The tensors of the cut checkpoint, in groups that are written together (outer tensors, then each kept block)."""
-    groups = [[_copied(checkpoint, name) for name in checkpoint.outer_names()]]
+def cut_checkpoint(checkpoint: Checkpoint, masks: Masks) -> Checkpoint:
+    """The checkpoint that `masks` leave of `checkpoint`; its tensors are cut as they are read, nothing is copied.
+
+    Raises: ValueError if the masks differ in shape or remove heads that cannot leave.
+    """
+    raw_config = cut_config(checkpoint, masks)
+    family = family_of(str(raw_config["model_type"]))
+    tensors: dict[str, TensorSource] = {name: checkpoint.tensors[name] for name in checkpoint.outer_names()}
     for new_index, old_index in enumerate(masks.kept_blocks):
         mask, shape = masks.blocks[old_index], checkpoint.shapes[old_index]
         rows = kept_rows(checkpoint.family, mask, shape)
         gone = _gone_modules(checkpoint, mask, shape)
         prefix = checkpoint.block_prefix(new_index)
-        groups.append(
-            [
-                _cut(checkpoint, prefix + relative, full, relative, rows)
-                for relative, full in checkpoint.block_names(old_index).items()
-                if not relative.startswith(gone)
-            ]
-        )
-    return groups
+        for relative, full in checkpoint.block_names(old_index).items():
+            if not relative.startswith(gone):
+                tensors[prefix + relative] = _cut(checkpoint, full, relative, rows)
+    return Checkpoint(checkpoint.path, raw_config, config_from(raw_config), family, checkpoint.task, tensors)
 
 
 def _gone_modules(checkpoint: Checkpoint, mask: BlockMask, shape: BlockShape) -> tuple[str, ...]:
@@ -102,26 +103,19 @@ def write_cut(directory: Path, checkpoint: Checkpoint, masks: Masks, progress: P
 
     Raises: NoSpaceError; ValueError if the masks differ in shape or remove heads that cannot leave.
     """
-    config = cut_config(checkpoint, masks)
-    write_checkpoint(directory, config, plan_cut(checkpoint, masks), checkpoint.path, progress)
+    cut = cut_checkpoint(checkpoint, masks)
+    write_checkpoint(directory, cut.raw_config, cut.groups(), checkpoint.path, progress)
     masks.save(directory)
 
 
-def _copied(checkpoint: Checkpoint, name: str) -> PlannedTensor:
-    stored = checkpoint.tensors[name]
-    return PlannedTensor(name, stored.shape, stored.dtype, partial(checkpoint.read, name))
-
-
-def _cut(
-    checkpoint: Checkpoint, name: str, source: str, relative: str, rows: dict[str, tuple[int, Tensor]]
-) -> PlannedTensor:
+def _cut(checkpoint: Checkpoint, source: str, relative: str, rows: dict[str, tuple[int, Tensor]]) -> MadeTensor:
     stored, transposed = checkpoint.tensors[source], checkpoint.family.transposed
     shape = cut_tensor(relative, torch.empty(stored.shape, device="meta"), _on_meta(rows), transposed=transposed).shape
 
     def make() -> Tensor:
-        return cut_tensor(relative, checkpoint.read(source), rows, transposed=transposed).contiguous()
+        return cut_tensor(relative, stored.read(), rows, transposed=transposed).contiguous()
 
-    return PlannedTensor(name, tuple(shape), stored.dtype, make)
+    return MadeTensor(tuple(shape), stored.dtype, make)
 
 
 def _on_meta(rows: dict[str, tuple[int, Tensor]]) -> dict[str, tuple[int, Tensor]]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.family import Task
-from spinecli.checkpoints.reader import HeldTensor, StoredTensor
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
+from spinecli.checkpoints.tensors import TensorSource, held
 from spinecli.checkpoints.validation import aliases
 
 
@@ -34,12 +34,11 @@ def fine_tuned(
     expected = stored_shapes(skeleton)
     if strangers := values.keys() - expected.keys():
         raise ValueError(f"{sorted(strangers)[0]} is no tensor of a {family.architecture_of(task)}")
-    tensors: dict[str, StoredTensor | HeldTensor] = {}
+    tensors: dict[str, TensorSource] = {}
     for name, shape in expected.items():
         known = [alias for alias in aliases(name, skeleton.base_model_prefix + ".") if alias in checkpoint.tensors]
         if name in values:
-            value = values[name].detach().to("cpu", checkpoint.storage_dtype)
-            tensors[name] = HeldTensor(value)
+            tensors[name] = held(values[name].detach().to("cpu", checkpoint.storage_dtype))
         elif known:
             tensors[name] = checkpoint.tensors[known[0]]
         else:

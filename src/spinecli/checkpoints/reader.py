@@ -42,27 +42,22 @@ class StoredTensor:
         """Size on disk."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
+    def read(self) -> Tensor:
+        """The values in their stored dtype, as a copy that holds no file mapping.
 
-@dataclass(frozen=True, eq=False)
-class HeldTensor:
-    """A tensor in memory that stands in a stored one's place."""
-
-    value: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As `StoredTensor.shape`."""
-        return tuple(self.value.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """As `StoredTensor.dtype`."""
-        return self.value.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Size on disk, once it is written."""
-        return self.value.nbytes
+        Raises: DamagedCheckpointError, NonFiniteWeightsError.
+        """
+        try:
+            # One handle per tensor: pages of a long-lived mapping would count as this process' memory.
+            with safe_open(self.file, framework="pt") as handle:
+                value: Tensor = handle.get_tensor(self.name).clone()
+        except (SafetensorError, OSError) as error:
+            raise DamagedCheckpointError(f"{self.file} cannot be read at {self.name}; fetch it again.") from error
+        if value.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
+            raise NonFiniteWeightsError(
+                f"{self.name} in {self.file} holds NaN or infinite values; the checkpoint is unusable, fetch it again."
+            )
+        return value
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -96,24 +91,6 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
         if name not in found or found[name].file.name != file:
             raise DamagedCheckpointError(f"{index} places {name} in {file}, where it is not; fetch the shard again.")
     return found
-
-
-def read_tensor(stored: StoredTensor) -> Tensor:
-    """Read one tensor in its stored dtype, as a copy that holds no file mapping.
-
-    Raises: DamagedCheckpointError, NonFiniteWeightsError.
-    """
-    try:
-        # One handle per tensor: pages of a long-lived mapping would count as this process' memory.
-        with safe_open(stored.file, framework="pt") as handle:
-            value: Tensor = handle.get_tensor(stored.name).clone()
-    except (SafetensorError, OSError) as error:
-        raise DamagedCheckpointError(f"{stored.file} cannot be read at {stored.name}; fetch it again.") from error
-    if value.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
-        raise NonFiniteWeightsError(
-            f"{stored.name} in {stored.file} holds NaN or infinite values; the checkpoint is unusable, fetch it again."
-        )
-    return value
 
 
 def _indexed_shards(index: Path) -> dict[str, str]:

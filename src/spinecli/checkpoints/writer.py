@@ -5,55 +5,40 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from spinecli.artifacts.directory import require_space
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE
 from spinecli.checkpoints.shipped_modules import modelling_source
 from spinecli.checkpoints.source import TOKENIZER_PATTERNS
+from spinecli.checkpoints.tensors import TensorSource
 from spinecli.progress import Progress, silent
 
 SHARD_BYTES = 512 << 20
 _COMPANIONS = (*TOKENIZER_PATTERNS, "generation_config.json", "LICENSE*", "NOTICE*")
 
 
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor of the output whose size is known and whose value is made when its shard is written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    make: Callable[[], Tensor]
-
-    @property
-    def bytes(self) -> int:
-        """Size on disk."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-def plan_shards(groups: Sequence[Sequence[PlannedTensor]], shard_bytes: int = SHARD_BYTES) -> list[list[PlannedTensor]]:
+def plan_shards(
+    groups: Sequence[Mapping[str, TensorSource]], shard_bytes: int = SHARD_BYTES
+) -> list[dict[str, TensorSource]]:
     """Pack groups into shards of at most `shard_bytes`; a group larger than that is split by tensors."""
-    shards: list[list[PlannedTensor]] = [[]]
+    shards: list[dict[str, TensorSource]] = [{}]
     filled = 0
     for group in groups:
-        size = sum(tensor.bytes for tensor in group)
+        size = sum(tensor.bytes for tensor in group.values())
         if filled and filled + size > shard_bytes:
-            shards.append([])
+            shards.append({})
             filled = 0
-        for tensor in group:
+        for name, tensor in group.items():
             if filled and filled + tensor.bytes > shard_bytes:
-                shards.append([])
+                shards.append({})
                 filled = 0
-            shards[-1].append(tensor)
+            shards[-1][name] = tensor
             filled += tensor.bytes
     return shards
 
@@ -61,7 +46,7 @@ def plan_shards(groups: Sequence[Sequence[PlannedTensor]], shard_bytes: int = SH
 def write_checkpoint(
     directory: Path,
     config: dict[str, Any],
-    groups: Sequence[Sequence[PlannedTensor]],
+    groups: Sequence[Mapping[str, TensorSource]],
     companions_of: Path,
     progress: Progress = silent,
     shard_bytes: int = SHARD_BYTES,
@@ -77,11 +62,11 @@ def write_checkpoint(
     """
     family = families().get(config.get("model_type", ""))
     if family and family.stored_names:
-        groups = [[replace(tensor, name=family.stored_name(tensor.name)) for tensor in group] for group in groups]
+        groups = [{family.stored_name(name): tensor for name, tensor in group.items()} for group in groups]
     shards = plan_shards(groups, shard_bytes)
     names = _shard_names(len(shards))
     missing = [shard for shard, name in zip(shards, names, strict=True) if not (directory / name).is_file()]
-    require_space(directory, sum(tensor.bytes for shard in missing for tensor in shard))
+    require_space(directory, sum(tensor.bytes for shard in missing for tensor in shard.values()))
     for done, (name, shard) in enumerate(zip(names, shards, strict=True)):
         if not (directory / name).is_file():
             _write_shard(directory / name, shard)
@@ -103,13 +88,8 @@ def _shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _write_shard(path: Path, shard: Sequence[PlannedTensor]) -> None:
-    values = {}
-    for tensor in shard:
-        value = tensor.make()
-        if tuple(value.shape) != tensor.shape or value.dtype != tensor.dtype:
-            raise ValueError(f"{tensor.name} was planned as {tensor.shape} {tensor.dtype}, made as {value.shape}")
-        values[tensor.name] = value
+def _write_shard(path: Path, shard: Mapping[str, TensorSource]) -> None:
+    values = {name: tensor.read() for name, tensor in shard.items()}
     temporary = path.with_suffix(".part")
     save_file(values, temporary, metadata={"format": "pt"})
     with temporary.open("rb") as handle:
@@ -117,9 +97,9 @@ def _write_shard(path: Path, shard: Sequence[PlannedTensor]) -> None:
     temporary.rename(path)
 
 
-def _index(names: Sequence[str], shards: Sequence[Sequence[PlannedTensor]]) -> dict[str, Any]:
-    weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    total = sum(tensor.bytes for shard in shards for tensor in shard)
+def _index(names: Sequence[str], shards: Sequence[Mapping[str, TensorSource]]) -> dict[str, Any]:
+    weight_map = {tensor: file for file, shard in zip(names, shards, strict=True) for tensor in shard}
+    total = sum(tensor.bytes for shard in shards for tensor in shard.values())
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 

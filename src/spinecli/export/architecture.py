@@ -132,12 +132,11 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     family = checkpoint.family
     if checkpoint.task is not Task.causal_lm:
         raise UnexportableError(
-            f"{checkpoint.path} is for {checkpoint.task.value}; --format gguf takes causal language models, so use "
-            "--format hf."
+            f"is for {checkpoint.task.value}, and --format gguf takes causal language models", checkpoint.path
         )
     if family.gguf_architecture is None or family.gguf_architecture not in known_architectures():
         raise UnexportableError(
-            f"spine cannot write a {family.model_type} as GGUF; use --format hf, which other converters read."
+            f"spine cannot write a {family.model_type} as GGUF", remedy="use --format hf, which other converters read"
         )
     found = architecture(family.gguf_architecture)
     shapes = checkpoint.shapes

@@ -33,7 +33,7 @@ def filled_shapes(shapes: Sequence[BlockShape], architecture: Architecture, d_mo
     if len(groups) > 1:
         raise UnexportableError(
             f"llama.cpp's {architecture.name} has one number of query heads per KV head for all blocks, and these have "
-            f"{', '.join(map(str, groups))}; use --format hf."
+            f"{', '.join(map(str, groups))}"
         )
     head_dim, group = shapes[0].head_dim, groups[0] if groups else 1
     kv_heads = max(1, *(shape.kv_heads for shape in shapes))
@@ -42,12 +42,11 @@ def filled_shapes(shapes: Sequence[BlockShape], architecture: Architecture, d_mo
         if kv_heads * group * head_dim != d_model:
             raise UnexportableError(
                 f"llama.cpp's {architecture.name} wants heads that fill {d_model} dimensions, and heads of {head_dim} "
-                "do not; use --format hf."
+                "do not"
             )
     if architecture.fixed_heads and any(shape.kv_heads != kv_heads for shape in shapes):
         raise UnexportableError(
-            f"llama.cpp's {architecture.name} has {kv_heads} heads in every block, and these have fewer; use --format "
-            "hf."
+            f"llama.cpp's {architecture.name} has {kv_heads} heads in every block, and these have fewer"
         )
     channels = max(shape.channels for shape in shapes) or FILLED_CHANNELS
     return (BlockShape(kv_heads * group, kv_heads, head_dim, channels),) * len(shapes)

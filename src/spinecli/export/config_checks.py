@@ -38,13 +38,11 @@ def check_config(checkpoint: Checkpoint, architecture: Architecture) -> None:
         raise _refused(checkpoint, architecture, "tie_word_embeddings", "ties them")
     if checkpoint.blocks in architecture.refused_blocks or checkpoint.blocks > _MOST_BLOCKS:
         raise UnexportableError(
-            f"{checkpoint.path} has {checkpoint.blocks} blocks, a number that llama.cpp's {architecture.name} takes "
-            "for another model; use --format hf."
+            f"has {checkpoint.blocks} blocks, a number that llama.cpp's {architecture.name} takes for another model",
+            checkpoint.path,
         )
 
 
 def _refused(checkpoint: Checkpoint, architecture: Architecture, key: str, reason: str) -> UnexportableError:
     value = getattr(checkpoint.config, key, None)
-    return UnexportableError(
-        f"{checkpoint.path} has {key} {value!r}, and llama.cpp's {architecture.name} {reason}; use --format hf."
-    )
+    return UnexportableError(f"has {key} {value!r}, and llama.cpp's {architecture.name} {reason}", checkpoint.path)

@@ -15,7 +15,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.export.architecture import Architecture
 from spinecli.export.layout import GgufTensor, lay_out
-from spinecli.export.rotary import Rotary, rotary_of
+from spinecli.export.rotary import Rotary
 from spinecli.export.storage import (
     FILE_TYPES,
     Quantization,
@@ -100,11 +100,6 @@ def model_settings(model: GgufModel) -> dict[str, str | int | float | bool | lis
         settings["attention.sliding_window"] = int(config.sliding_window)
         settings["attention.sliding_window_pattern"] = list(model.windows)
     return settings
-
-
-def rotary_for(checkpoint: Checkpoint, architecture: Architecture) -> Rotary | None:
-    """The rotary embedding of an architecture that has one."""
-    return rotary_of(checkpoint, architecture) if architecture.rotary else None
 
 
 def write_gguf(path: Path, model: GgufModel, progress: Progress = silent) -> None:

@@ -7,10 +7,8 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.export.architecture import architecture_of
-from spinecli.export.block_filling import filled_shapes
-from spinecli.export.config_checks import check_config
-from spinecli.export.gguf_file import GgufModel, rotary_for
+from spinecli.export.form import form_of
+from spinecli.export.gguf_file import GgufModel
 from spinecli.export.storage import Quantization
 from spinecli.export.tokenizer import GgufTokenizer, read_tokenizer
 
@@ -26,24 +24,22 @@ def gguf_model(
 
     Raises: UnexportableError, TokenizerError.
     """
-    architecture = architecture_of(checkpoint)
-    check_config(checkpoint, architecture)
-    shapes = filled_shapes(checkpoint.shapes, architecture, checkpoint.d_model)
+    form = form_of(checkpoint)
     text = read_tokenizer(tokenizer, int(checkpoint.config.vocab_size), str(checkpoint.path))
     positions = checkpoint.positions or _POSITIONS_WITHOUT_LIMIT
     window = sliding_window(checkpoint)
     notes = text.notes
     windows = None
-    if window is not None and architecture.sliding:
+    if window is not None and form.architecture.sliding:
         windows = tuple(kind == "sliding_attention" for kind in checkpoint.config.layer_types)
         window = None
     if window is not None and window < positions:
         notes = (*notes, f"the context is cut to {window} tokens, since llama.cpp would not slide the attention window")
     model = GgufModel(
         checkpoint=checkpoint,
-        architecture=architecture,
-        shapes=shapes,
-        rotary=rotary_for(checkpoint, architecture),
+        architecture=form.architecture,
+        shapes=form.shapes,
+        rotary=form.rotary,
         tokenizer=text,
         quantization=quantization,
         name=_model_name(checkpoint.path.resolve().name, text),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +10,7 @@ from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.reload import streamed_logits, verify_written
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.writer import PlannedTensor, write_checkpoint
-from spinecli.export.merging import MergedCheckpoint
+from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.progress import Progress, silent
 
 _PROBE_LENGTH = 32
@@ -26,15 +23,8 @@ def write_huggingface(
 
     Raises: VerificationError if the written checkpoint computes something else, NoSpaceError.
     """
-    if isinstance(checkpoint, MergedCheckpoint):
-        checkpoint = replace(checkpoint, rounded=True)
-    names = [
-        checkpoint.outer_names(),
-        *(list(checkpoint.block_names(index).values()) for index in range(checkpoint.blocks)),
-    ]
-    groups = [[_planned(checkpoint, name) for name in group] for group in names]
     with stopwatch("writing"):
-        write_checkpoint(directory, checkpoint.raw_config, groups, checkpoint.path, progress)
+        write_checkpoint(directory, checkpoint.raw_config, checkpoint.groups(), checkpoint.path, progress)
     mode = directory.stat().st_mode & 0o666
     for path in directory.iterdir():
         path.chmod(mode)  # as the umask has it; safetensors writes for the owner alone
@@ -44,8 +34,3 @@ def write_huggingface(
         )
         expected = streamed_logits(checkpoint, tokens)
         return verify_written(directory, tokens, expected, ComputeOptions(), stopwatch)
-
-
-def _planned(checkpoint: Checkpoint, name: str) -> PlannedTensor:
-    stored = checkpoint.tensors[name]
-    return PlannedTensor(name, stored.shape, stored.dtype, partial(checkpoint.read, name))

@@ -146,6 +146,5 @@ def changed(value: Tensor, change: Change, head_dim: int) -> Tensor:
 
 def _homeless(checkpoint: Checkpoint, architecture: Architecture, name: str) -> UnexportableError:
     return UnexportableError(
-        f"{checkpoint.path} has the tensor {name}, for which llama.cpp's {architecture.name} has no place; use "
-        "--format hf."
+        f"has the tensor {name}, for which llama.cpp's {architecture.name} has no place", checkpoint.path
     )

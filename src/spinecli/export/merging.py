@@ -8,8 +8,9 @@ as PEFT merges it, but in float32 and with one projection in memory at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.reader import read_json_object
+from spinecli.checkpoints.tensors import MadeTensor, TensorSource
 from spinecli.errors import DamagedArtifactError, OptionError, SpineError
 from spinecli.evaluation.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_shapes
 from spinecli.lora.peft_format import PEFT_PREFIX
@@ -56,28 +58,13 @@ class LowRank:
         return product.T if self.transposed else product
 
 
-@dataclass(frozen=True)
-class MergedCheckpoint(Checkpoint):
-    """A checkpoint whose projections come with their adapter when they are read."""
-
-    additions: Mapping[str, LowRank] = field(default_factory=dict)
-    rounded: bool = False
-    """Whether sums come back in the stored dtype, as a written checkpoint will hold them, instead of float32."""
-
-    def read(self, name: str) -> Tensor:
-        """The tensor `name`; float32 if an adapter is part of it and it is not `rounded`, else in its stored dtype."""
-        value = super().read(name)
-        addition = self.additions.get(name)
-        if addition is None:
-            return value
-        merged = value.float() + addition.product()
-        return merged.to(value.dtype) if self.rounded else merged
-
-
-def merge(checkpoint: Checkpoint, adapter: Path) -> MergedCheckpoint:
+def merge(checkpoint: Checkpoint, adapter: Path, *, rounded: bool = False) -> Checkpoint:
     """`checkpoint` with the adapter in `adapter` merged; factors stay on disk until their projection is read.
 
     A classifier's adapter brings its head and makes a classifier of a language model or an encoder.
+
+    Args:
+        rounded: sums come in the stored dtype, as a written checkpoint will hold them, instead of float32.
 
     Raises: OptionError if the adapter was made for another model or is not LoRA of linear layers, MissingPathError,
         ForeignArtifactError, UnsafeFileError, DamagedArtifactError.
@@ -85,16 +72,26 @@ def merge(checkpoint: Checkpoint, adapter: Path) -> MergedCheckpoint:
     shapes = adapter_shapes(adapter)
     config = _config(adapter)
     named = {name: _plain(name) for name in shapes}
-    modules = [name.removesuffix(_A) for name in shapes if name.endswith(_A)]
+    modules = adapted_modules(shapes)
     factors = {module + end for module in modules for end in (_A, _B)}
     replaced = {named[name]: name for name in shapes if name not in factors}
     base = _with_replaced(checkpoint, adapter, config, replaced)
-    additions = {}
+    tensors = dict(base.tensors)
     for module in modules:
-        weight = _plain(module) + ".weight"
-        additions[_place(base, adapter, weight)] = _addition(base, adapter, config, shapes, module)
-    held = {entry.name: getattr(base, entry.name) for entry in fields(Checkpoint)}
-    return MergedCheckpoint(**held, additions=additions)
+        place = _place(base, adapter, _plain(module) + ".weight")
+        stored, addition = base.tensors[place], _addition(base, adapter, config, shapes, module)
+        dtype = stored.dtype if rounded else torch.float32
+        tensors[place] = MadeTensor(stored.shape, dtype, partial(_sum, stored, addition, dtype))
+    return replace(base, tensors=tensors)
+
+
+def adapted_modules(names: Iterable[str]) -> list[str]:
+    """The projections that an adapter adds to, from its tensors' names."""
+    return [name.removesuffix(_A) for name in names if name.endswith(_A)]
+
+
+def _sum(stored: TensorSource, addition: LowRank, dtype: torch.dtype) -> Tensor:
+    return (stored.read().float() + addition.product()).to(dtype)
 
 
 def _config(adapter: Path) -> dict[str, Any]:

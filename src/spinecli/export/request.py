@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.choice import choice
 from spinecli.errors import MissingPackageError, OptionError
 from spinecli.export.merging import merge
 from spinecli.export.output import check_directory_output, check_file_output
@@ -56,18 +57,16 @@ def open_request(options: ExportOptions) -> ExportRequest:
 
     Raises: OptionError, MissingPackageError, OutputExistsError, and what opening a checkpoint or an adapter raises.
     """
-    try:
-        wanted = Format(options.format)
-    except ValueError:
-        known = " or ".join(each.value for each in Format)
-        raise OptionError(f"--format must be {known}, not {options.format!r}.") from None
+    wanted = choice("--format", Format, options.format)
     quantization = None
     if wanted is Format.gguf:
         if find_spec("gguf") is None:
             raise MissingPackageError(
                 "--format gguf needs the package gguf; install it with: pip install 'spinecli[gguf]'"
             )
-        quantization = _quantization(options.quantize or "f16")
+        from spinecli.export.storage import Quantization
+
+        quantization = choice("--quantize", Quantization, options.quantize or "f16")
     elif options.quantize is not None:
         raise OptionError("--quantize is for --format gguf; --format hf keeps the precision of the checkpoint.")
     path = resolve_checkpoint(options.model)
@@ -75,15 +74,5 @@ def open_request(options: ExportOptions) -> ExportRequest:
     check(options.out, options.overwrite, path)
     checkpoint = Checkpoint.open(path)
     if options.adapter is not None:
-        checkpoint = merge(checkpoint, options.adapter)
+        checkpoint = merge(checkpoint, options.adapter, rounded=wanted is Format.hf)
     return ExportRequest(options, wanted, checkpoint, quantization)
-
-
-def _quantization(text: str) -> Quantization:
-    from spinecli.export.storage import Quantization
-
-    try:
-        return Quantization(text)
-    except ValueError:
-        known = ", ".join(each.value for each in Quantization)
-        raise OptionError(f"--quantize must be one of {known}, not {text!r}.") from None

@@ -39,13 +39,12 @@ def rotary_of(checkpoint: Checkpoint, architecture: Architecture) -> Rotary:
     dimensions = int(head_dim * float(found.get("partial_rotary_factor") or 1.0))
     if kind not in architecture.rope_scalings:
         raise UnexportableError(
-            f"{checkpoint.path} has rotary scaling {kind!r}, which llama.cpp's {architecture.name} does not compute; "
-            "use --format hf."
+            f"has rotary scaling {kind!r}, which llama.cpp's {architecture.name} does not compute", checkpoint.path
         )
     if dimensions != head_dim and not architecture.partial_rotation:
         raise UnexportableError(
-            f"{checkpoint.path} turns {dimensions} of the {head_dim} dimensions of a head, and llama.cpp's "
-            f"{architecture.name} turns all; use --format hf."
+            f"turns {dimensions} of the {head_dim} dimensions of a head, and llama.cpp's {architecture.name} turns all",
+            checkpoint.path,
         )
     base = float(found.get("rope_theta", 10000.0))
     settings: dict[str, str | int | float] = {} if local_base is None else {"freq_base_swa": local_base}
@@ -70,8 +69,8 @@ def _rules(
     if architecture.sliding and whole and local and local.get("rope_type", "default") == "default":
         return whole, float(local["rope_theta"])
     raise UnexportableError(
-        f"{checkpoint.path} turns queries by different rules in different blocks, which llama.cpp's "
-        f"{architecture.name} does not; use --format hf."
+        f"turns queries by different rules in different blocks, which llama.cpp's {architecture.name} does not",
+        checkpoint.path,
     )
 
 
@@ -79,8 +78,8 @@ def _yarn(checkpoint: Checkpoint, found: dict[str, Any]) -> dict[str, str | int 
     """YaRN with the attention factor that llama.cpp computes by itself, 0.1 ln(factor) + 1, or another one."""
     if found.get("mscale") or found.get("mscale_all_dim") or found.get("truncate") is False:
         raise UnexportableError(
-            f"{checkpoint.path} has a variant of YaRN (mscale, mscale_all_dim or truncate) that llama.cpp does not "
-            "compute; use --format hf."
+            "has a variant of YaRN (mscale, mscale_all_dim or truncate) that llama.cpp does not compute",
+            checkpoint.path,
         )
     factor = float(found["factor"])
     original = found.get("original_max_position_embeddings") or checkpoint.config.max_position_embeddings

@@ -11,8 +11,9 @@ from spinecli.artifacts.hashing import sha256_file
 from spinecli.artifacts.manifest import record_files
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.rows import load_tokenizer
+from spinecli.evaluation.adapters import adapter_shapes
 from spinecli.export.huggingface import write_huggingface
-from spinecli.export.merging import MergedCheckpoint
+from spinecli.export.merging import adapted_modules
 from spinecli.export.output import whole_directory, whole_file
 from spinecli.export.request import ExportRequest, Format
 from spinecli.progress import Progress, silent
@@ -113,6 +114,7 @@ def _export_huggingface(request: ExportRequest, stopwatch: Stopwatch, progress: 
 
 def _adapter(request: ExportRequest) -> JsonValue:
     """What was merged: where it lay, and into how many tensors it went."""
-    if request.options.adapter is None or not isinstance(request.checkpoint, MergedCheckpoint):
+    adapter = request.options.adapter
+    if adapter is None:
         return None
-    return {"path": str(request.options.adapter), "merged_tensors": len(request.checkpoint.additions)}
+    return {"path": str(adapter), "merged_tensors": len(adapted_modules(adapter_shapes(adapter)))}

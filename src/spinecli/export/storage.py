@@ -90,7 +90,7 @@ def encode(name: str, value: Tensor, stored: GgmlType) -> NDArray[np.uint8]:
         exact = chunk.float().contiguous().numpy()
         if stored is GgmlType.F16 and exact.size and float(np.abs(exact).max()) > _LARGEST_F16:
             raise UnexportableError(
-                f"{name} holds {float(np.abs(exact).max()):.4g}, more than f16 can; use --quantize f32."
+                f"{name} holds {float(np.abs(exact).max()):.4g}, more than f16 can", remedy="use --quantize f32"
             )
         part = np.ascontiguousarray(gguf.quants.quantize(exact, stored)).view(np.uint8).reshape(-1)
         encoded[start : start + part.size] = part

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from pydantic import JsonValue
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spinecli.artifacts.directory import WorkDirectory
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.objective import Objective, objective_of
@@ -23,7 +23,7 @@ from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.masktuning.block import Lesson, Pupil, tune_block
 from spinecli.masktuning.gated_layer import BranchTuning
 from spinecli.masktuning.recovery import TuneMethod, recover
-from spinecli.masktuning.tuned_weights import TunedWeights, plan_tuned
+from spinecli.masktuning.tuned_weights import TunedWeights, tuned_checkpoint
 from spinecli.masktuning.walk import walk
 from spinecli.progress import Progress, silent
 
@@ -129,40 +129,43 @@ def recover_student(
     return Outcome(objective, before, after, logits)
 
 
-def write_recovered(
-    directory: Path,
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """A recovery that is written and proved."""
+
+    outcome: Outcome
+    report: dict[str, JsonValue]
+    """For `spine.json` and --json: what it did to the model, and to each layer."""
+    largest_logit_difference: float
+    """Between the written checkpoint and the intended one."""
+
+
+def recover_into(
+    work: WorkDirectory,
     task: RecoveryTask,
-    outcome: Outcome,
-    tuned: TunedWeights,
-    switches: tuple[str, ...] = (),
+    switches: tuple[str, ...],
+    stopwatch: Stopwatch,
     progress: Progress = silent,
-) -> None:
+) -> Recovered:
     """Write the recovered student, or the student as it was if the recovery did not help, with masks and scales.
 
     Args:
         switches: config keys that turn on biases which the answers bring.
 
-    Raises: NoSpaceError.
+    Raises: NoSpaceError; VerificationError, and then the checkpoint must not be published.
     """
-    answers, turned_on = (tuned, switches) if outcome.helps else (None, ())
-    config, groups = plan_tuned(task.student, answers, turned_on)
-    write_checkpoint(directory, config, groups, task.student.path, progress)
-    task.masks.save(directory)
-    if outcome.helps and (scales := tuned.scales(task.student.blocks)):
-        save_file(scales, directory / SCALES_NAME)
-
-
-def verify_recovered(directory: Path, task: RecoveryTask, outcome: Outcome, stopwatch: Stopwatch) -> float:
-    """The largest difference between the written checkpoint's logits and the intended ones.
-
-    Raises: VerificationError; the checkpoint must not be published.
-    """
-    tokens = probe(task.student, task.tokens)
-    intended = outcome.logits if outcome.helps else streamed_logits(task.student, tokens, None, task.compute, stopwatch)
-    return verify_written(directory, tokens, intended, task.compute, stopwatch)
-
-
-def recovery_report(task: RecoveryTask, outcome: Outcome, tuned: TunedWeights) -> dict[str, JsonValue]:
-    """For `spine.json` and --json."""
+    tuned = TunedWeights(work.state)
+    outcome = recover_student(task, tuned, PassJournal(work.state, "tuning"), stopwatch, progress)
+    found = tuned_checkpoint(task.student, tuned, switches) if outcome.helps else task.student
+    with stopwatch("writing"):
+        write_checkpoint(work.files, found.raw_config, found.groups(), found.path, progress)
+        task.masks.save(work.files)
+        if outcome.helps and (scales := tuned.scales(task.student.blocks)):
+            save_file(scales, work.files / SCALES_NAME)
+    with stopwatch("verifying"):
+        tokens, logits = probe(task.student, task.tokens), outcome.logits
+        if not outcome.helps:
+            logits = streamed_logits(task.student, tokens, None, task.compute, stopwatch)
+        difference = verify_written(work.files, tokens, logits, task.compute, stopwatch)
     layers = [layer for index in range(task.student.blocks) for layer in tuned.report(index)]
-    return {**outcome.report(), "layers": layers}
+    return Recovered(outcome, {**outcome.report(), "layers": layers}, difference)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from spinecli.artifacts.directory import OutputOptions, check_output, require_space
-from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.masktuning.recovery_pass import recover_student, recovery_report, verify_recovered, write_recovered
+from spinecli.masktuning.recovery_pass import recover_into
 from spinecli.masktuning.request import TuneRequest
-from spinecli.masktuning.tuned_weights import TunedWeights
 from spinecli.progress import Progress, silent
 
 
@@ -38,11 +36,7 @@ def tune(
     check_output(output, [student.path, request.teacher.path])
     require_space(output.path.parent, student.bytes)
     with run.working(output) as work:
-        task, tuned = request.task(), TunedWeights(work.state)
-        outcome = recover_student(task, tuned, PassJournal(work.state, "tuning"), stopwatch, progress)
-        with stopwatch("writing"):
-            write_recovered(work.files, task, outcome, tuned, request.bias_switches, progress)
-        with stopwatch("verifying"):
-            difference = verify_recovered(work.files, task, outcome, stopwatch)
-        report = {**recovery_report(task, outcome, tuned), "largest_logit_difference": difference}
-        return run.publish(work, f"{request.options.method.value}, {outcome.summary}", report, stopwatch.measured())
+        found = recover_into(work, request.task(), request.bias_switches, stopwatch, progress)
+        summary = f"{request.options.method.value}, {found.outcome.summary}"
+        report = {**found.report, "largest_logit_difference": found.largest_logit_difference}
+        return run.publish(work, summary, report, stopwatch.measured())

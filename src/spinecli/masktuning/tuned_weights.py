@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
-from spinecli.checkpoints.writer import PlannedTensor
+from spinecli.checkpoints.tensors import MadeTensor
 from spinecli.masktuning.block import TunedBlock
 from spinecli.masktuning.recovery import LayerRecovery
 
@@ -75,43 +74,26 @@ class TunedWeights:
         return self.directory / f"tuned-{index:05d}.safetensors"
 
 
-def plan_tuned(
-    student: Checkpoint, tuned: TunedWeights | None, bias_switches: tuple[str, ...]
-) -> tuple[dict[str, Any], list[list[PlannedTensor]]]:
-    """config.json and tensors of the tuned checkpoint: the student's, with the answers folded in.
-
-    Args:
-        tuned: the answers; None copies the student.
+def tuned_checkpoint(student: Checkpoint, tuned: TunedWeights, bias_switches: tuple[str, ...]) -> Checkpoint:
+    """The student with the answers in place of its own projections; they are read from their files as they are needed.
 
     Biases that a switch brings into being and that no answer fills are zero.
     """
-    config = {**student.raw_config, **dict.fromkeys(bias_switches, True)}
-    expected = stored_shapes(build_skeleton(config_from(config), student.task))
-    answers: dict[str, Callable[[], Tensor]] = {}
-    if tuned:
-        answers = {
-            f"{student.block_prefix(index)}{name}": partial(tuned.read, index, name)
-            for index in range(student.blocks)
-            for name in tuned.names(index)
-        }
-    groups: dict[str, list[PlannedTensor]] = {}
+    raw_config = {**student.raw_config, **dict.fromkeys(bias_switches, True)}
+    config, dtype = config_from(raw_config), student.storage_dtype
+    expected = stored_shapes(build_skeleton(config, student.task))
+    answers: dict[str, Callable[[], Tensor]] = {
+        f"{student.block_prefix(index)}{name}": partial(tuned.read, index, name)
+        for index in range(student.blocks)
+        for name in tuned.names(index)
+    }
+    tensors = dict(student.tensors)
     for name, shape in expected.items():
         if name in answers:
-            planned = PlannedTensor(name, shape, student.storage_dtype, answers[name])
-        elif name in student.tensors:
-            planned = PlannedTensor(name, shape, student.tensors[name].dtype, partial(student.read, name))
-        else:
-            planned = PlannedTensor(
-                name, shape, student.storage_dtype, partial(torch.zeros, shape, dtype=student.storage_dtype)
-            )
-        groups.setdefault(_group(name, student), []).append(planned)
-    return config, list(groups.values())
-
-
-def _group(name: str, student: Checkpoint) -> str:
-    """The block that a tensor belongs to, or "" for the outer ones: what is written together."""
-    blocks = student.blocks_path + "."
-    return name.removeprefix(blocks).partition(".")[0] if name.startswith(blocks) else ""
+            tensors[name] = MadeTensor(shape, dtype, answers[name])
+        elif name not in tensors:
+            tensors[name] = MadeTensor(shape, dtype, partial(torch.zeros, shape, dtype=dtype))
+    return replace(student, raw_config=raw_config, config=config, tensors=tensors)
 
 
 def _layer_report(index: int, dense_index: int, name: str, layer: LayerRecovery) -> JsonValue:

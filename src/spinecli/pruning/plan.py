@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pydantic import JsonValue
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import ModelSize, model_size, size_of
-from spinecli.checkpoints.cutting import written_family
-from spinecli.checkpoints.family import Family
+from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.pruning.engines import engines
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,30 +66,14 @@ def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: 
         length: tokens per calibration row, at which the FLOPs of attention scores are counted.
         memory_bytes: estimated peak of the run, from `run_memory`.
     """
-    shapes = masks.shapes_after(checkpoint.shapes)
-    family = written_family(checkpoint, shapes)
+    cut = cut_checkpoint(checkpoint, masks)
     return PrunePlan(
         masks=masks,
         dense=size_of(checkpoint, length),
-        cut=model_size(checkpoint, dict(zip(masks.kept_blocks, shapes, strict=True)), length),
+        cut=model_size(checkpoint, dict(zip(masks.kept_blocks, cut.shapes, strict=True)), length),
         dense_shapes=checkpoint.shapes,
-        shapes=shapes,
-        model_type=family.model_type,
-        engines=engines(family, checkpoint.d_model, shapes),
+        shapes=cut.shapes,
+        model_type=cut.family.model_type,
+        engines=engines(cut),
         memory_bytes=memory_bytes,
     )
-
-
-def engines(family: Family, d_model: int, shapes: Sequence[BlockShape]) -> dict[str, str]:
-    """Which inference engines take blocks of these shapes; facts in docs/commands/prune.md."""
-    found = {"transformers": "with trust_remote_code=True" if family.modelling_file else "yes"}
-    if family.kind == "encoder":
-        return found | {"llama.cpp": "not tried with encoders"}
-    if family.gguf_architecture is None:
-        return found | {"llama.cpp": f"no: it has no {family.model_type} architecture"}
-    found["llama.cpp f16"] = "yes"
-    widths = {d_model} | {width for shape in shapes for width in (shape.heads * shape.head_dim, shape.channels)}
-    for name, multiple in (("llama.cpp Q8_0, Q4_0", 32), ("llama.cpp K-quants", 256)):
-        ragged = sorted(width for width in widths if width % multiple)
-        found[name] = f"no: {ragged[0]} is not a multiple of {multiple}" if ragged else "yes"
-    return found

@@ -8,24 +8,14 @@ from pydantic import JsonValue
 from safetensors.torch import save_file
 
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output, require_space
-from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.reload import probe, streamed_logits, verify_written
-from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.cutting import write_cut
+from spinecli.checkpoints.cutting import cut_checkpoint, write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.masktuning.recovery import TuneMethod
-from spinecli.masktuning.recovery_pass import (
-    RecoveryTask,
-    held_out_rows,
-    recover_student,
-    recovery_report,
-    verify_recovered,
-    write_recovered,
-)
-from spinecli.masktuning.tuned_weights import TunedWeights
+from spinecli.masktuning.recovery_pass import RecoveryTask, held_out_rows, recover_into
 from spinecli.progress import Progress, silent
 from spinecli.pruning.decision import decide
 from spinecli.pruning.request import PruneRequest
@@ -86,23 +76,14 @@ def _put_refitted(
     request: PruneRequest, masks: Masks, work: WorkDirectory, stopwatch: Stopwatch, progress: Progress
 ) -> dict[str, JsonValue]:
     """Write the cut, fitted to the dense model's outputs."""
-    staged = work.state / "cut"
-    with stopwatch("writing"):
-        staged.mkdir(exist_ok=True)
-        write_cut(staged, request.checkpoint, masks, progress)
     task = RecoveryTask(
         teacher=request.checkpoint,
-        student=Checkpoint.open(staged),
+        student=cut_checkpoint(request.checkpoint, masks),
         masks=masks,
         tokens=request.calibration.tokens,
         held_out_rows=held_out_rows(request.calibration.rows),
         method=TuneMethod.auto,
         compute=request.options.compute,
     )
-    tuned = TunedWeights(work.state)
-    outcome = recover_student(task, tuned, PassJournal(work.state, "re-fitting"), stopwatch, progress)
-    with stopwatch("writing"):
-        write_recovered(work.files, task, outcome, tuned, progress=progress)
-    with stopwatch("verifying"):
-        difference = verify_recovered(work.files, task, outcome, stopwatch)
-    return {"refit": recovery_report(task, outcome, tuned), "largest_logit_difference": difference}
+    found = recover_into(work, task, (), stopwatch, progress)
+    return {"refit": found.report, "largest_logit_difference": found.largest_logit_difference}
