@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from settings import Setting, settings
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -41,31 +41,8 @@ from spinecli.pruning.request import PruneOptions
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 LENGTH, PROMPT = 128, 16
 TOLERANCE = 5e-3
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A checkpoint with its texts."""
-
-    name: str
-    model: str
-    calibration: str
-    evaluation: str
-
-
-def settings(names: list[str]) -> Iterator[Setting]:
-    """The settings whose files are there."""
-    for name, kind in (("english-7M", "english"), ("stories260K", "stories")):
-        model, texts = SHARED / "models" / name, SHARED / "texts"
-        if name in names and model.is_dir():
-            yield Setting(
-                name, str(model), str(texts / f"{kind}-calibration.txt"), str(texts / f"{kind}-evaluation.txt")
-            )
-    if "tiny" in names:
-        yield Setting("tiny", "builtin:tiny", "builtin:tiny-calibration", "builtin:tiny-evaluation")
 
 
 def by_prune(sparsity: float, method: str) -> Callable[[Setting, Path], None]:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quality import Setting, perplexity, settings
+from quality import perplexity
+from settings import SHARED, Setting, settings
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.calibration.rows import CalibrationOptions
@@ -35,7 +36,6 @@ from spinecli.pruning.request import PruneOptions, Widths
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 OTHER = {
     "english-7M": SHARED / "datasets" / "wikitext2" / "test.txt",
     "stories260K": SHARED / "texts" / "english-evaluation.txt",

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import exp
 from pathlib import Path
+
+from settings import Setting, settings
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.calibration.rows import CalibrationOptions, load_tokenizer, token_rows
@@ -31,30 +31,7 @@ from spinecli.pruning.request import PruneOptions
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPARSITIES = (0.2, 0.3, 0.5)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A checkpoint with its texts."""
-
-    name: str
-    model: str
-    calibration: str
-    evaluation: str
-    length: int
-
-
-def settings(names: list[str]) -> Iterator[Setting]:
-    """The settings whose files are there."""
-    for name, kind in (("english-7M", "english"), ("stories260K", "stories")):
-        model, texts = SHARED / "models" / name, SHARED / "texts"
-        if name in names and model.is_dir():
-            calibration, evaluation = texts / f"{kind}-calibration.txt", texts / f"{kind}-evaluation.txt"
-            yield Setting(name, str(model), str(calibration), str(evaluation), 256)
-    if "tiny" in names:
-        yield Setting("tiny", "builtin:tiny", "builtin:tiny-calibration", "builtin:tiny-evaluation", 128)
 
 
 def perplexity(directory: Path, setting: Setting) -> float:

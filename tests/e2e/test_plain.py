@@ -10,6 +10,10 @@ import pytest
 from spine_process import Finished, Step, run
 from tiny_llama import made_up_text
 
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.cutting import write_cut
+from spinecli.checkpoints.masks import Masks
+
 # From here on, whoever imports spinecli gets an ImportError.
 WITHOUT_SPINE = "import sys; sys.modules['spinecli'] = None\n"
 
@@ -79,8 +83,23 @@ def test_peft_attaches_lora(tuned: Step, tmp_path: Path) -> None:
     assert int(plainly(LORA, tuned.out, tmp_path / "adapter").stdout) > 0
 
 
+@pytest.fixture(scope="module")
+def varied(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of two widths, one without attention."""
+    checkpoint = Checkpoint.open(dense)
+    masks = Masks.full(checkpoint.shapes)
+    masks.blocks[0].channels[::2] = False
+    masks.blocks[1].heads[:] = False
+    out = tmp_path_factory.mktemp("varied")
+    write_cut(out, checkpoint, masks)
+    return out
+
+
 @pytest.mark.slow
-def test_lm_eval_runs_from_its_own_command_line(tuned: Step, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["tuned", "varied"])
+def test_lm_eval_runs_from_its_own_command_line(request: pytest.FixtureRequest, of: str, tmp_path: Path) -> None:
+    found = request.getfixturevalue(of)
+    model = f"pretrained={found.out}" if of == "tuned" else f"pretrained={found},trust_remote_code=True"
     data, tasks = tmp_path / "made_up.jsonl", tmp_path / "tasks"
     tasks.mkdir()
     rows = [
@@ -90,13 +109,13 @@ def test_lm_eval_runs_from_its_own_command_line(tuned: Step, tmp_path: Path) -> 
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tasks / "made_up.yaml").write_text(TASK.format(data=data))
     command_line = "import runpy; sys.argv[0] = 'lm_eval'; runpy.run_module('lm_eval', run_name='__main__')"
-    arguments = ("--model", "hf", "--model_args", f"pretrained={tuned.out}", "--tasks", "made_up")
+    arguments = ("--model", "hf", "--model_args", model, "--tasks", "made_up")
     plainly(
         command_line,
         *(*arguments, "--include_path", tasks, "--limit", 8, "--device", "cpu", "--output_path", tmp_path / "results"),
         HF_DATASETS_CACHE=str(tmp_path / "cache"),
     )
     [results] = (tmp_path / "results").rglob("results*.json")
-    found = json.loads(results.read_text())
-    assert found["n-samples"]["made_up"]["effective"] == 8
-    assert 0 <= found["results"]["made_up"]["acc,none"] <= 1
+    scores = json.loads(results.read_text())
+    assert scores["n-samples"]["made_up"]["effective"] == 8
+    assert 0 <= scores["results"]["made_up"]["acc,none"] <= 1

@@ -69,13 +69,13 @@ class WorkDirectory:
         for path in sorted(self.files.rglob("*")):
             if path.is_file():
                 path.chmod(mode)
-            _sync(path)
-        _sync(self.files)
+            sync(path)
+        sync(self.files)
         previous = _aside(self.out)
         if self.out.exists():
             self.out.rename(previous)
         self.files.rename(self.out)
-        _sync(self.out.parent)
+        sync(self.out.parent)
         if previous.exists():
             shutil.rmtree(previous)
         shutil.rmtree(self.root)
@@ -261,7 +261,8 @@ def _restore_interrupted_swap(out: Path) -> None:
             previous.rename(out)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

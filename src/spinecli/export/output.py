@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+from spinecli.artifacts.directory import sync
 from spinecli.checkpoints.source import TOKENIZER_PATTERNS
 from spinecli.errors import (
     MissingPathError,
@@ -77,7 +78,7 @@ def whole_file(out: Path) -> Iterator[Path]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    _sync(place.parent)
+    sync(place.parent)
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def whole_directory(out: Path) -> Iterator[Path]:
                 _empty(part)
                 yield part
                 for path in sorted(part.iterdir()):
-                    _sync(path)
+                    sync(path)
                 os.fsync(handle)
                 shutil.rmtree(previous, ignore_errors=True)
                 if place.exists():
@@ -104,7 +105,7 @@ def whole_directory(out: Path) -> Iterator[Path]:
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
-        _sync(place.parent)
+        sync(place.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         os.close(handle)
@@ -162,11 +163,3 @@ def _space_reported(place: Path) -> Iterator[None]:
         if error.errno != errno.ENOSPC:
             raise
         raise NoSpaceError(f"The disk of {place.parent} is full; free some space or choose another --out.") from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
