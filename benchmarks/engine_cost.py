@@ -1,11 +1,14 @@
 """What processes and a network cost beside the simulation: seconds and bytes a round, round trips, memory, growth.
 
     python benchmarks/engine_cost.py [--rounds 10] [--soak 200]
+    python benchmarks/engine_cost.py --soak-rounds 200
 
-Rounds are fedit's on builtin:tiny with three devices, the same for both engines, training included. Round trips are of
-messages that a device sends back as they are, over mutual TLS. Memory is the resident set of each process at the end;
-what libraries share is counted in each. The soak sends 200 messages of 1 MiB to a device and looks at memory and open
-files before and after.
+Rounds are fedit's on builtin:tiny with three devices, the same for every engine, training included; Flower is measured
+where it is installed. Round trips are of messages that a device sends back as they are, over mutual TLS. Memory is the
+resident set of each process at the end; what libraries share is counted in each. The soak sends 200 messages of 1 MiB
+to a device and looks at memory and open files before and after. With --soak-rounds nothing else is done: two devices go
+through so many rounds of one step each on one row, each measured on 20 examples, and every process is looked at after
+the third round, in the middle and at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,10 +32,11 @@ import torch
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.federation.engine import Job, Reply
+from spinecli.federation.engine import Connect, Job, Reply
+from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.engines.nvflare.line import Address, free_port, log_to
+from spinecli.federation.engines.nvflare.line import Address, log_to
 from spinecli.federation.history import RoundRecord
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
@@ -45,7 +51,7 @@ def echo(number: int) -> None:
     """A training process that sends back what it gets."""
     from multiprocessing.connection import Connection
 
-    from spinecli.federation.engines.nvflare import envelope
+    from spinecli.federation.engines import envelope
     from spinecli.federation.engines.nvflare.child import frame, unframed
 
     connection = Connection(number)
@@ -128,17 +134,25 @@ def descendants(process: int) -> list[int]:
     return children + [below for child in children for below in descendants(child)]
 
 
-def request(rounds: int, engine: str) -> FederatedRequest:
-    tuning = Tuning(rounds=rounds, local_steps=5, batch_size=8, length=32)
+def kind_of(process: int) -> str:
+    """What a process of a launched fleet does, and of which device."""
+    if process == os.getpid():
+        return "server"
+    words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    return "training process" if b"spinecli.remote.trainer" in words else "device's process"
+
+
+def request(rounds: int, engine: str, devices: int = 3, steps: int = 5, rows: int = 8) -> FederatedRequest:
+    tuning = Tuning(rounds=rounds, local_steps=steps, batch_size=rows, length=32)
     return open_request(
         FederatedOptions(
             model="builtin:tiny",
             data="builtin:tiny-topics",
             strategy="fedit",
-            devices=3,
-            cohort=3,
+            devices=devices,
+            cohort=devices,
             engine=engine,
-            clock="wall" if engine == "nvflare" else "fleet",
+            clock="fleet" if engine == "local" else "wall",
             max_length=32,
             rounds=rounds,
             tuning=tuning,
@@ -146,6 +160,17 @@ def request(rounds: int, engine: str) -> FederatedRequest:
             evaluation_limit=20,
         )
     )
+
+
+def connector(engine: str, asked: FederatedRequest) -> Connect | None:
+    """What starts an engine's processes on this machine; None where there are none."""
+    if engine == "local":
+        return None
+    if engine == "nvflare":
+        return lambda state: on_this_machine(asked, None, state, lambda line: None)
+    from spinecli.remote import launch_flower
+
+    return lambda state: launch_flower.on_this_machine(asked, state, lambda line: None)
 
 
 def timed_rounds(rounds: int, engine: str, folder: Path, at_the_end: Callable[[], None]) -> tuple[float, float]:
@@ -159,20 +184,50 @@ def timed_rounds(rounds: int, engine: str, folder: Path, at_the_end: Callable[[]
         if record.round + 1 == rounds:
             at_the_end()
 
-    connect = None if engine == "local" else lambda state: on_this_machine(asked, None, state, lambda line: None)
     with quiet_libraries():
-        launch(asked, OutputOptions(folder / engine), listener=heard, connect=connect)
+        launch(asked, OutputOptions(folder / engine), listener=heard, connect=connector(engine, asked))
     gaps = [later - earlier for earlier, later in pairwise(times[1:])]
     return statistics.median(gaps), statistics.mean(sizes)
+
+
+def soak(rounds: int, folder: Path) -> None:
+    """Look at every process of a small federation after the third round, in the middle, and at the end."""
+    asked = request(rounds, "nvflare", devices=2, steps=1, rows=1)
+    asked = replace(asked, options=replace(asked.options, evaluate_every=1))
+    looks = sorted({3, rounds // 2, rounds})
+    seen: dict[tuple[str, int], list[str]] = {}
+    lost = 0
+
+    def heard(record: RoundRecord) -> None:
+        nonlocal lost
+        lost += sum(device.lost is not None for device in record.devices)
+        if record.round + 1 in looks:
+            for each in (os.getpid(), *descendants(os.getpid())):
+                look = f"{resident(each):.1f} MB, {open_files(each)} files"
+                seen.setdefault((kind_of(each), each), []).append(look)
+
+    began = time.perf_counter()
+    with quiet_libraries():
+        output = OutputOptions(folder / "soak")
+        launch(asked, output, None, heard, lambda state: on_this_machine(asked, None, state, lambda line: None))
+    print("| process | " + " | ".join(f"after round {number}" for number in looks) + " |")
+    print("|---|" + "---:|" * len(looks))
+    for (kind, _), found in sorted(seen.items()):
+        print(f"| {kind} | {' | '.join(found)} |")
+    print(f"\n{rounds} rounds in {time.perf_counter() - began:.0f} s with start and end; answers lost: {lost}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--soak", type=int, default=200)
+    parser.add_argument("--soak-rounds", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp())
+    if options.soak_rounds is not None:
+        soak(options.soak_rounds, folder)
+        return
     print("| figure | value |\n|---|---:|")
     with echoing(folder) as (engine, device):
         round_trip(engine, KIB, 5)
@@ -191,11 +246,10 @@ def main() -> None:
 
     def look() -> None:
         for each in sorted(descendants(os.getpid())):
-            words = Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")
-            kind = "training process" if b"spinecli.remote.trainer" in words else "device's process"
-            found.append(f"| {kind} | {resident(each):.0f} MB |")
+            found.append(f"| {kind_of(each)} | {resident(each):.0f} MB |")
 
-    for engine_name in ("local", "nvflare"):
+    engines = ["local", "nvflare", *(["flower"] if find_spec("flwr") else [])]
+    for engine_name in engines:
         seconds, size = timed_rounds(options.rounds, engine_name, folder, look if engine_name == "nvflare" else list)
         print(f"| round, {engine_name} | {seconds:.2f} s, {size / 1e6:.2f} MB |", flush=True)
     print("\n".join(sorted(found)))

@@ -33,7 +33,7 @@ def train_dishonestly(fault: str, number: int) -> None:
     """A training process whose answers are altered on their way out."""
     import torch
 
-    from spinecli.federation.engines.nvflare.envelope import Answer, sealed
+    from spinecli.federation.engines.envelope import Answer, sealed
     from spinecli.federation.messages import Message
     from spinecli.remote import trainer
 

@@ -13,13 +13,17 @@ from typing import Any
 import torch
 
 from spinecli.federation.engine import Job, Lost, Reply
+from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import read_identity
-from spinecli.federation.engines.nvflare.engine import NvflareEngine, Standing
-from spinecli.federation.engines.nvflare.line import Address, free_port, log_to
+from spinecli.federation.engines.nvflare.engine import NvflareEngine
+from spinecli.federation.engines.nvflare.line import Address, log_to
 from spinecli.federation.engines.nvflare.members import Patience
+from spinecli.federation.engines.standing import Standing
 from spinecli.federation.messages import Message
 
 NAMES = ("slow-00", "slow-01", "fast-00")
+ROLES = ("rogue", "flood", "crowd")
+"""Of devices that are not honest, see `echo_site`."""
 ECHO = Path(__file__).with_name("echo_site.py")
 PATIENCE = Patience(gone=2.0, silent=30.0)
 SOON = 120.0
@@ -45,7 +49,7 @@ class Fleet:
         return self.engines[-1]
 
     def start(self, device: str, identity: str | None = None, host: str = "127.0.0.1") -> subprocess.Popen[str]:
-        role, shown = ("rogue", device) if identity == "rogue" else (device, identity or device)
+        role, shown = (identity, device) if identity in ROLES else (device, identity or device)
         command = [sys.executable, str(ECHO), role, str(self.port), self._identity(shown), host]
         log = (self.folder / f"{device}-{len(self.sites)}.txt").open("w")
         site = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)

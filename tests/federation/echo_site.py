@@ -1,7 +1,8 @@
 """A device whose training process does not train: `python echo_site.py DEVICE PORT IDENTITY HOST`.
 
-Its training process does what the kind of a job says: echo, sleep SECONDS, fail, garbage, cut, die. `rogue` in place of
-DEVICE is a device with a good certificate that sends what no device may send.
+Its training process does what the kind of a job says: echo, sleep SECONDS, fail, garbage, cut, die. In place of DEVICE,
+with a good certificate of slow-00: `rogue` sends what no device may send, `flood` sends without end, `crowd` comes in
+many times at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 
 def site(device: str, port: int, directory: str, host: str) -> None:
@@ -55,13 +57,46 @@ def rogue(port: int, directory: str) -> None:
     line.close()
 
 
+def flood(port: int, directory: str) -> None:
+    from nvflare.fuel.f3.message import Message
+
+    (line,) = _connected(port, directory, 1)
+    for _ in range(150):
+        line._cell.fire_and_forget("spine", "answer", "server", Message({}, bytes(4 << 20)))
+    sys.stdout.write("sent\n")
+    sys.stdout.flush()
+    time.sleep(600)
+
+
+def crowd(port: int, directory: str) -> None:
+    _connected(port, directory, 8)
+    time.sleep(600)
+
+
+def _connected(port: int, directory: str, count: int) -> list[Any]:
+    """So many connections of one device, the first of them complete."""
+    from spinecli.federation.engines.nvflare.certificates import read_identity
+    from spinecli.federation.engines.nvflare.line import Address, Line, log_to
+
+    log_to(None)
+    connected = threading.Event()
+    address, identity = Address("127.0.0.1", port), read_identity(Path(directory))
+    lines = []
+    for number in range(count):
+        name = f"slow-00.{number:08d}"
+        lines.append(Line(name, address, identity, lambda *_: None, lambda _: connected.set(), lambda _: None))
+        lines[-1].open()
+    connected.wait(60)
+    return lines
+
+
 def training(number: int) -> None:
     import os
     import queue
     import signal
     from multiprocessing.connection import Connection
 
-    from spinecli.federation.engines.nvflare import envelope
+    from spinecli.federation.engines import envelope
     from spinecli.federation.engines.nvflare.child import frame, unframed
 
     connection = Connection(number)
@@ -103,7 +138,7 @@ def training(number: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "training":
         training(int(sys.argv[2]))
-    elif sys.argv[1] == "rogue":
-        rogue(int(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] in ("rogue", "flood", "crowd"):
+        {"rogue": rogue, "flood": flood, "crowd": crowd}[sys.argv[1]](int(sys.argv[2]), sys.argv[3])
     else:
         site(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from spinecli.app import app
 from spinecli.errors import MissingPackageError, OptionError
 from spinecli.federation.fleet import load_fleet
-from spinecli.remote.available import require_nvflare
+from spinecli.remote.available import require_flower, require_nvflare
 
 FLARE = find_spec("nvflare") is not None
 needs_nvflare = pytest.mark.skipif(not FLARE, reason="needs the extra nvflare")
@@ -34,6 +34,41 @@ def test_without_the_extra_every_door_names_the_command_that_installs_it(monkeyp
         answer = CliRunner().invoke(app, command)
         assert answer.exit_code == 2
         assert "pip install 'spinecli[nvflare]'" in answer.stderr
+
+
+def launched_with_flower(*more: str) -> str:
+    """What `spine fed-launch --engine flower` says to a mistake."""
+    command = ["fed-launch", "builtin:tiny", "--data", "builtin:tiny-topics", "--out", "o", "--engine", "flower"]
+    answer = CliRunner().invoke(app, [*command, *more])
+    assert answer.exit_code == 2
+    return answer.stderr
+
+
+def test_without_flower_a_sentence_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spinecli.remote.available.find_spec", lambda name: None)
+    assert "needs Flower; install it with pip install 'spinecli[flower]'" in launched_with_flower()
+
+
+@pytest.mark.parametrize("found", ["1.7.0", "1.40.0", "1.42.0", "2.0.0"])
+def test_another_version_of_flower_is_told_from_the_one_that_is_used(
+    monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    monkeypatch.setattr("spinecli.remote.available.find_spec", lambda name: object())
+    monkeypatch.setattr("spinecli.remote.available.version", lambda name: found)
+    with pytest.raises(
+        MissingPackageError, match=rf"{found} is here; install it with pip install 'spinecli\[flower\]'"
+    ):
+        require_flower("--engine flower")
+    monkeypatch.setattr("spinecli.remote.available.version", lambda name: "1.41.7")
+    require_flower("--engine flower")
+
+
+@pytest.mark.parametrize("strategy", ["mergesfl", "sfl-fm", "sfl-br", "splitfed", "fedavg"])
+def test_flower_does_not_run_split_training_and_says_why(strategy: str) -> None:
+    told = launched_with_flower("--strategy", strategy)
+    assert f"--engine flower does not run {strategy}" in told
+    assert "a process on the device for every message" in told
+    assert "--engine nvflare or local" in told
 
 
 def test_the_wall_clock_is_not_for_the_simulation() -> None:
@@ -116,7 +151,16 @@ def test_a_device_does_not_load_torch_until_it_trains() -> None:
 
 @needs_nvflare
 @pytest.mark.slow
-def test_devices_with_files_of_their_own_train_together(tmp_path: Path, written: Callable[[Recipe], Path]) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "more", "made", "kept"),
+    [
+        ("fedspine", ["--prune-interval", 1], "adapter_model.safetensors", {"device-log.txt", "memory.safetensors"}),
+        ("mergesfl", ["--cut-layer", 1], "model.safetensors", {"device-log.txt"}),
+    ],
+)
+def test_devices_with_files_of_their_own_train_together(
+    tmp_path: Path, written: Callable[[Recipe], Path], strategy: str, more: list[object], made: str, kept: set[str]
+) -> None:
     model = written(LLAMA)
     for name, count, seed in (("alpha", 30, 1), ("beta", 40, 2), ("held", 20, 3)):
         rows = labelled_rows(count, seed)
@@ -135,8 +179,8 @@ def test_devices_with_files_of_their_own_train_together(tmp_path: Path, written:
     assert spine("fed-certify", "keys", "--devices", "alpha,beta", "--host", "127.0.0.1").wait(300) == 0
     server = spine(
         *("fed-server", model, "--data", "held.jsonl", "--out", "out", "--devices", "alpha,beta"),
-        *("--listen", f"127.0.0.1:{port}", "--identity", "keys/server", "--strategy", "fedspine", "--rounds", 3),
-        *("--local-steps", 2, "--batch-size", 4, "--max-length", 16, "--prune-interval", 1, "--deadline", 120),
+        *("--listen", f"127.0.0.1:{port}", "--identity", "keys/server", "--strategy", strategy, "--rounds", 3),
+        *("--local-steps", 2, "--batch-size", 4, "--max-length", 16, "--deadline", 120, *more),
     )
     devices = [
         spine(
@@ -157,8 +201,19 @@ def test_devices_with_files_of_their_own_train_together(tmp_path: Path, written:
             process.kill()
     history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
     assert [[device["lost"] for device in record["devices"]] for record in history] == [[None, None]] * 3
-    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
-    assert sorted(path.name for path in (tmp_path / "state-alpha").iterdir()) == [
-        "device-log.txt",
-        "memory.safetensors",
+    assert (tmp_path / "out" / made).is_file()
+    assert {path.name for path in (tmp_path / "state-alpha").iterdir()} == kept
+
+
+@needs_nvflare
+def test_where_a_model_is_cut_must_be_told_before_its_devices_come(tmp_path: Path) -> None:
+    given = [
+        *("fed-server", "builtin:tiny", "--data", "builtin:tiny-topics-validation", "--out", str(tmp_path / "out")),
+        *("--devices", "alpha", "--listen", "127.0.0.1", "--insecure", "--strategy", "mergesfl"),
     ]
+    answer = CliRunner().invoke(app, given)
+    assert answer.exit_code == 2
+    assert "give a number of blocks" in " ".join(answer.stderr.split())
+    answer = CliRunner().invoke(app, [*given, "--deploy"])
+    assert answer.exit_code == 2
+    assert "--deploy has no use" in " ".join(answer.stderr.split())

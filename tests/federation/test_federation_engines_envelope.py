@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from spinecli.errors import MessageError
 from spinecli.federation.conditions import Conditions
-from spinecli.federation.engines.nvflare.envelope import (
+from spinecli.federation.engines.envelope import (
     Answer,
     Empty,
     Hello,

@@ -24,7 +24,8 @@ from spinecli.errors import FederationError, OptionError
 from spinecli.federation.engine import Connect
 from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.run import launch
-from spinecli.remote.launch import on_this_machine, require_few
+from spinecli.remote.furnish import require_few
+from spinecli.remote.launch import on_this_machine
 from spinecli.split.request import SplitRequest, split_options, split_request
 from spinecli.split.run import launch as launch_split
 
@@ -60,10 +61,14 @@ def test_processes_end_with_the_bytes_of_the_simulation(requests: Maker, tmp_pat
     assert "127.0.0.1" in notes[0]
 
 
-def test_processes_end_with_the_joined_checkpoint_of_the_simulation(requests: Maker, tmp_path: Path) -> None:
-    options = requests.options(strategy="mergesfl", fleet=THREE, rounds=3, learning_rate=1e-3)
+@pytest.mark.parametrize("strategy", ["mergesfl", "splitfed", "fedavg"])
+def test_processes_end_with_the_joined_checkpoint_of_the_simulation(
+    requests: Maker, tmp_path: Path, strategy: str
+) -> None:
+    options = requests.options(strategy=strategy, fleet=THREE, rounds=3, learning_rate=1e-3)
     request = open_request(options)
-    split = split_request(request, split_options({"--cut-layer": "1"}, options))
+    chosen = {} if strategy == "fedavg" else {"--cut-layer": "1"}
+    split = split_request(request, split_options(chosen, options))
     launch_split(split, OutputOptions(tmp_path / "local"))
     launch_split(split, OutputOptions(tmp_path / "flare"), connect=here(request, split, []))
     assert digests(tmp_path / "local") == digests(tmp_path / "flare")

@@ -16,9 +16,11 @@ from small_federations import fleet_text
 from spinecli.errors import FederationError
 from spinecli.federation.conditions import conditions
 from spinecli.federation.engine import Reply
+from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
-from spinecli.federation.engines.nvflare.engine import NvflareEngine, Standing
-from spinecli.federation.engines.nvflare.line import Address, free_port
+from spinecli.federation.engines.nvflare.engine import NvflareEngine
+from spinecli.federation.engines.nvflare.line import Address
+from spinecli.federation.engines.standing import Standing
 from spinecli.federation.engines.virtual_clock import VirtualClock
 from spinecli.federation.fleet import load_fleet
 

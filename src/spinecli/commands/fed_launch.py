@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from spinecli.commands import fed_launch_options as federated
 from spinecli.commands import options
+from spinecli.commands.fed_launch_request import federated_options, split_choices
 from spinecli.commands.fed_launch_view import label_view, live_rounds, opening, result_view, split_opening
 from spinecli.console import Terminal
 
@@ -83,67 +84,85 @@ def fed_launch(
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.calibration.stream import compute_options
         from spinecli.errors import OptionError
         from spinecli.evaluation.quiet import quiet_libraries
-        from spinecli.federation.data.columns import DataOptions
-        from spinecli.federation.request import FederatedOptions, open_request
+        from spinecli.federation.request import open_request
         from spinecli.federation.results import FederatedResult
         from spinecli.federation.run import launch
         from spinecli.federation.strategies import SPLITTING
-        from spinecli.federation.strategies.strategy import Tuning
-        from spinecli.remote.available import require_nvflare
-        from spinecli.split.request import SPLIT_RATE, split_options, split_request
+        from spinecli.remote.available import require_flower, require_nvflare
+        from spinecli.split.request import split_options, split_request
         from spinecli.split.run import launch as launch_split
 
         if out is None and not dry_run:
             raise OptionError("Name the directory to write with --out, or add --dry-run to train nothing.")
-        given = {
-            "--cut-layer": cut_layer,
-            "--bottom": bottom and bottom.value,
-            "--top": top and top.value,
-            "--feature-dtype": feature_dtype and feature_dtype.value,
-            "--ingress": ingress,
-            "--largest-batch": largest_batch,
-            "--divergence-limit": divergence_limit,
-            "--selection": selection and selection.value,
-            "--optimizer": optimizer and optimizer.value,
-        }
-        chosen = {name: value for name, value in given.items() if value is not None}
-        if chosen and strategy not in SPLITTING:
-            raise OptionError(f"{next(iter(chosen))} belongs to split training; {strategy} has no use for it.")
-        if deploy and strategy in SPLITTING:
-            raise OptionError(f"--deploy has no use with {strategy}, which writes the joined checkpoint; drop it.")
+        chosen = split_choices(
+            strategy,
+            cut_layer=cut_layer,
+            bottom=bottom,
+            top=top,
+            feature_dtype=feature_dtype,
+            ingress=ingress,
+            largest_batch=largest_batch,
+            divergence_limit=divergence_limit,
+            selection=selection,
+            optimizer=optimizer,
+            deploy=deploy,
+        )
         if engine is federated.EngineName.nvflare:
             require_nvflare("--engine nvflare")
+        elif engine is federated.EngineName.flower:
+            if strategy in SPLITTING:
+                raise OptionError(
+                    f"--engine flower does not run {strategy}: Flower starts a process on the device for every "
+                    "message, which takes seconds, and split training exchanges messages at every step; take "
+                    "--engine nvflare or local."
+                )
+            require_flower("--engine flower")
         elif clock is federated.ClockName.wall:
-            raise OptionError("--clock wall needs devices that take their own time; add --engine nvflare, or drop it.")
+            raise OptionError(
+                "--clock wall needs devices that take their own time; add --engine nvflare or flower, or drop it."
+            )
         stopwatch = Stopwatch()
         if out is not None and not resume:
             check_output(OutputOptions(out, overwrite, resume))
-        rate = (
-            (SPLIT_RATE if strategy in SPLITTING else Tuning.learning_rate) if learning_rate is None else learning_rate
-        )
-        tuning = Tuning(
+        general = federated_options(
+            model=model,
+            data=data,
+            strategy=strategy,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            task=task,
+            max_length=max_length,
+            rounds=rounds,
+            cohort=cohort,
+            deadline=deadline,
+            local_steps=local_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            clip_norm=clip_norm,
             rank=rank,
             smallest_rank=smallest_rank,
             largest_rank=largest_rank,
-            scale=lora_scale,
-            rounds=rounds,
-            local_steps=local_steps,
-            batch_size=batch_size,
-            length=max_length,
-            learning_rate=rate,
+            lora_scale=lora_scale,
+            targets=targets,
             sparsity=sparsity,
             prune_interval=prune_interval,
-            score=score.value if score else None,
+            score=score,
+            evaluate_every=evaluate_every,
+            evaluation_limit=evaluation_limit,
+            target_accuracy=target_accuracy,
+            deploy=deploy,
+            seed=seed,
+            device=device,
+            dtype=dtype.value,
         )
         with stopwatch("reading"), quiet_libraries(debug):
             request = open_request(
-                FederatedOptions(
-                    model=model,
-                    data=data,
-                    strategy=strategy,
+                replace(
+                    general,
                     fleet=fleet,
                     devices=devices,
                     engine=engine.value,
@@ -152,27 +171,7 @@ def fed_launch(
                     partition=partition,
                     evaluation=evaluation,
                     evaluation_share=evaluation_share,
-                    data_options=DataOptions(
-                        text_column=text_column,
-                        pair_column=pair_column,
-                        label_column=label_column,
-                        task=task.value if task else None,
-                        limit=limit,
-                    ),
-                    max_length=max_length,
-                    rounds=rounds,
-                    cohort=cohort,
-                    deadline=deadline,
-                    tuning=tuning,
-                    targets=targets,
-                    schedule=schedule.value,
-                    clip_norm=clip_norm,
-                    evaluate_every=evaluate_every,
-                    evaluation_limit=evaluation_limit,
-                    target_accuracy=target_accuracy,
-                    deploy=deploy,
-                    seed=seed,
-                    compute=compute_options(device, dtype.value),
+                    data_options=replace(general.data_options, limit=limit),
                 )
             )
         split = split_request(request, split_options(chosen, request.options)) if strategy in SPLITTING else None
@@ -210,11 +209,17 @@ def _usual_clock(engine: federated.EngineName) -> Clock:
 
 def _launcher(request: FederatedRequest, split: SplitRequest | None, terminal: Terminal) -> Connect:
     """Starts a process for each device when the run begins."""
-    from spinecli.remote.launch import on_this_machine, require_few
+    from spinecli.remote.furnish import require_few
 
     require_few(request)
 
     def connect(state: Path) -> AbstractContextManager[Engine]:
-        return on_this_machine(request, split, state, terminal.note)
+        if request.options.engine == federated.EngineName.flower:
+            from spinecli.remote import launch_flower
+
+            return launch_flower.on_this_machine(request, state, terminal.note)
+        from spinecli.remote import launch
+
+        return launch.on_this_machine(request, split, state, terminal.note)
 
     return connect

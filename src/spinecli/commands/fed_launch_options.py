@@ -1,4 +1,4 @@
-"""The options of `spine fed-launch`, in the panels of its help."""
+"""The options of `spine fed-launch` and `spine fed-server`, in the panels of their help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRAINING = "Rounds and training"
 _LORA = "LoRA"
 _PRUNING = "Pruning (fedspine, fedspine-model, fed-loraprune)"
 _ENGINE = "Devices and engine"
-_SPLIT = f"Split training ({_SPLITTING})"
+SPLIT = f"Split training ({_SPLITTING})"
 
 
 class Schedule(str, Enum):
@@ -38,6 +38,7 @@ class EngineName(str, Enum):
 
     local = "local"
     nvflare = "nvflare"
+    flower = "flower"
 
 
 class ClockName(str, Enum):
@@ -249,7 +250,7 @@ CutLayer = Annotated[
     typer.Option(
         "--cut-layer",
         help="Blocks on the devices, or auto: as fits their memory and links. Default: auto.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -258,7 +259,7 @@ BottomWay = Annotated[
     typer.Option(
         "--bottom",
         help="Train LoRA or all weights on the devices. Default: lora.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -267,7 +268,7 @@ TopWay = Annotated[
     typer.Option(
         "--top",
         help="Train LoRA or all weights on the server. Default: full.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -276,7 +277,7 @@ FeatureDtypeChoice = Annotated[
     typer.Option(
         "--feature-dtype",
         help="How features travel. Default: fp32.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -286,7 +287,7 @@ Ingress = Annotated[
         "--ingress",
         help="Megabytes of features that the server takes in an iteration. Default: those of --cohort devices with "
         "--batch-size rows each, in fp32.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -295,7 +296,7 @@ LargestBatch = Annotated[
     typer.Option(
         "--largest-batch",
         help="Most rows of a device's batch. Default: 64.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -304,7 +305,7 @@ DivergenceLimit = Annotated[
     typer.Option(
         "--divergence-limit",
         help="How far, in nats, merged labels may be from the fleet's. Default: 0.05.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -313,7 +314,7 @@ SelectionChoice = Annotated[
     typer.Option(
         "--selection",
         help="How the cohort is looked for. Default: greedy.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -322,7 +323,7 @@ OptimizerChoice = Annotated[
     typer.Option(
         "--optimizer",
         help="How both halves go downhill. Default: adamw.",
-        rich_help_panel=_SPLIT,
+        rich_help_panel=SPLIT,
         show_default=False,
     ),
 ]
@@ -330,7 +331,7 @@ Engine = Annotated[
     EngineName,
     typer.Option(
         "--engine",
-        help="Simulate the devices in this process (local), or start a process for each here (nvflare).",
+        help="Simulate the devices in this process (local), or start a process for each here (nvflare, flower).",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -349,7 +350,7 @@ Clock = Annotated[
     typer.Option(
         "--clock",
         help="Whose seconds count: those that the fleet would need, or those that pass. Default: fleet for local, wall "
-        "for nvflare.",
+        "for nvflare and flower.",
         show_default=False,
         rich_help_panel=_ENGINE,
     ),

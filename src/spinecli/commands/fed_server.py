@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,8 @@ import typer
 
 from spinecli.commands import fed_launch_options as federated
 from spinecli.commands import options
-from spinecli.commands.fed_launch_view import live_rounds, result_view
+from spinecli.commands.fed_launch_request import federated_options, split_choices
+from spinecli.commands.fed_launch_view import live_rounds, result_view, split_opening
 from spinecli.console import Terminal
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def fed_server(
     deadline: federated.Deadline = None,
     local_steps: federated.LocalSteps = 20,
     batch_size: federated.BatchSize = 16,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Learning rate.")] = 1e-3,
+    learning_rate: federated.LearningRate = None,
     schedule: federated.ScheduleChoice = federated.Schedule.linear,
     clip_norm: federated.ClipNorm = 1.0,
     rank: federated.Rank = 8,
@@ -54,6 +56,18 @@ def fed_server(
     evaluation_limit: federated.EvaluationLimit = 2000,
     target_accuracy: federated.TargetAccuracy = None,
     deploy: federated.Deploy = False,
+    cut_layer: Annotated[
+        str | None,
+        typer.Option("--cut-layer", help="Blocks on the devices.", rich_help_panel=federated.SPLIT, show_default=False),
+    ] = None,
+    bottom: federated.BottomWay = None,
+    top: federated.TopWay = None,
+    feature_dtype: federated.FeatureDtypeChoice = None,
+    ingress: federated.Ingress = None,
+    largest_batch: federated.LargestBatch = None,
+    divergence_limit: federated.DivergenceLimit = None,
+    selection: federated.SelectionChoice = None,
+    optimizer: federated.OptimizerChoice = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.ComputeDtype = options.Dtype.float32,
@@ -71,76 +85,81 @@ def fed_server(
         require_nvflare("spine fed-server")
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.calibration.stream import compute_options
-        from spinecli.errors import OptionError
         from spinecli.evaluation.quiet import quiet_libraries
-        from spinecli.federation.data.columns import DataOptions
-        from spinecli.federation.request import FederatedOptions
         from spinecli.federation.results import FederatedResult
         from spinecli.federation.run import launch
         from spinecli.federation.strategies import SPLITTING
-        from spinecli.federation.strategies.strategy import Tuning
         from spinecli.remote.address import parse_address, parse_names, require_protection
         from spinecli.remote.serve import open_server_request, serving
+        from spinecli.split.request import split_options, split_request
+        from spinecli.split.run import launch as launch_split
 
-        if strategy in SPLITTING:
-            raise OptionError(
-                f"spine fed-server does not run {strategy}; spine fed-launch --engine nvflare does, on one machine."
-            )
+        chosen = split_choices(
+            strategy,
+            cut_layer=cut_layer,
+            bottom=bottom,
+            top=top,
+            feature_dtype=feature_dtype,
+            ingress=ingress,
+            largest_batch=largest_batch,
+            divergence_limit=divergence_limit,
+            selection=selection,
+            optimizer=optimizer,
+            deploy=deploy,
+        )
         address, names = parse_address(listen, "--listen"), parse_names(devices)
         require_protection(address, identity, insecure=insecure)
         stopwatch, output = Stopwatch(), OutputOptions(out, overwrite, resume)
         if not resume:
             check_output(output)
-        federated_options = FederatedOptions(
+        general = federated_options(
             model=model,
             data=data,
             strategy=strategy,
-            engine="nvflare",
-            clock="wall",
-            data_options=DataOptions(
-                text_column=text_column,
-                pair_column=pair_column,
-                label_column=label_column,
-                task=task.value if task else None,
-            ),
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            task=task,
             max_length=max_length,
             rounds=rounds,
             cohort=cohort,
             deadline=deadline,
-            tuning=Tuning(
-                rank=rank,
-                smallest_rank=smallest_rank,
-                largest_rank=largest_rank,
-                scale=lora_scale,
-                rounds=rounds,
-                local_steps=local_steps,
-                batch_size=batch_size,
-                length=max_length,
-                learning_rate=learning_rate,
-                sparsity=sparsity,
-                prune_interval=prune_interval,
-                score=score.value if score else None,
-            ),
-            targets=targets,
-            schedule=schedule.value,
+            local_steps=local_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
             clip_norm=clip_norm,
+            rank=rank,
+            smallest_rank=smallest_rank,
+            largest_rank=largest_rank,
+            lora_scale=lora_scale,
+            targets=targets,
+            sparsity=sparsity,
+            prune_interval=prune_interval,
+            score=score,
             evaluate_every=evaluate_every,
             evaluation_limit=evaluation_limit,
             target_accuracy=target_accuracy,
             deploy=deploy,
             seed=seed,
-            compute=compute_options(device, dtype.value),
+            device=device,
+            dtype=dtype.value,
         )
         with stopwatch("reading"), quiet_libraries(debug):
-            request = open_server_request(federated_options, names)
+            request = open_server_request(replace(general, engine="nvflare", clock="wall"), names)
+        split = split_request(request, split_options(chosen, request.options)) if strategy in SPLITTING else None
         terminal.note(f"{strategy} over {', '.join(names)}; {len(request.evaluation)} examples held out")
+        if split is not None:
+            terminal.note(split_opening(split))
 
         def connect(state: Path) -> AbstractContextManager[Engine]:
-            return serving(request, names, address, identity, state, terminal.note)
+            return serving(request, split, names, address, identity, state, terminal.note)
 
         with quiet_libraries(debug), live_rounds(terminal, rounds, "wall") as listener:
-            manifest = launch(request, output, stopwatch, listener, connect)
+            if split is not None:
+                manifest = launch_split(split, output, stopwatch, listener, connect)
+            else:
+                manifest = launch(request, output, stopwatch, listener, connect)
         result = FederatedResult.model_validate(manifest.report)
         measured = stopwatch.measured()
         value = {"out": str(out), **result.model_dump(mode="json"), "measured": measured.model_dump(mode="json")}

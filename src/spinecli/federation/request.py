@@ -90,6 +90,11 @@ class FederatedRequest:
         return len(self.splits.train.labels) if self.splits.train.task == "classification" else None
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest row that a device may have; of rows that lie elsewhere only the limit is known."""
+        return int(self.train.lengths.max()) if self.parts else self.options.max_length
+
+    @property
     def inputs(self) -> dict[str, Source]:
         """Identity of what the run is made from."""
         inputs = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from spinecli.calibration.rows import load_tokenizer
+from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.errors import FederationError
@@ -139,9 +139,9 @@ def open_bench(charter: Charter, home: Home) -> Bench:
     if data.task != charter.task:
         raise FederationError(f"This device has data for {data.task}, and the run is about {charter.task}.")
     labels, meter, memory = len(charter.labels), JobMeter(), DeviceMemory()
-    head = head_of(checkpoint, labels or None)
-    open_device = _federated if charter.split is None else partial(_split, split=charter.split)
-    return Bench(home, data, labels, memory, meter, open_device(charter, home, checkpoint, head, data, memory, meter))
+    loaded = _Loaded(charter, home, checkpoint, head_of(checkpoint, labels or None), data, memory, meter)
+    handler = _federated(loaded) if charter.split is None else _split(loaded, charter.split)
+    return Bench(home, data, labels, memory, meter, handler)
 
 
 def _data(charter: Charter, home: Home, checkpoint: Checkpoint) -> Encoded:
@@ -159,37 +159,42 @@ def _data(charter: Charter, home: Home, checkpoint: Checkpoint) -> Encoded:
     return encode(dataset, load_tokenizer(checkpoint.path), charter.max_length, vocabulary=vocabulary)
 
 
-def _federated(
-    charter: Charter,
-    home: Home,
-    checkpoint: Checkpoint,
-    head: Head,
-    data: Encoded,
-    memory: DeviceMemory,
-    meter: Meter,
-) -> Callable[[str, Message], Message]:
-    compute = charter.compute(home.compute_device)
-    base = BaseModel(checkpoint, charter.task, len(charter.labels), charter.targets, data.pad_id, charter.seed, compute)
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """What every kind of device is made of."""
+
+    charter: Charter
+    home: Home
+    checkpoint: Checkpoint
+    head: Head
+    data: Encoded
+    memory: DeviceMemory
+    meter: Meter
+
+    @property
+    def compute(self) -> ComputeOptions:
+        """Where and in which precision to compute."""
+        return self.charter.compute(self.home.compute_device)
+
+    @property
+    def indices(self) -> range:
+        """All examples are the device's own."""
+        return range(len(self.data.offsets) - 1)
+
+
+def _federated(loaded: _Loaded) -> Callable[[str, Message], Message]:
+    charter, checkpoint, head = loaded.charter, loaded.checkpoint, loaded.head
+    labels, pad_id = len(charter.labels), loaded.data.pad_id
+    base = BaseModel(checkpoint, charter.task, labels, charter.targets, pad_id, charter.seed, loaded.compute)
     costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
-    device = Device(home.device, base, costs, data, range(len(data.offsets) - 1), memory, meter)
+    device = Device(loaded.home.device, base, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
     return lambda kind, message: handle(kind, message, device)
 
 
-def _split(
-    charter: Charter,
-    home: Home,
-    checkpoint: Checkpoint,
-    head: Head,
-    data: Encoded,
-    memory: DeviceMemory,
-    meter: Meter,
-    *,
-    split: SplitCharter,
-) -> Callable[[str, Message], Message]:
-    ways, compute = split.ways(), charter.compute(home.compute_device)
-    model = SplitModel(
-        checkpoint, charter.task, len(charter.labels), split.cut, ways, data.pad_id, charter.seed, compute
-    )
-    costs = SplitCosts.of(checkpoint, split.cut, ways, head, split.optimizer)
-    device = SplitDevice(home.device, model, costs, data, range(len(data.offsets) - 1), memory, meter)
+def _split(loaded: _Loaded, split: SplitCharter) -> Callable[[str, Message], Message]:
+    charter, checkpoint, ways = loaded.charter, loaded.checkpoint, split.ways()
+    labels, pad_id = len(charter.labels), loaded.data.pad_id
+    model = SplitModel(checkpoint, charter.task, labels, split.cut, ways, pad_id, charter.seed, loaded.compute)
+    costs = SplitCosts.of(checkpoint, split.cut, ways, loaded.head, split.optimizer)
+    device = SplitDevice(loaded.home.device, model, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
     return lambda kind, message: handle_split(kind, message, device)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spinecli.errors import FederationError, OptionError
+from spinecli.federation.engines.envelope import RUN_IS_OVER
 from spinecli.federation.engines.nvflare.certificates import name_in, read_identity
-from spinecli.federation.engines.nvflare.envelope import RUN_IS_OVER
 from spinecli.federation.engines.nvflare.line import Address, log_to
 from spinecli.federation.engines.nvflare.names import SERVER, require_device_name
 from spinecli.federation.engines.nvflare.site import STOPPED, Site

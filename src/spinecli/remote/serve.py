@@ -9,11 +9,13 @@ from pathlib import Path
 
 from spinecli.federation.engine import Engine
 from spinecli.federation.engines.nvflare.certificates import read_identity
-from spinecli.federation.engines.nvflare.engine import NvflareEngine, Standing
+from spinecli.federation.engines.nvflare.engine import NvflareEngine
 from spinecli.federation.engines.nvflare.line import Address, log_to
+from spinecli.federation.engines.standing import Standing
 from spinecli.federation.fleet import Fleet
 from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
 from spinecli.remote.charter import charter_of
+from spinecli.split.request import SplitRequest
 
 _LOG_NAME = "server-log.txt"
 
@@ -31,6 +33,7 @@ def open_server_request(options: FederatedOptions, names: Sequence[str]) -> Fede
 @contextmanager
 def serving(
     request: FederatedRequest,
+    split: SplitRequest | None,
     names: Sequence[str],
     address: Address,
     identity: Path | None,
@@ -43,7 +46,7 @@ def serving(
     """
     log_to(state / _LOG_NAME)
     own = None if identity is None else read_identity(identity)
-    engine = NvflareEngine(names, charter_of(request).model_dump_json().encode(), address, own)
+    engine = NvflareEngine(names, charter_of(request, split).model_dump_json().encode(), address, own)
     told: set[str] = set()
 
     def look(standing: Standing) -> None:

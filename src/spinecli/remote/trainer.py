@@ -16,8 +16,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from spinecli.errors import SpineError
-from spinecli.federation.engines.nvflare.child import frame, unframed
-from spinecli.federation.engines.nvflare.envelope import (
+from spinecli.federation.engines.envelope import (
     ANSWER,
     FAILED,
     READY,
@@ -32,6 +31,7 @@ from spinecli.federation.engines.nvflare.envelope import (
     opened,
     sealed,
 )
+from spinecli.federation.engines.nvflare.child import frame, unframed
 from spinecli.remote.bench import Bench, open_bench
 from spinecli.remote.charter import Charter
 from spinecli.remote.home import Home

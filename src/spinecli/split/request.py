@@ -171,7 +171,12 @@ def _cut(federated: FederatedRequest, options: SplitOptions, head: Head) -> int:
                 f"--cut-layer {options.cut_layer} must leave blocks on both sides: from 1 to {checkpoint.blocks - 1}."
             )
         return options.cut_layer
-    rows, length = tuning.batch_size, int(federated.train.lengths.max())
+    if not federated.fleet.devices:
+        raise OptionError(
+            "--cut-layer auto goes by the devices' memory and links, and they have not come yet; give a number of "
+            f"blocks, from 1 to {checkpoint.blocks - 1}."
+        )
+    rows, length = tuning.batch_size, federated.longest
     demands = {}
     for cut in range(1, checkpoint.blocks):
         costs = SplitCosts.of(checkpoint, cut, options.ways, head, options.optimizer)

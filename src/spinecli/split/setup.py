@@ -57,11 +57,10 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
     costs = request.costs()
     engine = engine or _simulated(federated, model, costs)
     kind = MergedTop if request.strategy.merged else TopsApart
-    longest = int(federated.train.lengths.max())
     return SplitFederation(
         model=model,
         engine=engine,
-        population=population_of(engine.nodes(), costs, longest),
+        population=population_of(engine.nodes(), costs, federated.longest),
         top=kind(model, model.top_start, options.optimizer, run.clip_norm),
         bottom=dict(model.bottom_start),
         costs=costs,
@@ -69,7 +68,7 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
             task=task,
             d_model=checkpoint.d_model,
             choices=federated.labels or int(checkpoint.config.vocab_size),
-            longest=longest,
+            longest=federated.longest,
             feature_dtype=options.feature_dtype,
         ),
     )

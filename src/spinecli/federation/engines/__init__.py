@@ -1,1 +1,1 @@
-"""What carries the messages of a run: the local engine, on a virtual clock."""
+"""What carries the messages of a run: the local engine, and those that reach devices in processes of their own."""

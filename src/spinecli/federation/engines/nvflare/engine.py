@@ -5,33 +5,24 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from spinecli.errors import FederationError, MessageError
-from spinecli.federation.conditions import Conditions
+from spinecli.errors import FederationError
 from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
+from spinecli.federation.engines.dispatch import Dispatch
+from spinecli.federation.engines.envelope import JOB, LEAVE, RUN_IS_OVER, Told, sealed
 from spinecli.federation.engines.nvflare.certificates import Identity
-from spinecli.federation.engines.nvflare.envelope import JOB, LEAVE, RUN_IS_OVER, JobHeader, Told, sealed
 from spinecli.federation.engines.nvflare.line import Address, Line
 from spinecli.federation.engines.nvflare.members import Member, Members, Patience
 from spinecli.federation.engines.nvflare.names import SERVER
-from spinecli.federation.engines.nvflare.parcel import Parcel
+from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.standing import Standing
 from spinecli.federation.engines.virtual_clock import VirtualClock
 
 _GLANCE_SECONDS = 0.5
 """Between two looks at who has fallen silent."""
 _FAREWELL_SECONDS = 0.3
 """For the last words to go out."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far the devices are before the first job."""
-
-    ready: tuple[str, ...]
-    troubles: Mapping[str, str]
-    """Why devices that have come are not ready, by name."""
 
 
 class NvflareEngine:
@@ -58,13 +49,10 @@ class NvflareEngine:
     ) -> None:
         address.require_free()
         self._names = tuple(names)
-        self._clock = clock
+        self._dispatch = Dispatch(self._carry, clock)
         self._patience = patience or Patience()
-        self._run = secrets.token_hex(8)
-        self._zero = time.monotonic()
         self._nodes: tuple[Node, ...] = ()
         self._parcels: dict[int, Parcel] = {}
-        self._number = 0
         self._changed = threading.Condition()
         self._members = Members(
             frozenset(names), charter, secrets.token_hex(8), self._parcels, self._changed, self._send
@@ -84,7 +72,7 @@ class NvflareEngine:
                 look(Standing(tuple(nodes), troubles))
                 self._changed.wait(_GLANCE_SECONDS)
             self._nodes = tuple(nodes[name] for name in self._names)
-            self._zero = time.monotonic()
+            self._dispatch.begin()
 
     def _ready(self) -> dict[str, Node]:
         return {
@@ -99,65 +87,20 @@ class NvflareEngine:
 
     def now(self) -> float:
         """Seconds since the run began: those of the fleet's clock, or those that have passed."""
-        return time.monotonic() - self._zero if self._clock is None else self._clock.now
+        return self._dispatch.now()
 
     def work(self, flops: float) -> None:
         """Tell the fleet's clock; the time that passes needs not be told."""
-        if self._clock is not None:
-            self._clock.work(flops)
+        self._dispatch.work(flops)
 
     def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
         """Send all jobs at once and wait for the answers, in the order of the jobs.
 
         Raises: FederationError if every device has gone.
         """
-        if self._clock is None:
-            began = time.monotonic()
-            parcels = self._carried([self._parcel(job, job.message.pack()) for job in jobs], deadline)
-            return [self._outcome(parcel, began, deadline) for parcel in parcels]
-        return self._clock.close(self._simulated(jobs, self._clock), deadline)
+        return self._dispatch.exchange(jobs, deadline)
 
-    def _simulated(self, jobs: Sequence[Job], clock: VirtualClock) -> list[Reply | Lost]:
-        """The outcomes on the fleet's clock; the deadline is on that clock, too."""
-        packed = [job.message.pack() for job in jobs]
-        failures = [clock.failure(job, len(blob)) for job, blob in zip(jobs, packed, strict=True)]
-        carried = iter(
-            self._carried(
-                [
-                    self._parcel(job, blob, clock.conditions(job))
-                    for job, blob, failure in zip(jobs, packed, failures, strict=True)
-                    if failure is None
-                ],
-                None,
-            )
-        )
-        return [failure or self._counted(next(carried), clock) for failure in failures]
-
-    def _counted(self, parcel: Parcel, clock: VirtualClock) -> Reply | Lost:
-        """A parcel's outcome on the fleet's clock, where a device that is really lost fails after its download."""
-        if parcel.answer is None:
-            seconds = clock.conditions(parcel.job).download_seconds(parcel.bytes_down)
-            return Lost(parcel.job.device, "failed", parcel.failure or "", seconds, parcel.bytes_down)
-        try:
-            return clock.reply(parcel.job, parcel.bytes_down, parcel.seconds, parcel.answer)
-        except MessageError as error:
-            return Lost(parcel.job.device, "refused", str(error), parcel.seconds, parcel.bytes_down)
-
-    def _outcome(self, parcel: Parcel, began: float, deadline: float | None) -> Reply | Lost:
-        if parcel.answer is None:
-            return parcel.late(deadline) if parcel.open and deadline is not None else parcel.lost(began)
-        try:
-            return parcel.reply(parcel.answer, self._zero)
-        except MessageError as error:
-            seconds = parcel.arrived - began
-            return Lost(parcel.job.device, "refused", str(error), seconds, parcel.bytes_down)
-
-    def _parcel(self, job: Job, blob: bytes, current: Conditions | None = None) -> Parcel:
-        self._number += 1
-        header = JobHeader(job=self._number, run=self._run, kind=job.kind, conditions=current)
-        return Parcel(self._number, job, sealed(header, blob), len(blob))
-
-    def _carried(self, parcels: list[Parcel], deadline: float | None) -> list[Parcel]:
+    def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
         """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
         began = time.monotonic()
         with self._changed:
@@ -177,7 +120,6 @@ class NvflareEngine:
                     del self._parcels[parcel.number]
         if parcels and all(parcel.failure for parcel in parcels):
             self._require_company()
-        return parcels
 
     def _look_after(self, parcel: Parcel, now: float, began: float) -> None:
         """Send a parcel that has not gone out, and give up one whose device is gone."""
@@ -213,18 +155,11 @@ class NvflareEngine:
 
     def snapshot(self) -> Snapshot:
         """The clock, and the run's name, by which devices find what they remember."""
-        clock = {"clock": self.now()} if self._clock is None else self._clock.values()
-        return Snapshot({"run": self._run, **clock}, {})
+        return self._dispatch.snapshot()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot."""
-        run, clock = snapshot.values.get("run"), snapshot.values.get("clock")
-        if not isinstance(run, str) or not isinstance(clock, float):
-            raise TypeError("the snapshot is of another engine")
-        self._run = run
-        self._zero = time.monotonic() - clock
-        if self._clock is not None:
-            self._clock.restore({name: value for name, value in snapshot.values.items() if name != "run"})
+        self._dispatch.restore(snapshot)
 
     def close(self, explanation: str = RUN_IS_OVER) -> None:
         """Send all devices home and free the port."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spinecli.federation.engines.envelope import JobHeader
 from spinecli.federation.engines.nvflare.child import Child
-from spinecli.federation.engines.nvflare.envelope import JobHeader
 
 CONNECTED, GONE, TRAINING, DIED, STOP = "connected", "gone", "training", "died", "stop"
 

@@ -23,6 +23,7 @@ from nvflare.fuel.utils.config_service import ConfigService
 
 from spinecli.errors import FederationError
 from spinecli.federation.engines.nvflare.certificates import Identity
+from spinecli.federation.engines.nvflare.driver import SCHEME, register
 from spinecli.federation.engines.nvflare.names import SERVER
 
 _CHANNEL = "spine"
@@ -56,14 +57,6 @@ class Address:
                 ) from error
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Line:
     """An open cell.
 
@@ -86,12 +79,13 @@ class Line:
     ) -> None:
         settings = resources.files("spinecli.federation.engines.nvflare") / "settings"
         ConfigService.initialize({}, [str(settings)])
+        register()
         self._name = name
         self._receive = receive
         known = set(StatsPoolManager.pools)
         self._cell = CoreCell(
             fqcn=name,
-            root_url=f"grpc://{address}",
+            root_url=f"{SCHEME if name == SERVER else 'grpc'}://{address}",
             secure=identity is not None,
             credentials={} if identity is None else _credentials(identity, server=name == SERVER),
         )

@@ -15,7 +15,7 @@ from threading import Condition
 from spinecli import __version__
 from spinecli.errors import MessageError
 from spinecli.federation.engine import Node
-from spinecli.federation.engines.nvflare.envelope import (
+from spinecli.federation.engines.envelope import (
     ACCEPTED,
     ALIVE,
     ANSWER,
@@ -36,7 +36,7 @@ from spinecli.federation.engines.nvflare.envelope import (
     sealed,
 )
 from spinecli.federation.engines.nvflare.names import device_of
-from spinecli.federation.engines.nvflare.parcel import Parcel
+from spinecli.federation.engines.parcel import Parcel
 
 _LOG = logging.getLogger("nvflare.spine")
 

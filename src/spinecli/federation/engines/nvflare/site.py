@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 
 from spinecli import __version__
 from spinecli.errors import MessageError
-from spinecli.federation.engines.nvflare.certificates import Identity
-from spinecli.federation.engines.nvflare.child import Child
-from spinecli.federation.engines.nvflare.envelope import (
+from spinecli.federation.engines.envelope import (
     ACCEPTED,
     ALIVE,
     ANSWER,
@@ -34,6 +32,8 @@ from spinecli.federation.engines.nvflare.envelope import (
     opened,
     sealed,
 )
+from spinecli.federation.engines.nvflare.certificates import Identity
+from spinecli.federation.engines.nvflare.child import Child
 from spinecli.federation.engines.nvflare.events import CONNECTED, DIED, GONE, STOP, TRAINING, Event, Work
 from spinecli.federation.engines.nvflare.line import Address, Line
 from spinecli.federation.engines.nvflare.names import SERVER, cell_name

@@ -1,0 +1,111 @@
+"""Jobs as parcels to devices elsewhere, and their outcomes on the clock that counts.
+
+That clock is the time that passes, or a simulated fleet's. On the fleet's clock every job takes its conditions to the
+device, the answer says the seconds of work, and deadlines and failing devices are the fleet's.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from spinecli.errors import MessageError
+from spinecli.federation.conditions import Conditions
+from spinecli.federation.engine import Job, Lost, Reply, Snapshot
+from spinecli.federation.engines.envelope import JobHeader, sealed
+from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.virtual_clock import VirtualClock
+
+Carry = Callable[[list[Parcel], float | None], None]
+"""Sends parcels, and returns when each has an answer or a failure, or the seconds of the deadline have passed."""
+
+
+class Dispatch:
+    """What every engine does that reaches devices elsewhere.
+
+    Args:
+        carry: how parcels travel.
+        clock: counts the seconds of a simulated fleet; None: the seconds that pass.
+    """
+
+    def __init__(self, carry: Carry, clock: VirtualClock | None) -> None:
+        self._carry = carry
+        self._clock = clock
+        self._run = secrets.token_hex(8)
+        self._zero = time.monotonic()
+        self._number = 0
+
+    def begin(self) -> None:
+        """The run begins now."""
+        self._zero = time.monotonic()
+
+    def now(self) -> float:
+        """Seconds since the run began: those of the fleet's clock, or those that have passed."""
+        return time.monotonic() - self._zero if self._clock is None else self._clock.now
+
+    def work(self, flops: float) -> None:
+        """Tell the fleet's clock; the time that passes needs not be told."""
+        if self._clock is not None:
+            self._clock.work(flops)
+
+    def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
+        """Send all jobs at once and wait for the answers, in the order of the jobs."""
+        if self._clock is not None:
+            return self._clock.close(self._simulated(jobs, self._clock), deadline)
+        began = time.monotonic()
+        parcels = [self._parcel(job, job.message.pack()) for job in jobs]
+        self._carry(parcels, deadline)
+        return [self._outcome(parcel, began, deadline) for parcel in parcels]
+
+    def _simulated(self, jobs: Sequence[Job], clock: VirtualClock) -> list[Reply | Lost]:
+        """The outcomes on the fleet's clock; the deadline is on that clock, too."""
+        packed = [job.message.pack() for job in jobs]
+        failures = [clock.failure(job, len(blob)) for job, blob in zip(jobs, packed, strict=True)]
+        parcels = [
+            self._parcel(job, blob, clock.conditions(job))
+            for job, blob, failure in zip(jobs, packed, failures, strict=True)
+            if failure is None
+        ]
+        self._carry(parcels, None)
+        carried = iter(parcels)
+        return [failure or self._counted(next(carried), clock) for failure in failures]
+
+    def _counted(self, parcel: Parcel, clock: VirtualClock) -> Reply | Lost:
+        """A parcel's outcome on the fleet's clock, where a device that is really lost fails after its download."""
+        if parcel.answer is None:
+            seconds = clock.conditions(parcel.job).download_seconds(parcel.bytes_down)
+            return Lost(parcel.job.device, "failed", parcel.failure or "", seconds, parcel.bytes_down)
+        try:
+            return clock.reply(parcel.job, parcel.bytes_down, parcel.seconds, parcel.answer)
+        except MessageError as error:
+            return Lost(parcel.job.device, "refused", str(error), parcel.seconds, parcel.bytes_down)
+
+    def _outcome(self, parcel: Parcel, began: float, deadline: float | None) -> Reply | Lost:
+        if parcel.answer is None:
+            return parcel.late(deadline) if parcel.open and deadline is not None else parcel.lost(began)
+        try:
+            return parcel.reply(parcel.answer, self._zero)
+        except MessageError as error:
+            seconds = parcel.arrived - began
+            return Lost(parcel.job.device, "refused", str(error), seconds, parcel.bytes_down)
+
+    def _parcel(self, job: Job, blob: bytes, current: Conditions | None = None) -> Parcel:
+        self._number += 1
+        header = JobHeader(job=self._number, run=self._run, kind=job.kind, conditions=current)
+        return Parcel(self._number, job, sealed(header, blob), len(blob))
+
+    def snapshot(self) -> Snapshot:
+        """The clock, and the run's name, by which devices find what they remember."""
+        clock = {"clock": self.now()} if self._clock is None else self._clock.values()
+        return Snapshot({"run": self._run, **clock}, {})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot."""
+        run, clock = snapshot.values.get("run"), snapshot.values.get("clock")
+        if not isinstance(run, str) or not isinstance(clock, float):
+            raise TypeError("the snapshot is of another engine")
+        self._run = run
+        self._zero = time.monotonic() - clock
+        if self._clock is not None:
+            self._clock.restore({name: value for name, value in snapshot.values.items() if name != "run"})

@@ -1,0 +1,177 @@
+"""The server's side: jobs go out as messages of Flower, and their answers, or what became of them, come back."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from spinecli.errors import FederationError, MessageError
+from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
+from spinecli.federation.engines.dispatch import Dispatch
+from spinecli.federation.engines.envelope import ANSWER, FAILED, JOB, Answer, Empty, Failed, opened, sealed
+from spinecli.federation.engines.flower.link import Link, Received
+from spinecli.federation.engines.flower.payload import ENROLLED, Enrolled
+from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.standing import Standing
+from spinecli.federation.engines.virtual_clock import VirtualClock
+
+_LOG = logging.getLogger("flwr.spine")
+_GLANCE_SECONDS = 0.1
+"""Between two looks at what has come."""
+_QUESTIONS = 3
+"""That are put to a SuperNode whose processes fail before they can say who they are."""
+QUERY, TRAIN = "query", "train"
+"""What Flower calls the two kinds of messages."""
+
+
+class FlowerEngine:
+    """Carries messages to SuperNodes of Flower.
+
+    Args:
+        tokens: of the devices, by their names, in the order that the run has them.
+        link: to the SuperNodes.
+        ended: says how a device's process has ended; None while it runs.
+        clock: counts the seconds of a simulated fleet; None: the seconds that pass.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, str],
+        link: Link,
+        ended: Callable[[str], str | None],
+        clock: VirtualClock | None = None,
+    ) -> None:
+        self._tokens = tokens
+        self._link = link
+        self._ended = ended
+        self._dispatch = Dispatch(self._carry, clock)
+        self._addresses: dict[str, int] = {}
+        self._nodes: dict[str, Node] = {}
+
+    def wait_for_all(self, look: Callable[[Standing], None]) -> None:
+        """Ask every SuperNode who it is, until each device is ready; the run begins then.
+
+        Args:
+            look: called again and again with how far they are; may raise.
+
+        Raises: FederationError if SuperNodes do not come to say who they are.
+        """
+        asked: dict[str, int] = {}
+        times: dict[int, int] = {}
+        troubles: dict[str, str] = {}
+        failure = ""
+        while len(self._nodes) < len(self._tokens):
+            for address in self._link.nodes() - set(asked.values()):
+                if times.get(address, 0) < _QUESTIONS and address not in self._addresses.values():
+                    times[address] = times.get(address, 0) + 1
+                    if number := self._link.send(address, QUERY, ENROLLED, sealed(Empty())):
+                        asked[number] = address
+            for number, received in self._link.receive(asked.keys()).items():
+                failure = self._enrol(asked.pop(number), received, troubles) or failure
+            if failure and not asked and all(count == _QUESTIONS for count in times.values()):
+                raise FederationError(f"A device fails before it can say who it is: {failure}")
+            look(Standing(tuple(self._nodes), troubles))
+            time.sleep(_GLANCE_SECONDS)
+        self._dispatch.begin()
+
+    def _enrol(self, address: int, received: Received, troubles: dict[str, str]) -> str:
+        """Take note of who a SuperNode is; returns why it could not be."""
+        if received.failure:
+            return received.failure
+        try:
+            enrolled, _ = opened(Enrolled, received.envelope)
+        except MessageError as error:
+            return str(error)
+        token = self._tokens.get(enrolled.device, "")
+        if received.topic != ENROLLED or not token or not hmac.compare_digest(token.encode(), enrolled.token.encode()):
+            _LOG.warning("refused a SuperNode that wants to be %r and cannot show it", enrolled.device)
+            return ""
+        self._addresses[enrolled.device] = address
+        if enrolled.ready is None:
+            troubles[enrolled.device] = enrolled.trouble
+        else:
+            self._nodes[enrolled.device] = Node(enrolled.device, **enrolled.ready.model_dump())
+        return ""
+
+    def nodes(self) -> Sequence[Node]:
+        """The run's devices, in a fixed order."""
+        return [self._nodes[name] for name in self._tokens]
+
+    def now(self) -> float:
+        """Seconds since the run began: those of the fleet's clock, or those that have passed."""
+        return self._dispatch.now()
+
+    def work(self, flops: float) -> None:
+        """Tell the fleet's clock; the time that passes needs not be told."""
+        self._dispatch.work(flops)
+
+    def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
+        """Send all jobs at once and wait for the answers, in the order of the jobs.
+
+        Raises: FederationError if every device has gone.
+        """
+        return self._dispatch.exchange(jobs, deadline)
+
+    def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
+        """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
+        began = time.monotonic()
+        sent = {number: parcel for parcel in parcels if (number := self._send(parcel)) is not None}
+        while waiting := {number: parcel for number, parcel in sent.items() if parcel.open}:
+            now = time.monotonic()
+            if deadline is not None and now >= began + deadline:
+                break
+            for number, parcel in waiting.items():
+                if parcel.accepted is None and self._link.fetched(number):
+                    parcel.accepted = now
+            for number, received in self._link.receive(waiting.keys()).items():
+                _settle(waiting[number], received, now)
+            for parcel in waiting.values():
+                if parcel.open and (ending := self._ended(parcel.job.device)) is not None:
+                    parcel.fail(now, ending)
+            time.sleep(_GLANCE_SECONDS)
+        for number, parcel in sent.items():
+            if parcel.answer is None:
+                self._link.forget(number)
+        if all(parcel.failure for parcel in parcels) and all(self._ended(name) for name in self._tokens):
+            raise FederationError("Every device has gone; run the same command with --resume to go on.")
+
+    def _send(self, parcel: Parcel) -> str | None:
+        """Put a parcel where its device looks for it; returns the message's id."""
+        now, device = time.monotonic(), parcel.job.device
+        if (ending := self._ended(device)) is not None:
+            parcel.fail(now, ending)
+            return None
+        number = self._link.send(self._addresses[device], TRAIN, JOB, parcel.envelope)
+        if number is None:
+            parcel.fail(now, "its SuperNode has left")
+        else:
+            parcel.cell, parcel.sent = str(self._addresses[device]), now
+        return number
+
+    def snapshot(self) -> Snapshot:
+        """The clock, and the run's name, by which devices find what they remember."""
+        return self._dispatch.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot."""
+        self._dispatch.restore(snapshot)
+
+
+def _settle(parcel: Parcel, received: Received, now: float) -> None:
+    """Write down what has come in answer to a parcel."""
+    if received.failure:
+        parcel.fail(now, received.failure)
+        return
+    try:
+        if received.topic == FAILED:
+            parcel.fail(now, opened(Failed, received.envelope)[0].explanation)
+            return
+        answer, carried = opened(Answer, received.envelope)
+        if received.topic != ANSWER or answer.job != parcel.number:
+            raise MessageError("It answers something else than it was asked.")
+    except MessageError as error:
+        parcel.fail(now, str(error))
+        return
+    parcel.arrived, parcel.seconds, parcel.answer = now, answer.seconds, carried

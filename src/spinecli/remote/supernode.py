@@ -1,0 +1,61 @@
+"""A device of `spine fed-launch --engine flower`: `python -m spinecli.remote.supernode`, a `Launched` on its input.
+
+It is a SuperNode of Flower, and starts Flower's SuperExec beside it, which starts a process for every message. When
+its standard input closes, all of them end at once, so a launcher that dies takes its devices with it; so they do when
+the SuperExec dies, without which no message would be answered.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from spinecli.federation.engines.loopback import LOOPBACK, free_port
+
+
+class Launched(BaseModel):
+    """What a SuperNode is told by its launcher."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    superlink: int
+    """Port of the server, on loopback."""
+    settings: Path
+    """File of the SuperNode's own values, which its ClientApps get: a .toml."""
+    secret: Path
+    """File of a secret that SuperNode and SuperExec share; without it, anybody on this machine could take a message."""
+
+
+def main() -> None:
+    """Be the SuperNode that the first line of standard input describes."""
+    launched = Launched.model_validate_json(sys.stdin.readline())
+    runtime = f"{LOOPBACK}:{free_port()}"
+    shared = ["--insecure", "--superexec-auth-secret-file", str(launched.secret)]
+    executor = ["flower-superexec", *shared, "--runtime-api-address", runtime, "--parent-pid", str(os.getpid())]
+    superexec = subprocess.Popen(executor, stdin=subprocess.DEVNULL)
+    for end in (sys.stdin.read, superexec.wait):
+        threading.Thread(target=_end_after, args=(end,), daemon=True).start()
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    host, _, port = runtime.partition(":")
+    sys.argv = [
+        *("flower-supernode", *shared, "--isolation", "process", "--host", host, "--port", port),
+        *("--superlink", f"{LOOPBACK}:{launched.superlink}", "--node-config", str(launched.settings)),
+    ]
+    flower_supernode()
+
+
+def _end_after(happens: Callable[[], object]) -> None:
+    happens()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
