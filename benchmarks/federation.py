@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--weighting", choices=("examples", "equal"), default="examples")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--smallest-rank", type=int, default=2)
     parser.add_argument("--largest-rank", type=int, default=8)
@@ -74,6 +75,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
         smallest_rank=asked.smallest_rank,
         largest_rank=asked.largest_rank,
         learning_rate=asked.learning_rate,
+        weighting=asked.weighting,
         sparsity=asked.sparsity,
         prune_interval=asked.local_steps,
     )

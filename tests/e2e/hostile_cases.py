@@ -156,7 +156,7 @@ def _(shop: Workshop) -> Arguments:
     return shop.prune(shop.folder / "empty")
 
 
-@case("a hub id without a network", "owner/model", in_process=False)
+@case("a hub id without a network", "owner/model")
 def _(shop: Workshop) -> Arguments:
     return shop.prune("owner/model")
 
@@ -215,7 +215,7 @@ _config_value("a rotation that there is not", "config.json", rope_parameters={"r
 _config_value("another number of channels than in the weights", "mlp", "64", intermediate_size=64)
 _config_value("more blocks than in the weights", "num_hidden_layers", num_hidden_layers=BLOCKS + 100)
 _config_value("a billion blocks", "config.json", "num_hidden_layers", num_hidden_layers=10**9, in_process=False)
-_config_value("a million blocks", "config.json", "num_hidden_layers", num_hidden_layers=10**6, in_process=False)
+_config_value("a million blocks", "config.json", "num_hidden_layers", num_hidden_layers=10**6)
 _config_value("heads of 10^13 numbers", "config.json", "head_dim", head_dim=10**13)
 _config_value("a hidden size of 10^18", "config.json", "hidden_size", hidden_size=10**18)
 
@@ -627,7 +627,7 @@ def _(shop: Workshop) -> Arguments:
     return shop.tune(pruned)
 
 
-@case("the dense model has moved from a path like a hub id", "models/dense", "--dense", in_process=False)
+@case("the dense model has moved from a path like a hub id", "models/dense", "--dense")
 def _(shop: Workshop) -> Arguments:
     pruned = shop.pruned()
     inputs = json.loads((pruned / "spine.json").read_text())["inputs"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from spine_process import Finished, contents, spine
+from spine_process import Finished, Here, contents, spine
 
 pytestmark = pytest.mark.slow
 
@@ -72,13 +72,19 @@ def test_the_plan_shortens_the_round_and_saves_traffic(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("command", ["prune", "tune", "fed-launch"])
-def test_the_announced_line_is_the_run_that_was_made(demo: Demo, command: str) -> None:
+def test_the_announced_line_is_the_run_that_was_made(
+    demo: Demo, command: str, monkeypatch: pytest.MonkeyPatch, spine_here: Here
+) -> None:
     """--resume prints a finished run again only if command, parameters and inputs are the same."""
-    again = spine(*demo.announced(command), "--resume", cwd=demo.folder)
+    monkeypatch.chdir(demo.folder)
+    again = spine_here(*demo.announced(command), "--resume")
     assert again.code == 0, again.stderr
 
 
-def test_the_announced_plan_is_the_plan_that_was_made(demo: Demo) -> None:
+def test_the_announced_plan_is_the_plan_that_was_made(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, spine_here: Here
+) -> None:
+    monkeypatch.chdir(demo.folder)
     before = contents(demo.folder / "spine-demo" / "plan")
-    assert spine(*demo.announced("plan"), "--overwrite", cwd=demo.folder).code == 0
+    assert spine_here(*demo.announced("plan"), "--overwrite").code == 0
     assert contents(demo.folder / "spine-demo" / "plan") == before

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from spine_process import Step, run_step, spine
+from spine_process import Here, Step, run_step, spine
 
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 
@@ -67,8 +67,8 @@ def test_a_joined_checkpoint_answers_as_its_run_says(joined: Step, data: Path, t
         assert figure in report
 
 
-def test_speed_alone_when_no_measure_is_named(joined: Step) -> None:
-    finished = spine("eval", joined.out, "--prompt-length", 8, "--repeats", 1, "--threads", 1)
+def test_speed_alone_when_no_measure_is_named(joined: Step, spine_here: Here) -> None:
+    finished = spine_here("eval", joined.out, "--prompt-length", 8, "--repeats", 1, "--threads", 1)
     assert finished.code == 0, finished.stderr
     assert finished.stderr.splitlines() == [
         "No measure was named: speed only; --labelled DATA would measure accuracy and loss."
@@ -77,7 +77,9 @@ def test_speed_alone_when_no_measure_is_named(joined: Step) -> None:
     assert "accuracy" not in finished.stdout
 
 
-def test_mistakes_in_one_sentence(joined: Step, dense: Path, data: Path, tmp_path: Path) -> None:
+def test_mistakes_in_one_sentence(
+    joined: Step, dense: Path, data: Path, tmp_path: Path, spine_here: Here
+) -> None:
     for arguments, sentence in (
         ((dense, "--labelled", data), "--labelled measures classifiers and dense is a language model"),
         ((joined.out, "--perplexity", data), "--perplexity measures language models and joined is a classifier"),
@@ -86,7 +88,7 @@ def test_mistakes_in_one_sentence(joined: Step, dense: Path, data: Path, tmp_pat
         ((joined.out, "--window", 32), "--window belongs to --perplexity, which was not asked for"),
         ((joined.out, "--labelled", "builtin:tiny-topics"), "has 4 labels (farm, hills, sea, town) and joined answers"),
     ):
-        finished = spine("eval", *arguments, "--out", tmp_path / "out")
+        finished = spine_here("eval", *arguments, "--out", tmp_path / "out")
         assert finished.code == 2
         assert finished.stdout == ""
         (error,) = [line for line in finished.stderr.splitlines() if line.startswith("error:")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from killing import Moment, end_at, stage, there_is, work_of
-from spine_process import Here, Step, contents, run_step, spine
+from spine_process import Here, Step, contents, run_step
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.stopwatch import Stopwatch
@@ -112,12 +112,14 @@ def test_interrupt_says_how_to_go_on(searched: Step, tmp_path: Path, spine_here:
 
 
 @pytest.mark.slow
-def test_a_killed_overwrite_leaves_the_old_output(pruned: Step, searched: Step, tmp_path: Path) -> None:
-    out = run_step(tmp_path / "out", *pruned.arguments).out
+def test_a_killed_overwrite_leaves_the_old_output(
+    pruned: Step, searched: Step, tmp_path: Path, spine_here: Here
+) -> None:
+    out = shutil.copytree(pruned.out, tmp_path / "out")
     arguments = (*searched.arguments, "--overwrite")
     assert end_at(WRITING, out, *arguments)[0] == -signal.SIGKILL
     assert contents(out) == pruned.contents
-    assert spine(*arguments, "--out", out, "--resume").code == 0
+    assert spine_here(*arguments, "--out", out, "--resume").code == 0
     assert contents(out) == searched.contents
 
 

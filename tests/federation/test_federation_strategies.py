@@ -29,12 +29,12 @@ PRUNING = ("fed-loraprune", "fedspine", "fedspine-model")
 
 def mean_products(updates: Sequence[Update]) -> dict[str, Tensor]:
     """sum |D_i| B_i A_i / sum |D_i|, dense, in float64."""
-    total = sum(update.examples for update in updates)
+    total = sum(update.weight for update in updates)
     names = updates[0].contribution.adapter
     return {
         name: sum(
             (
-                update.examples / total * each.b.double() @ each.a.double()
+                update.weight / total * each.b.double() @ each.a.double()
                 for update in updates
                 for each in [update.contribution.adapter[name]]
             ),
@@ -69,9 +69,23 @@ def test_equal_ranks_and_masks_give_the_weighted_mean_of_the_products(
     watched = Watched(requests(strategy=strategy, cohort=5, partition="dirichlet:1", **changes))
     watched.go_on(1)
     updates = watched.updates[0]
-    assert len({update.examples for update in updates}) > 1
+    assert len({update.weight for update in updates}) > 1
     assert len({update.ranks for update in updates}) == 1
     assert_products(watched.adapter, mean_products(updates))
+
+
+@pytest.mark.parametrize("strategy", ["flexlora", "fedspine"])
+def test_answers_can_count_alike_whatever_the_devices_hold(requests: Any, strategy: str) -> None:
+    watched = Watched(
+        requests(strategy=strategy, cohort=5, partition="dirichlet:1", weighting="equal", **EXACT[strategy])
+    )
+    watched.go_on(1)
+    updates = watched.updates[0]
+    assert {update.weight for update in updates} == {1.0}
+    assert_products(watched.adapter, mean_products(updates))
+    for name, value in watched.federation.strategy.model().head.items():
+        heads = [update.head[name].double() for update in updates]
+        assert torch.allclose(value.double(), sum(heads) / len(heads), atol=1e-6), name
 
 
 def test_fedit_is_exact_where_all_devices_have_the_same_a(requests: Any) -> None:
@@ -189,11 +203,10 @@ def test_legend_shares_ranks_and_averages_each_block_over_its_holders(requests: 
         holders = [update for update in watched.updates[0] if name in update.contribution.adapter]
         block = projections[name].block
         assert len(holders) == (FAST + SLOW if block == len(shared) - 1 else FAST)
-        total = sum(update.examples for update in holders)
+        total = sum(update.weight for update in holders)
         for side in ("a", "b"):
             mean = sum(
-                update.examples / total * getattr(update.contribution.adapter[name], side).double()
-                for update in holders
+                update.weight / total * getattr(update.contribution.adapter[name], side).double() for update in holders
             )
             torch.testing.assert_close(getattr(factors, side).double(), mean, rtol=1e-5, atol=1e-7)
 

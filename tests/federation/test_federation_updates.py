@@ -51,7 +51,7 @@ def test_an_honest_answer_is_taken_as_it_is(ordered: Any, strategy: str) -> None
     watched, reply = ordered(strategy)
     update = check(watched, reply)
     assert update.device == reply.device
-    assert update.examples == reply.message.header["examples"] == update.contribution.weight
+    assert update.weight == reply.message.header["examples"] == update.contribution.weight
     assert update.ratio == pytest.approx(reply.message.header.get("ratio", 0.0))
     assert (update.masks is not None) == (update.importance is not None) == (strategy == "fed-loraprune")
     assert list(update.contribution.adapter) == list(watched.federation.setting.projections)

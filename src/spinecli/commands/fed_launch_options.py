@@ -26,6 +26,13 @@ class Schedule(str, Enum):
     cosine = "cosine"
 
 
+class Weighting(str, Enum):
+    """What a device's answer counts by in a mean."""
+
+    examples = "examples"
+    equal = "equal"
+
+
 class Score(str, Enum):
     """How devices measure importance."""
 
@@ -176,6 +183,12 @@ ScheduleChoice = Annotated[
 ]
 ClipNorm = Annotated[
     float, typer.Option("--clip-norm", help="Largest norm of a step's gradient.", rich_help_panel=_TRAINING)
+]
+WeightingChoice = Annotated[
+    Weighting,
+    typer.Option(
+        "--weighting", help="Whether a device counts by its examples, or all alike.", rich_help_panel=_TRAINING
+    ),
 ]
 Rank = Annotated[
     int, typer.Option("--rank", help="LoRA rank, or the mean rank of strategies that vary it.", rich_help_panel=_LORA)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spinecli.commands.fed_launch_options import FeatureDtype, Optimizer, Schedule, Score, Selection, Task, Way
+from spinecli.commands.fed_launch_options import (
+    FeatureDtype,
+    Optimizer,
+    Schedule,
+    Score,
+    Selection,
+    Task,
+    Way,
+    Weighting,
+)
 
 if TYPE_CHECKING:
     from spinecli.federation.request import FederatedOptions
@@ -28,6 +37,7 @@ def federated_options(
     learning_rate: float | None,
     schedule: Schedule,
     clip_norm: float,
+    weighting: Weighting,
     rank: int,
     smallest_rank: int,
     largest_rank: int,
@@ -66,6 +76,7 @@ def federated_options(
         batch_size=batch_size,
         length=max_length,
         learning_rate=usual_rate if learning_rate is None else learning_rate,
+        weighting=weighting.value,
         sparsity=sparsity,
         prune_interval=prune_interval,
         score=score.value if score else None,

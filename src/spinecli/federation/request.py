@@ -126,6 +126,7 @@ class FederatedRequest:
             "local_steps": tuning.local_steps,
             "batch_size": tuning.batch_size,
             "learning_rate": tuning.learning_rate,
+            "weighting": tuning.weighting,
             "sparsity": tuning.sparsity,
             "prune_interval": tuning.prune_interval,
             "score": tuning.score,

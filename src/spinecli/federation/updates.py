@@ -54,11 +54,12 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
     ratio = setting.cuts.ratio_of(setting.cuts.widths_of(masks)) if masks else 0.0
     if metrics.ratio != ratio:
         raise MessageError(f"Its ratio {metrics.ratio:g} is not the {ratio:g} of its masks.")
+    weight = float(metrics.examples) if setting.tuning.weighting == "examples" else 1.0
     return Update(
         device=reply.device,
-        contribution=Contribution(adapter, float(metrics.examples), rows, columns),
+        contribution=Contribution(adapter, weight, rows, columns),
         head=head_from(tensors),
-        examples=metrics.examples,
+        weight=weight,
         loss_before=metrics.loss_before,
         loss_after=metrics.loss_after,
         forward_seconds=metrics.forward_seconds,

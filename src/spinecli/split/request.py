@@ -101,7 +101,7 @@ class SplitRequest:
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""
         known = self.federated.parameters()
-        own = ("smallest_rank", "largest_rank", "sparsity", "prune_interval", "score", "deploy")
+        own = ("smallest_rank", "largest_rank", "sparsity", "prune_interval", "score", "deploy", "weighting")
         options = self.options
         return {
             **{name: value for name, value in known.items() if name not in own},

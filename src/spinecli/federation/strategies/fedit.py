@@ -22,7 +22,7 @@ class FedIT(AdapterServer):
         return {device: self.ordered(ranks) for device in cohort}
 
     def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
-        """The mean of A and the mean of B, weighted by examples."""
+        """The mean of A and the mean of B by the devices' weights."""
         if updates:
             self.adapter = average_factors(self.contributions(updates), self.adapter)
             self.average_head(updates)

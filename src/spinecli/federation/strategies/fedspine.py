@@ -108,11 +108,11 @@ def allowed_ranks(smallest: int, largest: int) -> tuple[int, ...]:
 
 
 def heterogeneous(updates: Sequence[Update], largest_rank: int) -> list[Contribution]:
-    """Contributions with the weight |D| sqrt(r / r_max) sqrt(1 - p)."""
+    """Contributions with the weight |D| sqrt(r / r_max) sqrt(1 - p); |D| is 1 where answers count alike."""
     return [
         replace(
             update.contribution,
-            weight=heterogeneity_weight(update.examples, max(update.ranks), largest_rank, update.ratio),
+            weight=heterogeneity_weight(update.weight, max(update.ranks), largest_rank, update.ratio),
         )
         for update in updates
     ]

@@ -52,9 +52,9 @@ class AdapterServer:
         return [update.contribution for update in updates]
 
     def average_head(self, updates: Sequence[Update]) -> None:
-        """The head is the mean of the devices' heads, weighted by their examples."""
+        """The head is the mean of the devices' heads by their weights."""
         if updates and self.head:
-            self.head = average_tensors([update.head for update in updates], [update.examples for update in updates])
+            self.head = average_tensors([update.head for update in updates], [update.weight for update in updates])
 
     def model(self) -> GlobalModel:
         """One adapter for all, and nothing cut."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ class Projection:
     d_in: int
 
 
+Weighting = Literal["examples", "equal"]
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What the user chose for every strategy alike."""
@@ -49,6 +52,8 @@ class Tuning:
     length: int = 128
     """Longest row in tokens; planners count with it until they know better."""
     learning_rate: float = 1e-3
+    weighting: Weighting = "examples"
+    """Whether an answer counts by its device's examples or as any other."""
     sparsity: float = 0.5
     """Where pruning strategies end."""
     prune_interval: int = 20
@@ -129,9 +134,10 @@ class Update:
 
     device: str
     contribution: Contribution
-    """Its factors; the weight is the number of its examples."""
+    """Its factors, with the same weight."""
     head: Mapping[str, Tensor]
-    examples: int
+    weight: float
+    """Its share in a mean before it is normalised: the number of its examples, or 1; see `Tuning.weighting`."""
     loss_before: float
     loss_after: float
     forward_seconds: float
