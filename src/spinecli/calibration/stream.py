@@ -10,8 +10,6 @@ Between blocks, hidden states are float32 whatever the weights' precision, so th
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from spinecli.calibration.transposed import with_linears
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.errors import OptionError
+from spinecli.freed_memory import return_freed_memory
 
 # Tokens that pass through a block together: bounds the memory of a feed-forward layer's activations.
 CHUNK_TOKENS = 1024
@@ -146,7 +145,7 @@ class BlockStream:
             yield LoadedBlock(index, module, self._arguments[index])
         finally:
             module.to_empty(device="meta")
-            _return_freed_memory()
+            return_freed_memory()
 
     @torch.no_grad()
     def run(self, block: LoadedBlock, hidden: Tensor) -> Tensor:
@@ -238,12 +237,6 @@ class BlockStream:
             yield
         finally:
             setattr(self._holder, self._attribute, blocks)
-
-
-def _return_freed_memory() -> None:
-    """Hand freed memory back to the system: glibc keeps activations of tens of megabytes, and more with every block."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def _move_buffers(model: nn.Module, device: str) -> None:

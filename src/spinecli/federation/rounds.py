@@ -18,6 +18,7 @@ from spinecli.federation.schedule import Schedule, learning_rate
 from spinecli.federation.state import RunState
 from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Setting, Strategy, Update
 from spinecli.federation.updates import checked_update
+from spinecli.freed_memory import return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def run_rounds(
         record = play(number)
         history.append(record)
         keep(number + 1)
+        return_freed_memory()
         listener(record)
 
 
