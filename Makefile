@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 ENGINES_VENV ?= .venv-engines
 ENGINES_BIN := $(ENGINES_VENV)/bin
 ENGINES_INSTALLED := $(ENGINES_VENV)/.installed
-COMMAND_TESTS := tests/e2e $(wildcard tests/*/test_*_command.py) tests/test_layering.py
+COMMAND_TESTS := tests/e2e/test_chain.py tests/e2e/test_hostile_inputs.py $(wildcard tests/*/test_*_command.py) tests/test_layering.py
 ENGINE_TESTS := $(wildcard tests/federation/test_federation_engines_*.py)
 
 .PHONY: demo test test-engines quality docs clean
@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(ENGINES_INSTALLED): pyproject.toml constraints-engines.txt
 	$(PYTHON) -m venv $(ENGINES_VENV)
 	$(ENGINES_BIN)/python -m pip install -c constraints-engines.txt torch==2.13.0
-	$(ENGINES_BIN)/python -m pip install -c constraints-engines.txt -e '.[gguf,plots,nvflare,flower]' pytest hypothesis
+	$(ENGINES_BIN)/python -m pip install -c constraints-engines.txt -e '.[gguf,plots,nvflare,flower]' pytest pytest-xdist hypothesis
 	@touch $@
 
 # One thread: the built-in model's and the tests' matrices are so small that more threads mostly wait for each other.
@@ -48,10 +48,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
 
-# One process: every engine's test starts several, and each of them loads torch.
+# The engines' tests in one process: each of them starts several, which all load torch. PYTEST_ARGS="-m 'not slow'" leaves
+# out whole runs over processes.
 test-engines: $(ENGINES_INSTALLED)
-	$(ENGINES_BIN)/python -m pytest -m 'not slow' $(COMMAND_TESTS)
-	$(ENGINES_BIN)/python -m pytest $(ENGINE_TESTS)
+	$(ENGINES_BIN)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow' $(COMMAND_TESTS)
+	$(ENGINES_BIN)/python -m pytest $(ENGINE_TESTS) $(PYTEST_ARGS)
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check
