@@ -77,9 +77,7 @@ def test_speed_alone_when_no_measure_is_named(joined: Step, spine_here: Here) ->
     assert "accuracy" not in finished.stdout
 
 
-def test_mistakes_in_one_sentence(
-    joined: Step, dense: Path, data: Path, tmp_path: Path, spine_here: Here
-) -> None:
+def test_mistakes_in_one_sentence(joined: Step, dense: Path, data: Path, tmp_path: Path, spine_here: Here) -> None:
     for arguments, sentence in (
         ((dense, "--labelled", data), "--labelled measures classifiers and dense is a language model"),
         ((joined.out, "--perplexity", data), "--perplexity measures language models and joined is a classifier"),
