@@ -48,32 +48,41 @@ class BranchProblem:
 def refit_branch(problem: BranchProblem, steps: int = STEPS, ridge: float = RIDGE) -> Tensor:
     """U after `steps` of conjugate gradients from U0: (channels, d_model).
 
+    Beside U0 it holds four matrices of that size, which for a large model are most of a run's memory.
+
     Args:
         ridge: λ, in units of D.
     """
     inputs_square, gates_square = _mean_squares(problem.inputs), _mean_squares(problem.gates)
     strength = gates_square * problem.output_weight.square().sum(dim=0) * len(problem.inputs)
-    diagonal = strength[:, None] * inputs_square[None, :]
-    damping = ridge * strength[:, None] * inputs_square.mean()
-    preconditioner = 1 / (diagonal + damping).clamp_min(1e-30)
+    damping = (ridge * inputs_square.mean() * strength)[:, None]
+    # D plus the damping is an outer product, and so is its inverse
+    by_channel = 1 / strength.clamp_min(1e-30)[:, None]
+    by_input = 1 / (inputs_square + ridge * inputs_square.mean()).clamp_min(1e-30)
     change = torch.zeros_like(problem.weight)
     residual = _first_residual(problem)
-    steered = preconditioner * residual
-    direction = steered.clone()
-    size = (residual * steered).sum()
+    direction = residual * by_channel
+    direction *= by_input
+    size = _inner(residual, direction)
+    rounding = size * torch.finfo(direction.dtype).eps ** 2
+    image = torch.empty_like(direction)
     for _ in range(steps):
-        image = _normal_product(problem, direction) + damping * direction
-        curvature = (direction * image).sum()
-        if not float(curvature) > 0:
-            break  # nothing is left to explain, down to rounding
+        _normal_product(problem, direction, image).addcmul_(damping, direction)
+        curvature = _inner(direction, image)
+        if size <= rounding or not curvature > 0:
+            break  # nothing is left to explain
         length = size / curvature
-        change += length * direction
-        residual -= length * image
-        steered = preconditioner * residual
-        following = (residual * steered).sum()
-        direction = steered + (following / size) * direction
+        change.add_(direction, alpha=length)
+        residual.sub_(image, alpha=length)
+        steered = torch.mul(residual, by_channel, out=image).mul_(by_input)
+        following = _inner(residual, steered)
+        direction.mul_(following / size).add_(steered)
         size = following
-    return problem.weight + change
+    return change.add_(problem.weight)
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    return float(torch.dot(one.flatten(), other.flatten()))
 
 
 def _first_residual(problem: BranchProblem) -> Tensor:
@@ -86,16 +95,16 @@ def _first_residual(problem: BranchProblem) -> Tensor:
         error = targets - (gates * hidden) @ problem.output_weight.T
         if problem.output_bias is not None:
             error -= problem.output_bias
-        total += (gates * (error @ problem.output_weight)).T @ inputs
+        total.addmm_((gates * (error @ problem.output_weight)).T, inputs)
     return total
 
 
-def _normal_product(problem: BranchProblem, direction: Tensor) -> Tensor:
-    """AᵀA applied to a change of U, (channels, d_model)."""
-    total = torch.zeros_like(direction)
+def _normal_product(problem: BranchProblem, direction: Tensor, total: Tensor) -> Tensor:
+    """AᵀA applied to a change of U, (channels, d_model), into `total`."""
+    total.zero_()
     for inputs, gates in _chunks(problem.inputs, problem.gates):
         output = (gates * (inputs @ direction.T)) @ problem.output_weight.T
-        total += (gates * (output @ problem.output_weight)).T @ inputs
+        total.addmm_((gates * (output @ problem.output_weight)).T, inputs)
     return total
 
 

@@ -13,7 +13,7 @@ from spinecli.pruning.request import PruneRequest
 _IMPORTS_BYTES = 450_000_000
 # Allocations compared at once; see `allocation.BLOCK_SHARES`.
 _CANDIDATES = 5
-# Matrices of the linear branch's size that its conjugate gradients hold.
+# Matrices of the linear branch's size that its conjugate gradients hold, its weight and the answer included.
 _CONJUGATE_GRADIENTS = 6
 _FLOAT = torch.float32.itemsize
 
