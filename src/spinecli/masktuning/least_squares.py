@@ -20,6 +20,7 @@ from torch import Tensor
 # Up to this size normal equations are summed and solved in float64; above it, their size matters more.
 _DOUBLE_SIZE = 4096
 _CHUNK_TOKENS = 4096
+_SLICE_ROWS = 4096
 
 MASK_RIDGE = 0.01
 MASK_RANGE = (0.0, 3.0)
@@ -86,18 +87,31 @@ def tune_mask(problem: LayerProblem, *, with_bias: bool = False, ridge: float = 
     inputs_mean, targets = _centred(problem, with_bias)
     k = problem.weight.shape[1]
     precise = _precision(k)
-    normal = _gram(problem.inputs, inputs_mean, precise)
-    normal *= (problem.weight.T.to(precise) @ problem.weight.to(precise)).to(normal.device)
+    normal = _mask_normal(problem, inputs_mean, precise)
     right = torch.zeros(k, dtype=precise, device=normal.device)
     for inputs, chunk_targets in _chunks(problem.inputs, targets, inputs_mean):
         right += (inputs * (chunk_targets @ problem.weight.to(chunk_targets.dtype))).sum(dim=0, dtype=precise)
     damping = ridge * normal.diagonal().mean().clamp_min(1e-30)
     residual = right - normal.sum(dim=1)
     normal.diagonal().add_(damping)
-    scales = (1 + _solve_positive(normal, residual.unsqueeze(1)).squeeze(1)).clamp(*MASK_RANGE)
+    step = _solved_in_place(normal, residual.unsqueeze(1))
+    if step is None:
+        normal = _mask_normal(problem, inputs_mean, precise)
+        normal.diagonal().add_(damping)
+        step = torch.linalg.lstsq(normal, residual.unsqueeze(1)).solution
+    scales = (1 + step.squeeze(1)).clamp(*MASK_RANGE)
     scales = scales.to(problem.weight.dtype)
     weight = problem.weight * scales
     return Solution(weight, _bias(problem, weight, inputs_mean), scales)
+
+
+def _mask_normal(problem: LayerProblem, inputs_mean: Tensor | None, precise: torch.dtype) -> Tensor:
+    """(HᵀH) ∘ (WᵀW), (k, k), of which no second matrix of that size is made."""
+    normal = _gram(problem.inputs, inputs_mean, precise)
+    for start in range(0, len(normal), _SLICE_ROWS):
+        rows = slice(start, start + _SLICE_ROWS)
+        normal[rows] *= problem.weight.T[rows].to(precise) @ problem.weight.to(precise)
+    return normal
 
 
 def refit(problem: LayerProblem, ridge: float, *, with_bias: bool = False) -> Solution:
@@ -175,8 +189,22 @@ def _gram(inputs: Tensor, mean: Tensor | None, dtype: torch.dtype) -> Tensor:
     k = inputs.shape[1]
     total = torch.zeros(k, k, dtype=dtype, device=inputs.device)
     for chunk, _ in _chunks(inputs, inputs, mean):
-        total += chunk.T @ chunk
+        if chunk.dtype == dtype:
+            total.addmm_(chunk.T, chunk)
+        else:
+            total += chunk.T @ chunk
     return total
+
+
+def _solved_in_place(matrix: Tensor, right: Tensor) -> Tensor | None:
+    """Solve a symmetric positive definite system in the matrix's own memory; None if rounding has made it indefinite.
+
+    The matrix is lost either way.
+    """
+    factor = matrix.mT  # by columns, as LAPACK wants it; the same matrix
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    return None if bool(failed) else torch.cholesky_solve(right, factor)
 
 
 def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
