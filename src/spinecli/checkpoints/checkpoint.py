@@ -157,6 +157,10 @@ class Checkpoint:
         prefix = self.block_prefix(index)
         return {name.removeprefix(prefix): name for name in self.tensors if name.startswith(prefix)}
 
+    def has(self, index: int, projection: str) -> bool:
+        """Whether a block has the projection: always, unless its sub-layer was removed."""
+        return f"{self.block_prefix(index)}{projection}.weight" in self.tensors
+
     def outer_names(self) -> list[str]:
         """Names of the tensors outside the blocks: embeddings, final norm, head."""
         return [name for name in self.tensors if not name.startswith(self.blocks_path + ".")]

@@ -52,7 +52,7 @@ def set_up(request: FederatedRequest, engine: Engine | None = None) -> Federatio
             base.projection_name(index, relative): Projection(index, *base.projection(index, relative).dense_shape)
             for index in range(checkpoint.blocks)
             for relative in base.targets
-            if base.has(index, relative)
+            if base.checkpoint.has(index, relative)
         },
         shapes=checkpoint.shapes,
         uniform_cuts=lambda: base.cuts,

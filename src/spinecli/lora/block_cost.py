@@ -38,7 +38,7 @@ class BlockLayout:
     biased: frozenset[str]
     """Projections with a bias."""
     fixed_parameters: int
-    """Of one block outside its projections: norms."""
+    """Of one block with both sub-layers, outside its projections: norms."""
     post_norm: bool
     parallel: bool
     """Both sub-layers read the block's input."""
@@ -51,7 +51,12 @@ class BlockLayout:
     def of(cls, checkpoint: Checkpoint, targets: frozenset[str]) -> BlockLayout:
         """Read the layout off a checkpoint; no weight is read."""
         family, config = checkpoint.family, checkpoint.config
-        sizes = {relative: checkpoint.tensors[name].shape for relative, name in checkpoint.block_names(0).items()}
+        # of all blocks, since the first may have lost a sub-layer
+        sizes = {
+            relative: checkpoint.tensors[name].shape
+            for index in range(checkpoint.blocks)
+            for relative, name in checkpoint.block_names(index).items()
+        }
         coupled = {name for stage in _stages(family) for name in stage}
         activation = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
         norms = [Size(size).numel() for name, size in sizes.items() if name.rpartition(".")[0] not in coupled]
@@ -68,7 +73,7 @@ class BlockLayout:
         )
 
     def projections(self, shape: BlockShape) -> dict[str, tuple[int, int]]:
-        """(d_out, d_in) of every projection of a block cut to `shape`, by relative name."""
+        """(d_out, d_in) of every projection that a block cut to `shape` has, by relative name."""
         attention, feed_forward = self.family.attention, self.family.feed_forward
         query, key_value = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         rows = dict.fromkeys(self.family.projections, 0)
@@ -81,6 +86,7 @@ class BlockLayout:
         return {
             name: (self.d_model, outputs[name]) if name in outputs else (d_out, self.d_model)
             for name, d_out in rows.items()
+            if d_out or outputs.get(name)
         }
 
     def parameters(self, shape: BlockShape) -> int:
@@ -104,6 +110,8 @@ class BlockLayout:
         forward = backward = saved = 0
         entered, attended = reached, False
         for stage in _stages(self.family):
+            if stage[0] not in sizes:
+                continue
             if self.parallel and self.family.feed_forward.inputs[0] in stage:
                 reached, attended = entered, reached
             adapted = [name for name in stage if rank and name in self.targets]

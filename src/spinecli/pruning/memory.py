@@ -13,8 +13,8 @@ from spinecli.pruning.request import PruneRequest
 _IMPORTS_BYTES = 450_000_000
 # Allocations compared at once; see `allocation.BLOCK_SHARES`.
 _CANDIDATES = 5
-# Matrices of the linear branch's size that its conjugate gradients hold, its weight and the answer included.
-_CONJUGATE_GRADIENTS = 6
+# Matrices of a projection's size that re-fitting both ends of a gated layer holds at once.
+_ANSWERS = 6
 _FLOAT = torch.float32.itemsize
 
 
@@ -39,7 +39,8 @@ def run_memory(request: PruneRequest) -> int:
         moments.append(block + (lessons + refit) * _FLOAT)
     if request.method.refits:
         tokens = calibration.rows * calibration.length
-        solving = max(2 * min(tokens, width) ** 2, _CONJUGATE_GRADIENTS * width * d_model)
+        # mask tuning competes in every turn, and its normal matrix is (width, width) however few the tokens are
+        solving = max(2 * min(tokens, width) ** 2, width**2 + _ANSWERS * width * d_model)
         moments.append(block + (tokens * (4 * d_model + 3 * width) + solving) * _FLOAT)
     if request.adaptive:
         moments.append(block + trial_bytes(checkpoint.blocks, calibration.length, d_model, calibration.rows))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pydantic import JsonValue
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.counting import ModelSize, model_size, size_of
+from spinecli.checkpoints.counting import ModelSize, size_of
 from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
@@ -70,7 +70,7 @@ def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: 
     return PrunePlan(
         masks=masks,
         dense=size_of(checkpoint, length),
-        cut=model_size(checkpoint, dict(zip(masks.kept_blocks, cut.shapes, strict=True)), length),
+        cut=size_of(cut, length),
         dense_shapes=checkpoint.shapes,
         shapes=cut.shapes,
         model_type=cut.family.model_type,

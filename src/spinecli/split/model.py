@@ -169,7 +169,7 @@ class SplitModel:
         for index in range(len(self._blocks)):
             if (self.ways.bottom if index < self.cut else self.ways.top) != "lora":
                 continue
-            for relative in targets:
+            for relative in (name for name in targets if self.checkpoint.has(index, name)):
                 name = f"{self.checkpoint.family.blocks}.{index}.{relative}"
                 linear = self.model.get_submodule(name)
                 if not isinstance(linear, nn.Linear):

@@ -65,7 +65,7 @@ class BaseModel:
             for name in (
                 self.projection_name(index, relative)
                 for relative in self.family.projections
-                if self.has(index, relative)
+                if checkpoint.has(index, relative)
             )
         }
         self.targets = target_projections(self.family, targets)
@@ -74,10 +74,6 @@ class BaseModel:
     def cuts(self) -> Cuts:
         """What can leave the blocks; OptionError if they differ in width."""
         return Cuts.of(self.checkpoint)
-
-    def has(self, block: int, relative: str) -> bool:
-        """Whether a block has the projection: always, unless its sub-layer was removed."""
-        return f"{self.checkpoint.block_prefix(block)}{relative}.weight" in self.checkpoint.tensors
 
     def kept_units(self, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Kept rows and kept columns of every target projection that loses some, by full name, as indices."""
@@ -103,7 +99,7 @@ class BaseModel:
             self.projection_name(index, relative): self.projection(index, relative).dense_shape
             for index in range(self.checkpoint.blocks)
             for relative in self.targets
-            if self.has(index, relative)
+            if self.checkpoint.has(index, relative)
         }
 
     def head(self) -> dict[str, Tensor]:
@@ -146,7 +142,7 @@ class BaseModel:
         """
         for index, mask in enumerate(masks.blocks):
             for relative, (axis, kept) in kept_rows(self.family, mask, self.checkpoint.shapes[index]).items():
-                if not self.has(index, relative):
+                if not self.checkpoint.has(index, relative):
                     continue
                 projection = self.projection(index, relative)
                 if len(kept) < projection.dense_shape[axis]:

@@ -80,8 +80,8 @@ class Workload:
 
     def narrowest(self) -> int:
         """The smaller side of the narrowest adapted projection: the highest rank that can be of use."""
-        names = self.checkpoint.block_names(0)
-        return min(min(self.checkpoint.tensors[names[f"{target}.weight"]].shape) for target in self.targets)
+        weights = tuple(f".{target}.weight" for target in self.targets)
+        return min(min(tensor.shape) for name, tensor in self.checkpoint.tensors.items() if name.endswith(weights))
 
 
 def head_of(checkpoint: Checkpoint, labels: int | None) -> Head:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from spinecli.errors import FederationError, MessageError
-from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
-from spinecli.federation.engines.dispatch import Dispatch
+from spinecli.federation.engine import Node
 from spinecli.federation.engines.envelope import ANSWER, FAILED, JOB, Answer, Empty, Failed, opened, sealed
 from spinecli.federation.engines.flower.link import Link, Received
 from spinecli.federation.engines.flower.payload import ENROLLED, Enrolled
 from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.remote_engine import RemoteEngine
 from spinecli.federation.engines.standing import Standing
 from spinecli.federation.engines.virtual_clock import VirtualClock
 
@@ -26,7 +26,7 @@ QUERY, TRAIN = "query", "train"
 """What Flower calls the two kinds of messages."""
 
 
-class FlowerEngine:
+class FlowerEngine(RemoteEngine):
     """Carries messages to SuperNodes of Flower.
 
     Args:
@@ -46,7 +46,7 @@ class FlowerEngine:
         self._tokens = tokens
         self._link = link
         self._ended = ended
-        self._dispatch = Dispatch(self._carry, clock)
+        super().__init__(clock)
         self._addresses: dict[str, int] = {}
         self._nodes: dict[str, Node] = {}
 
@@ -74,7 +74,7 @@ class FlowerEngine:
                 raise FederationError(f"A device fails before it can say who it is: {failure}")
             look(Standing(tuple(self._nodes), troubles))
             time.sleep(_GLANCE_SECONDS)
-        self._dispatch.begin()
+        self._begin()
 
     def _enrol(self, address: int, received: Received, troubles: dict[str, str]) -> str:
         """Take note of who a SuperNode is; returns why it could not be."""
@@ -98,21 +98,6 @@ class FlowerEngine:
     def nodes(self) -> Sequence[Node]:
         """The run's devices, in a fixed order."""
         return [self._nodes[name] for name in self._tokens]
-
-    def now(self) -> float:
-        """Seconds since the run began: those of the fleet's clock, or those that have passed."""
-        return self._dispatch.now()
-
-    def work(self, flops: float) -> None:
-        """Tell the fleet's clock; the time that passes needs not be told."""
-        self._dispatch.work(flops)
-
-    def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
-        """Send all jobs at once and wait for the answers, in the order of the jobs.
-
-        Raises: FederationError if every device has gone.
-        """
-        return self._dispatch.exchange(jobs, deadline)
 
     def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
         """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
@@ -149,14 +134,6 @@ class FlowerEngine:
         else:
             parcel.cell, parcel.sent = str(self._addresses[device]), now
         return number
-
-    def snapshot(self) -> Snapshot:
-        """The clock, and the run's name, by which devices find what they remember."""
-        return self._dispatch.snapshot()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot."""
-        self._dispatch.restore(snapshot)
 
 
 def _settle(parcel: Parcel, received: Received, now: float) -> None:

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from spinecli.errors import FederationError
-from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
-from spinecli.federation.engines.dispatch import Dispatch
+from spinecli.federation.engine import Node
 from spinecli.federation.engines.envelope import JOB, LEAVE, RUN_IS_OVER, Told, sealed
 from spinecli.federation.engines.nvflare.certificates import Identity
 from spinecli.federation.engines.nvflare.line import Address, Line
 from spinecli.federation.engines.nvflare.members import Member, Members, Patience
 from spinecli.federation.engines.nvflare.names import SERVER
 from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.remote_engine import RemoteEngine
 from spinecli.federation.engines.standing import Standing
 from spinecli.federation.engines.virtual_clock import VirtualClock
 
@@ -25,7 +25,7 @@ _FAREWELL_SECONDS = 0.3
 """For the last words to go out."""
 
 
-class NvflareEngine:
+class NvflareEngine(RemoteEngine):
     """Carries messages to devices that connect to this process.
 
     Args:
@@ -49,7 +49,7 @@ class NvflareEngine:
     ) -> None:
         address.require_free()
         self._names = tuple(names)
-        self._dispatch = Dispatch(self._carry, clock)
+        super().__init__(clock)
         self._patience = patience or Patience()
         self._nodes: tuple[Node, ...] = ()
         self._parcels: dict[int, Parcel] = {}
@@ -72,7 +72,7 @@ class NvflareEngine:
                 look(Standing(tuple(nodes), troubles))
                 self._changed.wait(_GLANCE_SECONDS)
             self._nodes = tuple(nodes[name] for name in self._names)
-            self._dispatch.begin()
+            self._begin()
 
     def _ready(self) -> dict[str, Node]:
         return {
@@ -84,21 +84,6 @@ class NvflareEngine:
     def nodes(self) -> Sequence[Node]:
         """The run's devices, in a fixed order."""
         return self._nodes
-
-    def now(self) -> float:
-        """Seconds since the run began: those of the fleet's clock, or those that have passed."""
-        return self._dispatch.now()
-
-    def work(self, flops: float) -> None:
-        """Tell the fleet's clock; the time that passes needs not be told."""
-        self._dispatch.work(flops)
-
-    def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
-        """Send all jobs at once and wait for the answers, in the order of the jobs.
-
-        Raises: FederationError if every device has gone.
-        """
-        return self._dispatch.exchange(jobs, deadline)
 
     def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
         """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
@@ -152,14 +137,6 @@ class NvflareEngine:
             return True
         self._members.gone(cell)
         return False
-
-    def snapshot(self) -> Snapshot:
-        """The clock, and the run's name, by which devices find what they remember."""
-        return self._dispatch.snapshot()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot."""
-        self._dispatch.restore(snapshot)
 
     def close(self, explanation: str = RUN_IS_OVER) -> None:
         """Send all devices home and free the port."""

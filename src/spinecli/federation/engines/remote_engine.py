@@ -1,4 +1,4 @@
-"""Jobs as parcels to devices elsewhere, and their outcomes on the clock that counts.
+"""What every engine does that reaches devices elsewhere: jobs as parcels, and their outcomes on the clock that counts.
 
 That clock is the time that passes, or a simulated fleet's. On the fleet's clock every job takes its conditions to the
 device, the answer says the seconds of work, and deadlines and failing devices are the fleet's.
@@ -8,35 +8,42 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from spinecli.errors import MessageError
 from spinecli.federation.conditions import Conditions
-from spinecli.federation.engine import Job, Lost, Reply, Snapshot
+from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
 from spinecli.federation.engines.envelope import JobHeader, sealed
 from spinecli.federation.engines.parcel import Parcel
 from spinecli.federation.engines.virtual_clock import VirtualClock
 
-Carry = Callable[[list[Parcel], float | None], None]
-"""Sends parcels, and returns when each has an answer or a failure, or the seconds of the deadline have passed."""
 
-
-class Dispatch:
-    """What every engine does that reaches devices elsewhere.
+class RemoteEngine(ABC):
+    """An engine but for its devices and for how parcels travel to them.
 
     Args:
-        carry: how parcels travel.
         clock: counts the seconds of a simulated fleet; None: the seconds that pass.
     """
 
-    def __init__(self, carry: Carry, clock: VirtualClock | None) -> None:
-        self._carry = carry
+    def __init__(self, clock: VirtualClock | None) -> None:
         self._clock = clock
         self._run = secrets.token_hex(8)
         self._zero = time.monotonic()
         self._number = 0
 
-    def begin(self) -> None:
+    @abstractmethod
+    def nodes(self) -> Sequence[Node]:
+        """The run's devices, in a fixed order."""
+
+    @abstractmethod
+    def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
+        """Send parcels, and return when each has an answer or a failure, or the seconds of the deadline have passed.
+
+        Raises: FederationError if every device has gone.
+        """
+
+    def _begin(self) -> None:
         """The run begins now."""
         self._zero = time.monotonic()
 
@@ -50,7 +57,10 @@ class Dispatch:
             self._clock.work(flops)
 
     def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
-        """Send all jobs at once and wait for the answers, in the order of the jobs."""
+        """Send all jobs at once and wait for the answers, in the order of the jobs.
+
+        Raises: FederationError if every device has gone.
+        """
         if self._clock is not None:
             return self._clock.close(self._simulated(jobs, self._clock), deadline)
         began = time.monotonic()

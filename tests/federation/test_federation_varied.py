@@ -1,0 +1,77 @@
+"""Checkpoints whose blocks differ, and whose first block has lost a sub-layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from families import Recipe, recipe
+from small_federations import Maker
+
+from spinecli.artifacts.directory import OutputOptions
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.cutting import write_cut
+from spinecli.checkpoints.masks import Masks
+from spinecli.errors import OptionError
+from spinecli.federation.planning.request import PlanOptions
+from spinecli.federation.planning.request import open_request as open_plan
+from spinecli.federation.planning.run import decide
+from spinecli.federation.request import FederatedOptions, open_request
+from spinecli.federation.run import launch
+from spinecli.lora.block_cost import BlockLayout
+from spinecli.lora.targets import target_projections
+from spinecli.split.request import split_options, split_request
+from spinecli.split.run import launch as launch_split
+
+
+@pytest.fixture
+def varied(written: Callable[[Recipe], Path], tmp_path: Path) -> Path:
+    dense = Checkpoint.open(written(recipe("llama", grouped=True, blocks=4)))
+    masks = Masks.full(dense.shapes)
+    masks.blocks[0].heads[:] = False
+    masks.blocks[1].channels[:] = False
+    masks.blocks[2].channels[::2] = False
+    out = tmp_path / "varied"
+    out.mkdir()
+    write_cut(out, dense, masks)
+    return out
+
+
+@pytest.fixture
+def options(varied: Path, requests: Maker) -> Callable[..., FederatedOptions]:
+    return lambda **changes: replace(requests.options(rounds=1, **changes), model=str(varied))
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "legend", "flora"])
+def test_lora_goes_where_projections_are(
+    options: Callable[..., FederatedOptions], tmp_path: Path, strategy: str
+) -> None:
+    launch(open_request(options(strategy=strategy)), OutputOptions(tmp_path / "out"))
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("cut", ["1", "2"])
+def test_a_split_model_trains_what_it_has(options: Callable[..., FederatedOptions], tmp_path: Path, cut: str) -> None:
+    asked = options(strategy="mergesfl", learning_rate=1e-3)
+    split = split_request(open_request(asked), split_options({"--cut-layer": cut, "--top": "lora"}, asked))
+    launch_split(split, OutputOptions(tmp_path / "out"))
+    joined = Checkpoint.open(tmp_path / "out")
+    assert joined.shapes == split.federated.checkpoint.shapes
+
+
+def test_strategies_that_prune_say_why_not(options: Callable[..., FederatedOptions], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="all blocks equally wide"):
+        launch(open_request(options(strategy="fedspine")), OutputOptions(tmp_path / "out"))
+
+
+def test_a_plan_is_made_and_counts_what_is_there(varied: Path) -> None:
+    decide(open_plan(PlanOptions(model=str(varied), fleet="jetson-10", labels=2, length=16)))
+    checkpoint = Checkpoint.open(varied)
+    targets = target_projections(checkpoint.family)
+    layout = BlockLayout.of(checkpoint, frozenset(targets))
+    for index, shape in enumerate(checkpoint.shapes):
+        names = [name for relative, name in checkpoint.block_names(index).items() if relative.endswith("_proj.weight")]
+        sides = sum(sum(checkpoint.tensors[name].shape) for name in names)
+        assert layout.adapter_parameters(shape, 3) == 3 * sides
