@@ -1,8 +1,7 @@
-"""The `spine` command as a user's shell runs it, and what its output directories hold."""
+"""The `spine` command as a user's shell runs it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sums import contents
 
 TIMEOUT = 300
 
@@ -66,17 +67,6 @@ def start_spine(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-
-
-def contents(directory: Path) -> dict[str, str]:
-    """The sum of every file of an artifact; of spine.json its digest, which covers all but the measured part."""
-    found = {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    found["spine.json"] = json.loads((directory / "spine.json").read_text())["digest"]
-    return found
 
 
 @dataclass(frozen=True)

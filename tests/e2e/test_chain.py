@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from spine_process import Here, Step, contents, run_step, spine
+from spine_process import Here, Step, run_step, spine
+from sums import contents
 from tiny_llama import BLOCKS
 
 

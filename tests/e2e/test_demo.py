@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from spine_process import Finished, Here, contents, spine
+from spine_process import Finished, Here, spine
+from sums import contents
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from killing import end_after, end_at, there_is, work_of
-from spine_process import Here, Step, contents, run_step, spine
+from spine_process import Here, Step, run_step, spine
+from sums import contents
 from tiny_llama import labelled_rows
 
 ROUNDS = 8

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from killing import Moment, end_at, stage, there_is, work_of
-from spine_process import Here, Step, contents, run_step
+from spine_process import Here, Step, run_step
+from sums import contents
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.stopwatch import Stopwatch

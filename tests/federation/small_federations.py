@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from families import WORDS, Recipe, recipe
-from torch import Tensor
+from sums import digest
 
 from spinecli.federation.engine import Lost
 from spinecli.federation.evaluation import evaluate
@@ -163,12 +162,3 @@ class Watched:
 
 def adapter_digest(adapter: Adapter) -> str:
     return digest({f"{name}.{side}": getattr(factors, side) for name, factors in adapter.items() for side in "ab"})
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A sum over names, dtypes, shapes and bytes, whatever the order."""
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().contiguous().view(-1).float().numpy().tobytes())
-    return found.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import LABELS, VARIANTS, Recipe, classifier, random_tokens, recipe
-from small_federations import digest
+from sums import digest
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 

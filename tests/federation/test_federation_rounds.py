@@ -5,7 +5,8 @@ from statistics import median
 from typing import Any
 
 import pytest
-from small_federations import Watched, adapter_digest, digest
+from small_federations import Watched, adapter_digest
+from sums import digest
 
 from spinecli.errors import FederationError
 from spinecli.federation.results import summarised

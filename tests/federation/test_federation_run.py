@@ -1,56 +1,24 @@
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_federations import Watched
+from stopped_runs import StoppedError, Until, stopped
+from sums import contents
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest, damaged_files, read_manifest
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import UnfinishedRunError
 from spinecli.federation import run as federated_run
-from spinecli.federation.history import HISTORY_NAME, RoundRecord, read_history
+from spinecli.federation.history import HISTORY_NAME, read_history
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.results import FederatedResult
 from spinecli.federation.run import MASKS_DIRECTORY, launch
 from spinecli.federation.strategies import STRATEGIES
-
-
-class StoppedError(Exception):
-    pass
-
-
-class Until:
-    """A listener that stops the run behind one round."""
-
-    def __init__(self, last: int | None) -> None:
-        self.last = last
-        self.heard: list[int] = []
-
-    def __call__(self, record: RoundRecord) -> None:
-        self.heard.append(record.round)
-        if record.round == self.last:
-            raise StoppedError
-
-
-def published(out: Path) -> dict[str, str]:
-    found = {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
-    found["spine.json"] = read_manifest(out).digest
-    return found
-
-
-def stopped(request: FederatedRequest, out: Path, last: int, *, resume: bool = False) -> None:
-    with pytest.raises(StoppedError):
-        launch(request, OutputOptions(out, resume=resume), listener=Until(last))
-    assert not out.exists()
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +43,7 @@ def test_the_same_run_twice_is_the_same_to_the_last_byte(request_of: Any, tmp_pa
     for elsewhere, out in enumerate(outs):
         torch.manual_seed(elsewhere)
         launch(request_of("fedspine", deploy=True), OutputOptions(out))
-    one, two = map(published, outs)
+    one, two = map(contents, outs)
     assert one == two
     assert published_by_seed(request_of, tmp_path) != one["spine.json"]
     assert {"adapter_config.json", "adapter_model.safetensors", HISTORY_NAME, "spine.json"} <= one.keys()
@@ -88,24 +56,24 @@ def published_by_seed(request_of: Any, tmp_path: Path) -> str:
 def test_stopped_after_any_round_it_ends_with_the_same_bytes(request_of: Any, tmp_path: Path) -> None:
     request = request_of("fedspine", deploy=True)
     launch(request, OutputOptions(tmp_path / "whole"))
-    expected = published(tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
     for last in range(request.options.rounds):
         out = tmp_path / f"after-{last}"
-        stopped(request, out, last)
+        stopped(launch, request, out, last)
         rest = Until(None)
         launch(request, OutputOptions(out, resume=True), listener=rest)
         assert rest.heard == list(range(last + 1, request.options.rounds))
-        assert published(out) == expected
+        assert contents(out) == expected
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "fedspine"])
 def test_every_strategy_stopped_twice_ends_with_the_same_bytes(request_of: Any, tmp_path: Path, strategy: str) -> None:
     request = request_of(strategy)
     launch(request, OutputOptions(tmp_path / "whole"))
-    stopped(request, tmp_path / "out", 0)
-    stopped(request, tmp_path / "out", 2, resume=True)
+    stopped(launch, request, tmp_path / "out", 0)
+    stopped(launch, request, tmp_path / "out", 2, resume=True)
     launch(request, OutputOptions(tmp_path / "out", resume=True))
-    assert published(tmp_path / "out") == published(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("moment", ["verify_deployed", "summarised"])
@@ -125,7 +93,7 @@ def test_stopped_while_writing_it_goes_on(
             launch(request, OutputOptions(out))
     assert not out.exists()
     launch(request, OutputOptions(out, resume=True))
-    assert published(out) == published(tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_stopped_between_a_rounds_line_and_its_state_the_round_is_run_again(
@@ -147,11 +115,11 @@ def test_stopped_between_a_rounds_line_and_its_state_the_round_is_run_again(
     rest = Until(None)
     launch(request, OutputOptions(tmp_path / "out", resume=True), listener=rest)
     assert rest.heard == [2, 3]
-    assert published(tmp_path / "out") == published(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_an_unfinished_run_is_not_gone_on_with_unasked_or_with_other_options(request_of: Any, tmp_path: Path) -> None:
-    stopped(request_of("fedit"), tmp_path / "out", 1)
+    stopped(launch, request_of("fedit"), tmp_path / "out", 1)
     with pytest.raises(UnfinishedRunError, match="--resume"):
         launch(request_of("fedit"), OutputOptions(tmp_path / "out"))
     with pytest.raises(UnfinishedRunError, match="other options"):
@@ -208,6 +176,6 @@ def test_a_picture_is_drawn_where_there_is_matplotlib(
 def test_a_run_whose_evaluation_is_no_number_can_still_be_resumed(requests: Any, tmp_path: Path) -> None:
     """One step at an absurd rate leaves huge weights, whose answers are no numbers."""
     request = requests(strategy="fedit", learning_rate=1e30, local_steps=1, rounds=3)
-    stopped(request, tmp_path / "out", 0)
+    stopped(launch, request, tmp_path / "out", 0)
     manifest = launch(request, OutputOptions(tmp_path / "out", resume=True))
     assert manifest.report["rounds"] == 3

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from families import HIDDEN
-from small_federations import FAST, SLOW, Watched, adapter_digest, digest
+from small_federations import FAST, SLOW, Watched, adapter_digest
+from sums import digest
 from torch import Tensor
 
 from spinecli.errors import OptionError

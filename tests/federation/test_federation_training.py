@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import classifier, recipe
-from small_federations import digest
+from sums import digest
 from torch import Tensor
 
 from spinecli.checkpoints.masks import Masks

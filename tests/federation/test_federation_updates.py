@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_federations import SLOW, Watched, adapter_digest, digest
+from small_federations import SLOW, Watched, adapter_digest
+from sums import digest
 from torch import Tensor
 
 from spinecli.errors import MessageError

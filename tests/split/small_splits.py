@@ -309,15 +309,6 @@ def concatenated(parts: Sequence[Batch]) -> Batch:
     )
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A sum over names, dtypes, shapes and bytes, whatever the order."""
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().contiguous().view(-1).float().numpy().tobytes())
-    return found.hexdigest()
-
-
 def batches_of(watched: Watched, record: RoundRecord) -> dict[str, list[Batch]]:
     """The batches that the devices of a round have drawn, by the rule of the device and not by asking it."""
     request, steps = watched.request, watched.loop.training.steps

@@ -9,7 +9,8 @@ import torch
 from families import Recipe, recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_splits import LLAMA, NO_CLIPPING, SplitMaker, Watched, batches_of, concatenated, digest, planned, sgd_step
+from small_splits import LLAMA, NO_CLIPPING, SplitMaker, Watched, batches_of, concatenated, planned, sgd_step
+from sums import digest
 
 from spinecli.federation.data.columns import Task
 from spinecli.split import rounds

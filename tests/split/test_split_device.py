@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_splits import NO_CLIPPING, SplitMaker, Watched, digest, leaves
+from small_splits import NO_CLIPPING, SplitMaker, Watched, leaves
+from sums import digest
 from torch import Tensor
 
 from spinecli.errors import MessageError

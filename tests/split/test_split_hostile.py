@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from small_splits import SplitMaker, Watched, digest, planned
+from small_splits import SplitMaker, Watched, planned
+from sums import digest
 from torch import Tensor
 
 from spinecli.federation.data.columns import Task

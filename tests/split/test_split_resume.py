@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_splits import SplitMaker, Watched, digest
+from small_splits import SplitMaker, Watched
+from stopped_runs import StoppedError, Until, stopped
+from sums import contents, digest
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.errors import UnfinishedRunError
-from spinecli.federation.history import HISTORY_NAME, History, RoundRecord, read_history
+from spinecli.federation.history import HISTORY_NAME, History, read_history
 from spinecli.federation.results import FederatedResult
 from spinecli.federation.state import load_state
 from spinecli.split import run as split_run
-from spinecli.split.request import SplitRequest
 from spinecli.split.run import launch
 
 FAILING = {"dropout": 0.2}
-
-
-class StoppedError(Exception):
-    pass
-
-
-class Until:
-    """A listener that stops the run behind one round."""
-
-    def __init__(self, last: int | None) -> None:
-        self.last = last
-        self.heard: list[int] = []
-
-    def __call__(self, record: RoundRecord) -> None:
-        self.heard.append(record.round)
-        if record.round == self.last:
-            raise StoppedError
-
-
-def published(out: Path) -> dict[str, str]:
-    found = {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
-    found["spine.json"] = read_manifest(out).digest
-    return found
-
-
-def stopped(request: SplitRequest, out: Path, last: int, *, resume: bool = False) -> None:
-    with pytest.raises(StoppedError):
-        launch(request, OutputOptions(out, resume=resume), listener=Until(last))
-    assert not out.exists()
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +83,7 @@ def test_the_same_run_twice_is_the_same_to_the_last_byte(splits: SplitMaker, tmp
         torch.manual_seed(elsewhere)
         kept += [torch.randn(1000 * elsewhere + 17) for _ in range(20)]
         launch(splits(strategy=strategy), OutputOptions(tmp_path / name))
-    one, two = (published(tmp_path / name) for name in ("one", "two"))
+    one, two = (contents(tmp_path / name) for name in ("one", "two"))
     assert one == two
     other = launch(splits(strategy=strategy, seed=1), OutputOptions(tmp_path / "other"))
     assert other.digest != one["spine.json"]
@@ -126,14 +93,14 @@ def test_the_same_run_twice_is_the_same_to_the_last_byte(splits: SplitMaker, tmp
 def test_stopped_after_any_round_it_publishes_the_same(splits: SplitMaker, tmp_path: Path, strategy: str) -> None:
     request = splits(strategy=strategy, fleet=FAILING, rounds=3, local_steps=2)
     launch(request, OutputOptions(tmp_path / "whole"))
-    expected = published(tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
     for last in range(3):
         out = tmp_path / f"after-{last}"
-        stopped(request, out, last)
+        stopped(launch, request, out, last)
         rest = Until(None)
         launch(request, OutputOptions(out, resume=True), listener=rest)
         assert rest.heard == list(range(last + 1, 3))
-        assert published(out) == expected
+        assert contents(out) == expected
 
 
 def test_stopped_twice_and_between_a_line_and_its_state(
@@ -141,7 +108,7 @@ def test_stopped_twice_and_between_a_line_and_its_state(
 ) -> None:
     request = splits(rounds=4)
     launch(request, OutputOptions(tmp_path / "whole"))
-    stopped(request, tmp_path / "out", 0)
+    stopped(launch, request, tmp_path / "out", 0)
     saved = split_run.RunState.save
 
     def save(state: Any, directory: Path) -> None:
@@ -156,7 +123,7 @@ def test_stopped_twice_and_between_a_line_and_its_state(
     rest = Until(None)
     launch(request, OutputOptions(tmp_path / "out", resume=True), listener=rest)
     assert rest.heard == [2, 3]
-    assert published(tmp_path / "out") == published(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("moment", ["verify_joined", "summarised"])
@@ -175,7 +142,7 @@ def test_stopped_while_writing_it_goes_on(
             launch(request, OutputOptions(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     launch(request, OutputOptions(tmp_path / "out", resume=True))
-    assert published(tmp_path / "out") == published(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -196,7 +163,7 @@ CHANGES: list[dict[str, Any]] = [
 def test_an_unfinished_run_is_not_gone_on_with_other_options(
     splits: SplitMaker, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    stopped(splits(rounds=2, local_steps=1), tmp_path / "out", 0)
+    stopped(launch, splits(rounds=2, local_steps=1), tmp_path / "out", 0)
     with pytest.raises(UnfinishedRunError, match="other options"):
         launch(splits(rounds=2, local_steps=1, **changes), OutputOptions(tmp_path / "out", resume=True))
 

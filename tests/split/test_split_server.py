@@ -8,7 +8,8 @@ import torch
 from families import Recipe, recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_splits import LLAMA, NO_CLIPPING, digest, leaves, moved, random_batch, split_model
+from small_splits import LLAMA, NO_CLIPPING, leaves, moved, random_batch, split_model
+from sums import digest
 from torch import Tensor
 from torch.nn import functional
 

@@ -7,7 +7,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from families import VARIANTS, classifier
-from small_splits import LLAMA, SplitMaker, Watched, digest, planned
+from small_splits import LLAMA, SplitMaker, Watched, planned
+from sums import digest
 
 from spinecli.errors import OptionError
 from spinecli.federation.data.columns import Task
