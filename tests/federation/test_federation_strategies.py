@@ -289,6 +289,34 @@ def test_every_device_is_pruned_step_by_step_to_the_target_and_no_further(reques
         assert served.devices == (SLOW if served.group == "slow" else FAST)
 
 
+def test_devices_of_the_improved_strategy_start_from_the_importance_of_the_fleet(requests: Any) -> None:
+    watched = Watched(requests(strategy="fedspine-model", rounds=4, cohort=4))
+    watched.go_on(3)
+    first, second, _ = ([each.pruning for each in assigned.values()] for assigned in watched.assignments)
+    assert all(order is not None and order.importance is None for order in first)
+    reported = {SLOW: "slow", FAST: "fast"}
+    sent = [order.importance for order in second if order is not None and order.importance is not None]
+    assert len(sent) == len(second)
+    reports: dict[str, Tensor] = {}
+    for update in watched.updates[0]:
+        assert update.importance is not None
+        name = watched.federation.strategy.class_of[update.device]  # type: ignore[attr-defined]
+        heads = update.importance[0].heads
+        reports[name] = heads if name not in reports else 0.8 * reports[name] + 0.2 * heads
+    expected = sum(share * reports[name] for share, name in reported.items() if name in reports)
+    expected = expected / sum(share for share, name in reported.items() if name in reports)
+    for importance in sent:
+        assert torch.allclose(importance[0].heads, torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("strategy", ["fed-loraprune", "fedspine"])
+def test_other_pruning_strategies_leave_a_device_its_own_importance(requests: Any, strategy: str) -> None:
+    watched = Watched(requests(strategy=strategy, rounds=4, cohort=4))
+    watched.go_on(3)
+    orders = [each.pruning for assigned in watched.assignments for each in assigned.values()]
+    assert all(order is not None and order.importance is None for order in orders)
+
+
 @pytest.mark.parametrize("strategy", ["fedspine", "fedspine-model"])
 def test_ranks_stay_within_the_users_limits(requests: Any, strategy: str) -> None:
     watched = Watched(requests(strategy=strategy, rounds=6, smallest_rank=3, largest_rank=9))

@@ -15,7 +15,14 @@ from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import MessageError
 from spinecli.federation.conditions import conditions
 from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.device import Device, DeviceMemory, mask_tensors, masks_from
+from spinecli.federation.device.device import (
+    Device,
+    DeviceMemory,
+    importance_from,
+    importance_tensors,
+    mask_tensors,
+    masks_from,
+)
 from spinecli.federation.device.handle import TRAIN, handle
 from spinecli.federation.device.local_pruning import Importance, Widths, narrowed
 from spinecli.federation.device.wire import adapter_from, adapter_tensors, head_tensors, outputs_tensors, shared_a
@@ -224,6 +231,55 @@ def test_a_device_whose_answer_was_lost_starts_its_next_round_where_the_server_t
     fourth = bench.train(3, pruning={**PRUNING, "target": 0.0})
     assert fourth.header["ratio"] == third.header["ratio"]
     assert same(bench.masks_in(fourth), bench.masks_in(third))
+
+
+def sent_importance(bench: Bench, seed: int = 0) -> list[Importance]:
+    generator = torch.Generator().manual_seed(seed)
+    dense = bench.base.cuts.dense
+    return [
+        Importance(torch.rand(dense.heads, generator=generator), torch.rand(dense.channels, generator=generator))
+        for _ in range(bench.base.checkpoint.blocks)
+    ]
+
+
+CUT_FIRST: dict[str, Any] = {**PRUNING, "cut_first": True}
+
+
+@pytest.mark.parametrize("score", ["lora", "salience"])
+def test_what_is_cut_first_is_chosen_by_the_importance_that_was_sent(requests: Any, score: str) -> None:
+    bench = Bench(requests())
+    cuts, importance = bench.base.cuts, sent_importance(bench)
+    order = {**CUT_FIRST, "score": score}
+    reply = bench.train(0, tensors={**bench.tensors, **importance_tensors(importance)}, pruning=order)
+    full = Masks.full(bench.base.checkpoint.shapes)
+    widths = cuts.widths_at(0.3, cuts.widths_of(full), cuts.widths_at(0.4))
+    assert reply.header["ratio"] == cuts.ratio_of(widths) > 0
+    assert same(bench.masks_in(reply), narrowed(full, widths, importance, cuts.dense))
+    reported = importance_from(reply.tensors, len(importance))
+    gone = ~bench.masks_in(reply).blocks[0].channels
+    assert torch.equal(reported[0].channels[gone], importance[0].channels[gone]), "what is gone is not measured again"
+    assert not torch.equal(reported[0].channels[~gone], importance[0].channels[~gone])
+
+
+def test_every_step_after_a_first_cut_is_one_of_the_smaller_model(requests: Any) -> None:
+    first, last, standing = (Bench(requests()) for _ in range(3))
+    sent = {**first.tensors, **importance_tensors(sent_importance(first))}
+    reply = first.train(0, tensors=sent, pruning=CUT_FIRST)
+    last.train(0, pruning={**PRUNING, "interval": 6})
+    assert first.meter.total < last.meter.total
+    standing.device.memory.tensors = dict(first.device.memory.tensors)
+    standing.accept(0, reply)
+    standing.train(0, pruning={**PRUNING, "target": 0.0})
+    assert first.meter.total == pytest.approx(standing.meter.total), "as if it had been cut before the round"
+
+
+def test_importance_that_lacks_a_block_or_has_another_shape_is_refused_by_name(requests: Any) -> None:
+    bench = Bench(requests())
+    sent = {**bench.tensors, **importance_tensors(sent_importance(bench))}
+    for name, changed in (("importance.1.channels", None), ("importance.0.heads", torch.zeros(1))):
+        tensors = {key: value for key, value in sent.items() if key != name}
+        with pytest.raises(MessageError, match=name):
+            bench.train(0, tensors=tensors if changed is None else {**tensors, name: changed}, pruning=CUT_FIRST)
 
 
 def test_the_loss_is_told_at_both_ends(requests: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from spinecli.errors import MessageError
 from spinecli.federation.cohort import draw_cohort
+from spinecli.federation.device.device import importance_tensors
 from spinecli.federation.device.handle import TRAIN
 from spinecli.federation.device.order import PruningOrder, TrainingOrder
 from spinecli.federation.device.wire import FOLDED, adapter_tensors, head_tensors, outputs_tensors
@@ -133,10 +134,13 @@ class Loop:
                 interval=tuning.prune_interval,
                 score=pruning.score,
                 collect_only=pruning.collect_only,
+                cut_first=pruning.importance is not None,
             ),
         )
         factors = outputs_tensors(assignment.adapter) if assignment.shared_a else adapter_tensors(assignment.adapter)
         tensors = {**factors, **head_tensors(assignment.head), **adapter_tensors(assignment.folded, FOLDED)}
+        if pruning is not None and pruning.importance is not None:
+            tensors |= importance_tensors(pruning.importance)
         return Job(device, TRAIN, number, Message(order.model_dump(mode="json"), tensors))
 
     def _checked(self, outcome: Reply | Lost, assignment: Assignment, began: float) -> Update | Lost:

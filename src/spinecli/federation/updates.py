@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import MessageError
-from spinecli.federation.device.device import importance_from, mask_shapes, mask_tensors, masks_from
+from spinecli.federation.device.device import importance_from, importance_shapes, mask_shapes, mask_tensors, masks_from
 from spinecli.federation.device.wire import adapter_from, head_from, outputs_from
 from spinecli.federation.engine import Reply
 from spinecli.federation.messages import checked_header, require_finite, require_shapes
@@ -107,6 +107,6 @@ def _expected(
         if not assignment.shared_a:
             expected[f"lora.{name}.a"] = (rank, len(columns[name]) if name in columns else projection.d_in)
     if with_masks:
-        masks = mask_shapes(setting.blocks, setting.cuts.dense)
-        expected |= masks | {name.replace("mask.", "importance.", 1): shape for name, shape in masks.items()}
+        blocks, dense = setting.blocks, setting.cuts.dense
+        expected |= mask_shapes(blocks, dense) | importance_shapes(blocks, dense)
     return expected

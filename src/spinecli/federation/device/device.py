@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -99,7 +99,7 @@ def importance_tensors(importance: Sequence[Importance]) -> dict[str, Tensor]:
     }
 
 
-def importance_from(tensors: dict[str, Tensor], blocks: int) -> list[Importance]:
+def importance_from(tensors: Mapping[str, Tensor], blocks: int) -> list[Importance]:
     """The importance that `importance_tensors` made."""
     return [
         Importance(tensors[f"importance.{index}.heads"], tensors[f"importance.{index}.channels"])
@@ -133,8 +133,17 @@ class Device:
 
 def mask_shapes(blocks: int, dense: BlockShape) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that `mask_tensors` makes."""
+    return _unit_shapes("mask", blocks, dense)
+
+
+def importance_shapes(blocks: int, dense: BlockShape) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that `importance_tensors` makes."""
+    return _unit_shapes("importance", blocks, dense)
+
+
+def _unit_shapes(what: str, blocks: int, dense: BlockShape) -> dict[str, tuple[int, ...]]:
     return {
-        f"mask.{index}.{unit}": (size,)
+        f"{what}.{index}.{unit}": (size,)
         for index in range(blocks)
         for unit, size in (("heads", dense.heads), ("channels", dense.channels))
     }

@@ -23,6 +23,8 @@ class PruningOrder(_Order):
     score: ScoreName
     collect_only: bool = False
     """Measure importance without cutting."""
+    cut_first: bool = False
+    """Cut to the target before the first step, by the importance that came with the order; otherwise on the ramp."""
 
 
 class TrainingOrder(_Order):

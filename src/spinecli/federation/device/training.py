@@ -1,4 +1,4 @@
-"""A round on a device: LoRA steps on its own data, importance on the way, and cuts in between."""
+"""A round on a device: LoRA steps on its own data, importance on the way, and cuts before them or in between."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from spinecli.checkpoints.masks import Masks
 from spinecli.federation.data.batches import Batch, batches
 from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.device import Device, importance_tensors, mask_tensors
+from spinecli.federation.device.device import (
+    Device,
+    importance_from,
+    importance_shapes,
+    importance_tensors,
+    mask_tensors,
+)
 from spinecli.federation.device.importance import SCORES, Score
 from spinecli.federation.device.local_pruning import narrowed, ramp
 from spinecli.federation.device.objective import loss_at_ends, loss_of
@@ -27,6 +33,7 @@ from spinecli.federation.device.wire import (
     outputs_from,
     outputs_tensors,
 )
+from spinecli.federation.messages import require_shapes
 from spinecli.federation.seeding import torch_generator
 from spinecli.lora.factors import Factors
 
@@ -51,17 +58,19 @@ def train(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) -
     base = device.base
     device.memory.settle(order.acknowledged)
     masks = device.memory.masks(base.checkpoint.shapes)
-    score = _score(order, device)
+    score = _score(order, tensors, device)
     generator = torch_generator(order.seed, "batches", device.name, order.round)
     losses: list[float] = []
     with base.lent(head_from(tensors), masks, adapter_from(tensors, FOLDED)):
         base.attach(_received(order, tensors, base), order.scale, train_a=not order.shared_a)
         steps = batches(device.data, device.indices, order.batch_size, order.steps, generator)
-        cutter = _Cutter(device, order.pruning, masks, order.steps) if order.pruning else None
+        cutter = _Cutter(device, order.pruning, masks, order.steps, score) if order.pruning and score else None
+        if cutter and (cut := cutter.before_first_step()) is not None:
+            masks = cut
         session = _Session(device, order, masks, score)
         for number, batch in enumerate(steps):
             losses.append(session.step(batch))
-            if cutter and score and (cut := cutter.after_step(number + 1, score)) is not None:
+            if cutter and (cut := cutter.after_step(number + 1)) is not None:
                 masks = cut
                 session = _Session(device, order, masks, score)
         trained, head = base.attached(), base.head()
@@ -88,11 +97,17 @@ def _received(order: TrainingOrder, tensors: Mapping[str, Tensor], base: BaseMod
     return outputs_from(tensors, order.seed, {name: shape[1] for name, shape in base.target_shapes().items()})
 
 
-def _score(order: TrainingOrder, device: Device) -> Score | None:
+def _score(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) -> Score | None:
     if order.pruning is None:
         return None
     checkpoint = device.base.checkpoint
-    return SCORES[order.pruning.score](device.base, device.memory.importance(checkpoint.blocks, checkpoint.shape))
+    blocks, dense = checkpoint.blocks, checkpoint.shape
+    importance = device.memory.importance(blocks, dense)
+    if order.pruning.cut_first:
+        shapes = importance_shapes(blocks, dense)
+        require_shapes({name: tensors[name] for name in shapes.keys() & tensors.keys()}, shapes)
+        importance = importance_from(tensors, blocks)
+    return SCORES[order.pruning.score](device.base, importance)
 
 
 class _Session:
@@ -126,29 +141,35 @@ class _Session:
 
 
 class _Cutter:
-    """Cuts a device along the ramp, every few steps, and again after the last step of the ramp."""
+    """Cuts a device: once before its first step, or along the ramp, every few steps and again after the last."""
 
-    def __init__(self, device: Device, order: PruningOrder, masks: Masks, steps: int) -> None:
+    def __init__(self, device: Device, order: PruningOrder, masks: Masks, steps: int, score: Score) -> None:
         self._base: BaseModel = device.base
         self._order = order
         self._masks = masks
         self._steps = steps
+        self._score = score
         self._cuts = device.base.cuts
         self._start = self._cuts.ratio_of(self._cuts.widths_of(masks))
         self._end = self._cuts.widths_at(order.final)
+        self._may_cut = not order.collect_only and order.target > self._start
 
-    def after_step(self, number: int, score: Score) -> Masks | None:
-        """The new masks if a cut is due after local step `number` and takes something, with the model already cut."""
-        due = number % self._order.interval == 0 or number == self._steps
-        if self._order.collect_only or not due or self._order.target <= self._start:
-            return None
+    def before_first_step(self) -> Masks | None:
+        """The new masks, with the model already cut, if the order is to cut first and that takes something."""
+        return self._cut_to(self._order.target) if self._may_cut and self._order.cut_first else None
+
+    def after_step(self, number: int) -> Masks | None:
+        """The same if a cut is due after local step `number`."""
         end = number == self._steps
-        ratio = self._order.target if end else ramp(number, self._steps, self._start, self._order.target)
+        if not self._may_cut or self._order.cut_first or (number % self._order.interval and not end):
+            return None
+        return self._cut_to(self._order.target if end else ramp(number, self._steps, self._start, self._order.target))
+
+    def _cut_to(self, ratio: float) -> Masks | None:
         now = self._cuts.widths_of(self._masks)
         widths = self._cuts.widths_at(ratio, now, self._end)
         if widths == now:
             return None
-        cut = narrowed(self._masks, widths, score.importance, self._cuts.dense)
-        self._base.cut(cut)
-        self._masks = cut
-        return cut
+        self._masks = narrowed(self._masks, widths, self._score.importance, self._cuts.dense)
+        self._base.cut(self._masks)
+        return self._masks

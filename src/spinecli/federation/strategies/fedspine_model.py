@@ -26,7 +26,7 @@ class FedSpineModel(PruningServer):
 
     def __init__(self, setting: Setting) -> None:
         tuning = setting.tuning
-        super().__init__(setting, [tuning.largest_rank] * setting.blocks, "salience")
+        super().__init__(setting, [tuning.largest_rank] * setting.blocks, "salience", shared=True)
         self._menu = MenuSettings(
             ranks=allowed_ranks(tuning.smallest_rank, tuning.largest_rank),
             largest_step=LARGEST_STEP,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
@@ -31,9 +33,11 @@ class PruningServer(AdapterServer):
 
     Args:
         score: the importance that devices measure, unless the user chose one.
+        shared: devices start from the fleet's importance and cut before their first step. Otherwise each starts from
+            its own, and cuts on the way.
     """
 
-    def __init__(self, setting: Setting, ranks: Sequence[int], score: ScoreName) -> None:
+    def __init__(self, setting: Setting, ranks: Sequence[int], score: ScoreName, *, shared: bool = False) -> None:
         super().__init__(setting, ranks)
         chosen = setting.tuning.score or score
         if chosen == "lora":
@@ -41,6 +45,7 @@ class PruningServer(AdapterServer):
         self.score: ScoreName = chosen
         self.masks: dict[str, Masks] = {}
         self.rounds_done = 0
+        self._shared = shared
         self.class_of = {node.name: node.device_class for node in setting.nodes}
         self._importance: dict[str, list[Importance]] = {}
 
@@ -86,7 +91,8 @@ class PruningServer(AdapterServer):
         }
         warming_up = self.is_warming_up(round_number)
         wanted = self.ratio(device) if warming_up else min(max(target, self.ratio(device)), self.sparsity)
-        pruning = Ratio(wanted, self.sparsity, self.score, collect_only=warming_up)
+        importance = self.fleet_importance() if self._shared else None
+        pruning = Ratio(wanted, self.sparsity, self.score, collect_only=warming_up, importance=importance)
         return Assignment(tuple(ranks), adapter, self.head, pruning=pruning)
 
     def masks_of(self, device: str) -> Masks | None:
@@ -113,15 +119,31 @@ class PruningServer(AdapterServer):
                 ]
             )
 
+    def fleet_importance(self) -> list[Importance] | None:
+        """The mean importance of the classes that have reported, by their devices; None before the first report."""
+        if not self._importance:
+            return None
+        counts = self._counts()
+        total = sum(counts[name] for name in self._importance)
+        parts = [(counts[name] / total, each) for name, each in self._importance.items()]
+        return [
+            Importance(
+                torch.stack([share * each[block].heads for share, each in parts]).sum(dim=0),
+                torch.stack([share * each[block].channels for share, each in parts]).sum(dim=0),
+            )
+            for block in range(self.setting.blocks)
+        ]
+
+    def _counts(self) -> Counter[str]:
+        """Devices of every class."""
+        return Counter(self.class_of.values())
+
     def model(self) -> GlobalModel:
         """For each class of devices the consensus of its importance, cut as far as its devices are on average.
 
         Once the target is due, that is the target. A class that has not reported is cut by what the others say.
         """
-        counts: dict[str, int] = {}
-        for name in self.class_of.values():
-            counts[name] = counts.get(name, 0) + 1
-        served = [Served(name, count, *self._consensus(name)) for name, count in counts.items()]
+        served = [Served(name, count, *self._consensus(name)) for name, count in self._counts().items()]
         return GlobalModel(self.adapter, self.head, served)
 
     def _consensus(self, device_class: str) -> tuple[Masks | None, float]:

@@ -102,7 +102,7 @@ class Setting:
         return kept_units(masks, self.family, self.shapes, shapes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ratio:
     """How a device is to prune in a round."""
 
@@ -111,6 +111,8 @@ class Ratio:
     """Where it will stand after all rounds."""
     score: ScoreName
     collect_only: bool = False
+    importance: Sequence[Importance] | None = None
+    """Where the device's importance starts from, so that it can cut before its first step; None: its own memory."""
 
 
 @dataclass(frozen=True, eq=False)
