@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 SOON = 600.0
 
 
-@pytest.mark.parametrize("strategy", ["fedit", "legend", "fedspine"])
+@pytest.mark.parametrize("strategy", ["fedit", "legend", "fedspine", "fedspine-model"])
 def test_supernodes_end_with_the_bytes_of_the_simulation(requests: Maker, tmp_path: Path, strategy: str) -> None:
     request = requests(strategy=strategy, fleet=THREE, rounds=3)
     launch(request, OutputOptions(tmp_path / "local"))

@@ -35,7 +35,7 @@ def here(request: FederatedRequest, split: SplitRequest | None, notes: list[str]
     return lambda state: on_this_machine(request, split, state, notes.append)
 
 
-@pytest.mark.parametrize("strategy", ["fedit", "legend", "fedspine"])
+@pytest.mark.parametrize("strategy", ["fedit", "legend", "fedspine", "fedspine-model"])
 def test_processes_end_with_the_bytes_of_the_simulation(requests: Maker, tmp_path: Path, strategy: str) -> None:
     request = requests(strategy=strategy, fleet=THREE, rounds=3)
     launch(request, OutputOptions(tmp_path / "local"))

@@ -25,7 +25,7 @@ def fed_launch(
     model: Annotated[str, typer.Argument(help="Checkpoint: a directory, a hub id, or builtin:tiny.")],
     data: federated.Data,
     out: federated.Out = None,
-    strategy: federated.Strategy = "fedspine",
+    strategy: federated.Strategy = "fedspine-model",
     fleet: federated.Fleet = "jetson-80",
     devices: federated.Devices = None,
     engine: federated.Engine = federated.EngineName.local,

@@ -30,7 +30,7 @@ def fed_server(
         typer.Option("--identity", help="Directory of the server's certificate and key.", show_default=False),
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Do without certificates, on 127.0.0.1 alone.")] = False,
-    strategy: federated.Strategy = "fedspine",
+    strategy: federated.Strategy = "fedspine-model",
     text_column: federated.TextColumn = None,
     pair_column: federated.PairColumn = None,
     label_column: federated.LabelColumn = None,

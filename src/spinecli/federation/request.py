@@ -38,7 +38,7 @@ class FederatedOptions:
 
     model: str
     data: str
-    strategy: str = "fedspine"
+    strategy: str = "fedspine-model"
     fleet: str = "jetson-80"
     devices: int | None = None
     """Scale the fleet to so many; None: as it is."""
