@@ -191,7 +191,12 @@ WeightingChoice = Annotated[
     ),
 ]
 Rank = Annotated[
-    int, typer.Option("--rank", help="LoRA rank, or the mean rank of strategies that vary it.", rich_help_panel=_LORA)
+    int,
+    typer.Option(
+        "--rank",
+        help="LoRA rank where a strategy has one for all; the mean rank of legend without a plan.",
+        rich_help_panel=_LORA,
+    ),
 ]
 SmallestRank = Annotated[
     int, typer.Option("--smallest-rank", help="Lowest rank of strategies that vary it.", rich_help_panel=_LORA)

@@ -31,7 +31,7 @@ Calibration = Annotated[
     typer.Option(
         "--calibration",
         help="Text to calibrate on: a .txt or .jsonl file, a hub data set, or builtin:python-docs. "
-        "Default: text that every Python has.",
+        "Default: a built-in model's own language, else text that every Python has.",
         show_default=False,
     ),
 ]

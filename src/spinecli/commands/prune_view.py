@@ -25,7 +25,8 @@ def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list
     if refit := report.get("refit"):
         key = "loss" if "held_out_loss_before" in refit else "distance"
         before, after = refit[f"held_out_{key}_before"], refit[f"held_out_{key}_after"]
-        lines.append(f"held-out {key} of the cut {before:.4f}, re-fitted {after:.4f}; kept: {refit['kept']}")
+        answer = "the re-fit" if refit["kept"] == "tuned" else "the bare cut"
+        lines.append(f"held-out {key} of the cut {before:.4f}, re-fitted {after:.4f}; {answer} is kept")
     if out is None:
         lines.append(f"a run needs about {size(report['memory_bytes'])} of memory; nothing was written")
     else:

@@ -4,11 +4,11 @@
 
 Given s and W the output is linear in U, so that
 
-    min_U  ||T - output||² + λ ||U - U0||²_D
+    min_U  ||T - output||² + λ ||U - U0||²_E
 
 is a least-squares problem, too. Its normal matrix has channels * d_model rows and is never formed: a few steps of
-preconditioned conjugate gradients apply it. D is the matrix's own diagonal, to first order (inferred; no source that
-was at hand re-fits this projection).
+preconditioned conjugate gradients apply it. E is the mean of its diagonal over each channel's row, to first order
+(inferred; no source that was at hand re-fits this projection).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def refit_branch(problem: BranchProblem, steps: int = STEPS, ridge: float = RIDG
     Beside U0 it holds four matrices of that size, which for a large model are most of a run's memory.
 
     Args:
-        ridge: λ, in units of D.
+        ridge: λ, in units of E.
     """
     inputs_square, gates_square = _mean_squares(problem.inputs), _mean_squares(problem.gates)
     strength = gates_square * problem.output_weight.square().sum(dim=0) * len(problem.inputs)

@@ -27,7 +27,7 @@ class LayerRecovery:
 
     solution: Solution
     choice: str
-    """"untuned", "mask", "mask+bias", or "lsq" with its ridge."""
+    """"untuned", "mask", "mask+bias", "lsq" with its ridge, or "conjugate gradients" with their round."""
     error_before: float
     """||T - output||² / ||T||² of the untuned projection on held-out tokens."""
     error_after: float

@@ -45,7 +45,7 @@ class TunedWeights:
         temporary.rename(self._path(index))
 
     def report(self, index: int) -> list[JsonValue]:
-        """What was chosen for the two layers of block `index`, and what it was worth."""
+        """What was chosen for the layers of block `index`, and what it was worth."""
         with safe_open(self._path(index), framework="pt") as handle:
             layers: list[JsonValue] = json.loads(handle.metadata()["layers"])
             return layers

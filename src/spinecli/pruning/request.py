@@ -44,7 +44,7 @@ class PruneOptions:
     metric: str | None = None
     """Reading of COMP's neuron metric; None takes its default."""
     block_share: float | None = None
-    """Share of the budget spent on whole blocks; None lets COMP choose it by comparison."""
+    """Share of the budget spent on whole blocks; None chooses it by comparison."""
     protect: tuple[int, ...] | None = None
     """Blocks that stay, negative ones counted from the end; None takes the default rule."""
     heads: Heads = Heads.auto

@@ -41,7 +41,7 @@ class Tuning:
     """What the user chose for every strategy alike."""
 
     rank: int = 8
-    """Rank where a strategy uses one for all, and the mean rank of those that vary it."""
+    """Rank where a strategy has one for all, LEGEND's mean rank without a plan, the scale of fedspine-model's gain."""
     smallest_rank: int = 4
     largest_rank: int = 16
     scale: float = DEFAULT_SCALE

@@ -1,8 +1,8 @@
 """spine: units by what their loss costs after the others have compensated, and a re-fit of what stays.
 
 What measurably lowered held-out perplexity: second-order scores, an allocation found by comparison, and closed-form
-least squares against the dense model's outputs, block by block. The recipe is this project's own; its parts and what
-each is worth are in docs/algorithms/spine.md.
+least squares against the dense model's outputs, block by block. The recipe is this project's own; its parts are in
+docs/algorithms/spine.md, what each is worth in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
