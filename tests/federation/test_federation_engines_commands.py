@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from spinecli.app import app
 from spinecli.errors import MissingPackageError, OptionError
 from spinecli.federation.fleet import load_fleet
+from spinecli.federation.request import FederatedOptions
 from spinecli.remote.available import require_flower, require_nvflare
 
 FLARE = find_spec("nvflare") is not None
@@ -91,7 +92,7 @@ def test_a_fleet_is_scaled_to_the_devices_that_are_asked_for(tmp_path: Path) -> 
 
 
 @needs_nvflare
-@pytest.mark.parametrize("text", ["", ":80", "host:", "host:0", "host:99999", "host:x", "::1"])
+@pytest.mark.parametrize("text", ["", ":80", "host:", "host:0", "host:99999", "host:x", "host:²", "::1"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     from spinecli.remote.address import parse_address
 
@@ -128,6 +129,28 @@ def test_nothing_runs_unprotected_beyond_loopback(
     else:
         with pytest.raises(OptionError, match="--identity"):
             require_protection(address, identity, insecure=insecure)
+
+
+@needs_nvflare
+@pytest.mark.parametrize("name", ["", "..", "/a", "a/b", "a b", "a\n", "a" * 41])
+def test_classes_that_could_name_a_path_are_refused(name: str) -> None:
+    from spinecli.federation.engines.nvflare.names import require_class_name
+
+    require_class_name("tx2_MaxN-1")
+    with pytest.raises(OptionError, match="--class"):
+        require_class_name(name)
+
+
+@needs_nvflare
+def test_a_server_needs_no_example_for_every_device(tmp_path: Path) -> None:
+    from spinecli.remote.serve import open_server_request
+
+    data = tmp_path / "held-out.jsonl"
+    data.write_text("".join(json.dumps({"text": "a b", "label": str(index % 2)}) + "\n" for index in range(4)))
+    options = FederatedOptions("builtin:tiny", str(data), strategy="fedit", max_length=16)
+    request = open_server_request(options, [f"device-{index}" for index in range(30)])
+    assert request.parts == ()
+    assert len(request.evaluation) == 4
 
 
 @needs_nvflare

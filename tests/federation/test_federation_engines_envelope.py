@@ -19,6 +19,7 @@ from spinecli.federation.engines.envelope import (
     opened,
     sealed,
 )
+from spinecli.federation.figures import CLASS_NAME
 
 numbers = st.floats(min_value=1e-9, max_value=1e18)
 conditions = st.builds(
@@ -26,10 +27,10 @@ conditions = st.builds(
 )
 headers = st.one_of(
     st.builds(JobHeader, job=st.integers(0, 2**40), run=st.text(), kind=st.text(), conditions=st.none() | conditions),
-    st.builds(Answer, job=st.integers(0, 2**40), seconds=numbers),
+    st.builds(Answer, job=st.integers(0, 2**40), seconds=st.floats(0, 1e9)),
     st.builds(
         Ready,
-        device_class=st.text(max_size=20),
+        device_class=st.from_regex(CLASS_NAME, fullmatch=True),
         memory_bytes=st.integers(0, 2**50),
         examples=st.integers(1, 2**40),
         label_counts=st.lists(st.integers(0, 99)).map(tuple),
@@ -68,6 +69,12 @@ def test_any_bytes_are_a_header_or_refused(blob: bytes) -> None:
         (Answer, '{"job": 1, "seconds": NaN}'),
         (Answer, '{"job": 1, "seconds": 1, "more": 2}'),
         (Ready, '{"device_class": "a", "memory_bytes": 1, "examples": 0}'),
+        (Ready, '{"device_class": "", "memory_bytes": 1, "examples": 1}'),
+        (Ready, '{"device_class": "/a", "memory_bytes": 1, "examples": 1}'),
+        (Ready, '{"device_class": "..", "memory_bytes": 1, "examples": 1}'),
+        (Ready, '{"device_class": "a/../../b", "memory_bytes": 1, "examples": 1}'),
+        (Ready, '{"device_class": "a\\n", "memory_bytes": 1, "examples": 1}'),
+        (Answer, '{"job": 1, "seconds": 1e308}'),
         (Hello, '{"version": "' + "1" * 200 + '"}'),
         (Told, '{"explanation": "' + "a" * 2000 + '"}'),
         (Empty, '{"surprise": 1}'),

@@ -61,6 +61,14 @@ def test_scores_are_finite_and_tell_units_apart(opened: Opened, made: Recipe, na
             assert len(values.unique()) > len(values) // 2
 
 
+@pytest.mark.parametrize("targets", ["mlp.down_proj", "self_attn.o_proj", "mlp.up_proj,mlp.down_proj"])
+def test_salience_sees_the_first_block_whatever_is_adapted(opened: Opened, targets: str) -> None:
+    base = BaseModel(opened(FAMILIES["llama grouped"]), "classification", 3, targets=targets)
+    for each in scored(base, "salience", random_adapter(base, [4] * base.checkpoint.blocks)):
+        for values in (each.heads, each.channels):
+            assert bool((values > 0).all())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_units_that_are_gone_keep_their_score_and_the_others_go_on(opened: Opened, name: ScoreName) -> None:
     base = BaseModel(opened(FAMILIES["llama grouped"]), "classification", 3)

@@ -136,8 +136,8 @@ def test_the_parts_of_the_shape_sum_to_one() -> None:
 
 @given(seed=SEEDS)
 def test_a_model_that_was_written_and_read_predicts_the_same(seed: int) -> None:
-    model = observed({"a": (2.0, 1.0, 0.5), "b": (1.0, 3.0, 0.1)}, 4, seed, 0.1)
-    written = json.dumps(model.state.model_dump(mode="json"))
+    model = observed({"c": (2.0, 1.0, 0.5), "b": (1.0, 3.0, 0.1), "a": (0.7, 0.2, 0.3)}, 4, seed, 0.1)
+    written = json.dumps(model.state.model_dump(mode="json"), sort_keys=True)
     other = TimeModel(32, state=TimeModelState.model_validate(json.loads(written)))
     for learner in (model, other):
         learner.observe("a", 0.1, 8, 2.5)

@@ -259,6 +259,7 @@ def test_what_is_cut_first_is_chosen_by_the_importance_that_was_sent(requests: A
     gone = ~bench.masks_in(reply).blocks[0].channels
     assert torch.equal(reported[0].channels[gone], importance[0].channels[gone]), "what is gone is not measured again"
     assert not torch.equal(reported[0].channels[~gone], importance[0].channels[~gone])
+    assert not any("importance" in name for name in bench.device.memory.tensors), "the server sends it the next time"
 
 
 def test_every_step_after_a_first_cut_is_one_of_the_smaller_model(requests: Any) -> None:

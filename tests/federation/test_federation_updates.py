@@ -89,6 +89,17 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
         lambda t: t.update({"head.score.weight": t["head.score.weight"] / 0}),
         "head.score.weight",
     ),
+    "double precision": (lambda t: t.update({f"{FIRST}.b": t[f"{FIRST}.b"].double()}), "not float32"),
+    "eight bits": (lambda t: t.update({f"{FIRST}.b": t[f"{FIRST}.b"].to(torch.float8_e4m3fn)}), "no message carries"),
+    "complex numbers": (lambda t: t.update({"head.score.weight": t["head.score.weight"] + 0j}), "no message carries"),
+    "complex importance": (
+        lambda t: t.update({"importance.0.heads": t["importance.0.heads"] + 0j}),
+        "importance.0.heads is torch.complex64",
+    ),
+    "numbers whose product is none": (
+        lambda t: t.update({f"{FIRST}.b": torch.full_like(t[f"{FIRST}.b"], 1e25)}),
+        f"{FIRST}.b holds numbers beyond",
+    ),
     "a missing factor": (lambda t: t.pop(f"{FIRST}.a"), f"{FIRST}.a is missing"),
     "a missing head": (lambda t: t.pop("head.score.weight"), "head.score.weight is missing"),
     "a tensor too many": (lambda t: t.update({"lora.spy.a": torch.ones(1)}), "lora.spy.a was not asked for"),
@@ -118,6 +129,10 @@ def test_a_wrong_answer_is_refused_by_name(ordered: Any, damage: Callable[[Tenso
 
 HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "no examples": ({"examples": 0}, "examples"),
+    "examples beyond counting": ({"examples": 10**400}, "examples"),
+    "a loss below nothing": ({"loss_before": -1.0}, "loss_before"),
+    "a loss beyond all": ({"loss_after": 1e308}, "loss_after"),
+    "seconds beyond all": ({"backward_seconds": 1e308}, "backward_seconds"),
     "a loss that is none": ({"loss_after": float("nan")}, "loss_after"),
     "a loss that is a word": ({"loss_before": "low"}, "loss_before"),
     "negative seconds": ({"forward_seconds": -1.0}, "forward_seconds"),

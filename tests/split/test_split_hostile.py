@@ -256,6 +256,8 @@ PARAMETERS: dict[str, tuple[Spoil, str]] = {
     "NaN": (on_first(lambda value: value * math.nan), "NaN"),
     "infinite": (on_first(lambda value: value / 0), "NaN or infinite"),
     "double precision": (on_first(lambda value: value.double()), "not float32"),
+    "complex": (on_first(lambda value: value + 0j), "no message carries"),
+    "enormous": (on_first(lambda value: value * 0 + 1e25), "beyond"),
     "one missing": (without_first, "is missing"),
     "one more": (with_extra("trained.more"), "more was not asked for"),
 }
@@ -331,6 +333,9 @@ def test_devices_that_fail_do_not_stop_the_run(splits: SplitMaker, strategy: str
     assert len(records) == 5
     failed = [device for record in records for device in lost_of(record)]
     assert len(failed) > 4
+    assert all(watched.device(node.name).session is None for node in watched.engine.nodes()), (
+        "nothing is held for the lost"
+    )
     assert {reason for record in records for reason, _ in lost_of(record).values()} == {"failed"}
     if strategy != "fedavg":
         dropped = [loss is None for loss in watched.losses()]

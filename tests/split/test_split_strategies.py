@@ -1,22 +1,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from families import VARIANTS, classifier
+from hypothesis import given
+from hypothesis import strategies as st
 from small_splits import LLAMA, SplitMaker, Watched, planned
 from sums import digest
 
-from spinecli.errors import OptionError
+from spinecli.errors import FederationError, OptionError
 from spinecli.federation.data.columns import Task
 from spinecli.federation.strategies import SPLITTING, STRATEGIES
 from spinecli.split import rounds
 from spinecli.split.control.options import ControlOptions
+from spinecli.split.control.scaling import whole_rows
 from spinecli.split.evaluation import evaluate
 from spinecli.split.messages import TRAINED
+from spinecli.split.setup import set_up
 from spinecli.split.strategies import SPLIT_STRATEGIES
 
 every_strategy = pytest.mark.parametrize("strategy", SPLIT_STRATEGIES)
@@ -26,6 +31,21 @@ COHORT = {"slow-00": 2, "fast-00": 6, "fast-01": 3}
 def test_the_federation_knows_the_names_of_all_of_them() -> None:
     assert tuple(SPLIT_STRATEGIES) == SPLITTING
     assert not set(SPLITTING) & set(STRATEGIES)
+
+
+@pytest.mark.parametrize("counts", [(), (5,), (0, 0), (3, 2, 1), (10**6, 1)])
+def test_a_device_that_counts_other_labels_is_named(splits: SplitMaker, counts: tuple[int, ...]) -> None:
+    request = splits()
+    engine = set_up(request).engine
+    nodes = engine.nodes()
+    engine.nodes = lambda: [replace(nodes[0], label_counts=counts), *nodes[1:]]  # type: ignore[method-assign]
+    with pytest.raises(FederationError, match=nodes[0].name):
+        set_up(request, engine)
+
+
+@given(rows=st.integers(1, 5000), row_bytes=st.floats(1, 1e7))
+def test_an_ingress_of_whole_rows_holds_them_all(rows: int, row_bytes: float) -> None:
+    assert whole_rows(rows * row_bytes / row_bytes) == rows
 
 
 @every_strategy

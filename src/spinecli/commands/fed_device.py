@@ -27,7 +27,11 @@ def fed_device(
     pair_column: federated.PairColumn = None,
     label_column: federated.LabelColumn = None,
     device_class: Annotated[
-        str, typer.Option("--class", help="What kind of device this is; deploying and reports go by it.")
+        str,
+        typer.Option(
+            "--class",
+            help="What kind of device this is; deploying and reports go by it. Letters, digits, - and _.",
+        ),
     ] = "device",
     memory_gb: Annotated[
         float | None,
@@ -49,12 +53,14 @@ def fed_device(
 
         require_nvflare("spine fed-device")
         from spinecli.errors import OptionError
+        from spinecli.federation.engines.nvflare.names import require_class_name
         from spinecli.remote.address import parse_address, require_protection
         from spinecli.remote.home import Home
         from spinecli.remote.join import join, memory_of_this_machine
 
         address = parse_address(server, "--server")
         require_protection(address, identity, insecure=insecure)
+        require_class_name(device_class)
         if insecure and name is None:
             raise OptionError("--insecure has no certificate to take a name from; give one with --name.")
         home = Home(

@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from spinecli.artifacts.manifest import FileRecord, Source
 from spinecli.errors import FleetError, MissingPathError
+from spinecli.federation.figures import ClassName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,7 +63,7 @@ class _Data(BaseModel):
 class DeviceClass(_Data):
     """Devices of one kind; each draws its own mode, rates, jitter and failures (see `conditions`)."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
+    name: ClassName
     count: int = Field(ge=1, le=MOST_DEVICES)
     modes: Annotated[tuple[_Speed, ...], BeforeValidator(_listed), Field(min_length=1)]
     """Effective FLOP/s of training, one value per power mode."""

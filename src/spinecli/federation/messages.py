@@ -15,9 +15,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from spinecli.errors import MessageError
+from spinecli.federation.figures import LARGEST
 
 _HEADER_KEY = "spine"
 _LENGTH_BYTES = 8
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +70,22 @@ def checked_header(kind: type[Header], message: Message, what: str) -> Header:
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise MessageError naming the first tensor that holds NaN or infinity."""
+    """Raise MessageError naming the first tensor that holds NaN or infinity, or a kind of number that none sends."""
     for name, value in tensors.items():
+        if value.dtype not in _DTYPES:
+            raise MessageError(f"{name} is {value.dtype}, which no message carries.")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise MessageError(f"{name} holds NaN or infinite values.")
+
+
+def require_moderate(tensors: Mapping[str, Tensor]) -> None:
+    """Raise MessageError naming the first tensor that is not float32 or holds what is no number up to `LARGEST`."""
+    require_finite(tensors)
+    for name, value in tensors.items():
+        if value.dtype is not torch.float32:
+            raise MessageError(f"{name} is {value.dtype}, not float32.")
+        if value.numel() and float(value.abs().max()) > LARGEST:
+            raise MessageError(f"{name} holds numbers beyond {LARGEST:g}.")
 
 
 def require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

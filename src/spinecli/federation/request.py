@@ -159,8 +159,11 @@ class FederatedRequest:
         return label_table(self.splits.train, self.parts, classes)
 
 
-def open_request(options: FederatedOptions) -> FederatedRequest:
+def open_request(options: FederatedOptions, *, deal: bool = True) -> FederatedRequest:
     """Check the options against checkpoint, fleet and data, and deal the data out.
+
+    Args:
+        deal: False where the data are held out alone, and the devices have their own.
 
     Raises: OptionError, FleetError, DataError, and every class of `spinecli.errors` that a checkpoint can cause.
     """
@@ -187,7 +190,7 @@ def open_request(options: FederatedOptions) -> FederatedRequest:
     )
     if splits.train.task == "language" and checkpoint.family.kind == "encoder":
         raise OptionError(f"{options.model} is an encoder and learns labels only; {options.data} has none.")
-    parts = partition(splits.train, len(fleet.devices), scheme, options.seed)
+    parts = partition(splits.train, len(fleet.devices), scheme, options.seed) if deal else []
     tokenizer = load_tokenizer(checkpoint.path)
     vocabulary = int(checkpoint.config.vocab_size)
     evaluation = splits.evaluation.subset(_spread(len(splits.evaluation), options.evaluation_limit))

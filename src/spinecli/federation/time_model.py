@@ -125,7 +125,8 @@ class TimeModel:
         return (1 - ratio, rank / self._largest_rank, 1.0)
 
     def _fit(self) -> _Fit:
-        shape, scales = shared_shape(self._devices, self._prior)
+        # in one order, whenever the devices were seen: a resumed run has lost that, and sums depend on it
+        shape, scales = shared_shape(dict(sorted(self._devices.items())), self._prior)
         mean = sum(scales.values()) / len(scales) if scales else 1.0
         devices = {
             name: nonnegative_ridge(sums.gram, sums.right, _times(shape, scales[name]), self._prior)

@@ -13,7 +13,8 @@ from spinecli.errors import MessageError
 from spinecli.federation.device.device import importance_from, importance_shapes, mask_shapes, mask_tensors, masks_from
 from spinecli.federation.device.wire import adapter_from, head_from, outputs_from
 from spinecli.federation.engine import Reply
-from spinecli.federation.messages import checked_header, require_finite, require_shapes
+from spinecli.federation.figures import Examples, Loss, Seconds
+from spinecli.federation.messages import checked_header, require_moderate, require_shapes
 from spinecli.federation.strategies.strategy import Assignment, Setting, Update
 from spinecli.lora.aggregation.contribution import Contribution
 
@@ -23,11 +24,11 @@ class Metrics(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    examples: int = Field(ge=1)
-    loss_before: float
-    loss_after: float
-    forward_seconds: float = Field(ge=0)
-    backward_seconds: float = Field(ge=0)
+    examples: Examples
+    loss_before: Loss
+    loss_after: Loss
+    forward_seconds: Seconds
+    backward_seconds: Seconds
     ratio: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -41,8 +42,9 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
     """
     tensors = dict(reply.message.tensors)
     metrics = checked_header(Metrics, reply.message, "Its figures are")
-    require_finite(tensors)
     masks = _checked_masks(tensors, setting, before) if assignment.pruning else None
+    known = mask_tensors(masks) if masks else {}
+    require_moderate({name: value for name, value in tensors.items() if name not in known})
     rows, columns = setting.kept_units(masks)
     require_shapes(tensors, _expected(assignment, setting, rows, columns, with_masks=masks is not None))
     if assignment.shared_a:

@@ -19,7 +19,7 @@ def parse_address(text: str, option: str) -> Address:
     """HOST or HOST:PORT as an address. Raises OptionError."""
     host, _, port = text.partition(":")
     number = port or str(DEFAULT_PORT)
-    if not host or not number.isdigit() or not 1 <= int(number) <= 65535:
+    if not host or not number.isdecimal() or not 1 <= int(number) <= 65535:
         raise OptionError(f"{option} {text!r} is no address; write HOST:PORT, for example 192.168.1.10:{DEFAULT_PORT}.")
     return Address(host, int(number))
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from spinecli.federation.figures import ClassName
+
 
 class Home(BaseModel):
     """What a device has at home."""
@@ -25,7 +27,7 @@ class Home(BaseModel):
     label_column: str | None = None
     memory: Path
     """Directory for what it remembers from round to round."""
-    device_class: str
+    device_class: ClassName
     memory_bytes: int
     threads: int | None = None
     """That training may use; None: as torch has it."""

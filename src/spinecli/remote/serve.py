@@ -25,9 +25,9 @@ def open_server_request(options: FederatedOptions, names: Sequence[str]) -> Fede
 
     Raises: what `open_request` can raise.
     """
-    request = open_request(replace(options, fleet=f"uniform-{len(names)}", evaluation=options.data))
+    request = open_request(replace(options, fleet=f"uniform-{len(names)}", evaluation=options.data), deal=False)
     joined = ", ".join(names)
-    return replace(request, fleet=Fleet(joined, (), joined), parts=())
+    return replace(request, fleet=Fleet(joined, (), joined))
 
 
 @contextmanager

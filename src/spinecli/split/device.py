@@ -80,6 +80,10 @@ class SplitDevice:
         """Examples of each label; empty for language modelling."""
         return self.data.label_counts(self.indices)
 
+    def abandon(self) -> None:
+        """Drop its half of the model, the moments, and the graph of the last features."""
+        self.session = None
+
 
 def handle(kind: str, message: Message, device: SplitDevice) -> Message:
     """Do what a message asks for.

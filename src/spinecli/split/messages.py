@@ -19,7 +19,8 @@ from torch import Tensor
 from spinecli.errors import MessageError
 from spinecli.federation.data.batches import IGNORED
 from spinecli.federation.data.columns import Task
-from spinecli.federation.messages import Message, checked_header, require_finite, require_shapes
+from spinecli.federation.figures import Examples, Loss
+from spinecli.federation.messages import Message, checked_header, require_moderate, require_shapes
 from spinecli.split.features import FeatureDtype, padded, unpacked
 
 BEGIN, STEP, FINISH, LOCAL, PROBE = "split-begin", "split-step", "split-finish", "split-local", "split-probe"
@@ -30,9 +31,6 @@ TRAINED = "trained."
 GRADIENT = "gradient."
 FEATURES = "features."
 PAYLOAD = "payload"
-
-_MOST_EXAMPLES = 2**53
-"""Counts up to here are exact as floats, which weights are."""
 
 _FIGURES = "Its figures are"
 
@@ -77,9 +75,9 @@ class FeatureFigures(_Header):
 class LocalFigures(_Header):
     """What stands beside a locally trained model."""
 
-    examples: int = Field(ge=1, le=_MOST_EXAMPLES)
-    loss_before: float
-    loss_after: float
+    examples: Examples
+    loss_before: Loss
+    loss_after: Loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +160,8 @@ def checked_features(message: Message, rows: int, iteration: int, expected: Expe
 def checked_parameters(message: Message, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Validate what a device has trained, and put it in the order of `shapes`; MessageError with what is wrong."""
     tensors = {name.removeprefix(TRAINED): value for name, value in message.tensors.items()}
-    require_finite(tensors)
+    require_moderate(tensors)
     require_shapes(tensors, shapes)
-    for name, value in tensors.items():
-        if value.dtype is not torch.float32:
-            raise MessageError(f"{name} is {value.dtype}, not float32.")
     return {name: tensors[name] for name in shapes}
 
 

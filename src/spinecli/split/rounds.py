@@ -72,8 +72,10 @@ class SplitLoop:
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """Trained tensors of both halves."""
-        return {**self.bottom, **{name: value.detach() for name, value in self.top.trained.items()}}
+        """Trained tensors of both halves, where the model computes."""
+        place = self.top.model.compute.device
+        bottom = {name: value.to(place) for name, value in self.bottom.items()}
+        return {**bottom, **{name: value.detach() for name, value in self.top.trained.items()}}
 
     def run(self, history: History, listener: Listener) -> None:
         """Run what rounds are left after those in the history."""

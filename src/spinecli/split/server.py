@@ -83,6 +83,10 @@ class Top(ABC):
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
 
+    def _received(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of the top's tensors where the model computes."""
+        return {name: tensors[name].to(self.model.compute.device, copy=True) for name in self.trained}
+
     def _loss(self, trained: Parameters, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
         """Mean loss, and the features as a leaf of its graph."""
         hidden = batch.hidden.detach().to(self.model.compute.device, self.model.compute.dtype).requires_grad_(True)
@@ -146,13 +150,13 @@ class MergedTop(Top):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what was kept."""
-        self.trained = {name: tensors[name].clone() for name in self.trained}
+        self.trained = self._received(tensors)
         self._leaves()
         for name, value in self.trained.items():
             state = {}
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (kept := tensors.get(f"{_MOMENT}{key}.{name}")) is not None:
-                    state[key] = kept.clone()
+                    state[key] = kept.clone() if key == "step" else kept.to(value.device, copy=True)
             if state:
                 self._descent.state[value] = state
 
@@ -204,7 +208,7 @@ class TopsApart(Top):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what was kept."""
-        self.trained = {name: tensors[name].clone() for name in self.trained}
+        self.trained = self._received(tensors)
 
 
 def merged_batch(parts: Sequence[FeatureBatch]) -> FeatureBatch:

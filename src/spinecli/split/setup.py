@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spinecli.errors import FederationError
 from spinecli.federation.device.device import DeviceMemory
 from spinecli.federation.engine import Engine, Node
 from spinecli.federation.engines.local import LocalEngine, Simulated
@@ -40,6 +41,8 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
 
     Args:
         engine: where the devices are; None lends the model to every device of a fleet simulated in this process.
+
+    Raises: FederationError if a device counts other labels than the run has.
     """
     federated, options = request.federated, request.options
     checkpoint, run = federated.checkpoint, federated.options
@@ -56,11 +59,13 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
     )
     costs = request.costs()
     engine = engine or _simulated(federated, model, costs)
+    nodes = engine.nodes()
+    _require_counts(nodes, federated.labels or 0)
     kind = MergedTop if request.strategy.merged else TopsApart
     return SplitFederation(
         model=model,
         engine=engine,
-        population=population_of(engine.nodes(), costs, federated.longest),
+        population=population_of(nodes, costs, federated.longest),
         top=kind(model, model.top_start, options.optimizer, run.clip_norm),
         bottom=dict(model.bottom_start),
         costs=costs,
@@ -81,6 +86,17 @@ def _simulated(federated: FederatedRequest, model: SplitModel, costs: SplitCosts
         device = SplitDevice(spec.name, model, costs, federated.train, part, DeviceMemory(), meter)
         devices[spec.name] = Simulated(device, meter)
     return LocalEngine(federated.fleet, devices, handle, federated.options.seed)
+
+
+def _require_counts(nodes: Sequence[Node], labels: int) -> None:
+    """Cohorts and batches are planned by what devices say of their labels, so that has to make sense."""
+    for node in nodes:
+        counts = node.label_counts
+        if len(counts) != labels or (labels and sum(counts) != node.examples):
+            raise FederationError(
+                f"{node.name} has {node.examples} examples and counts {sum(counts)} of {len(counts)} labels, where "
+                f"this run has {labels} labels; start it with data of this run, or go on without it."
+            )
 
 
 def population_of(nodes: Sequence[Node], costs: SplitCosts, longest: int) -> Population:

@@ -67,8 +67,8 @@ class DeviceMemory:
             return [Importance.zeros(dense) for _ in range(blocks)]
         return importance_from(self.tensors, blocks)
 
-    def remember(self, round_number: int, masks: Masks, importance: Sequence[Importance]) -> None:
-        """What a round has cut, until it is settled."""
+    def remember(self, round_number: int, masks: Masks, importance: Sequence[Importance] = ()) -> None:
+        """What a round has cut, until it is settled; with the importance if the device is to start from its own."""
         fresh = {**mask_tensors(masks), **importance_tensors(importance)}
         self.tensors |= {_PENDING + name: value for name, value in fresh.items()}
         self.tensors[_PENDING_ROUND] = torch.tensor(round_number)
@@ -129,6 +129,9 @@ class Device:
     def label_counts(self) -> tuple[int, ...]:
         """Examples of each label; empty for language modelling."""
         return self.data.label_counts(self.indices)
+
+    def abandon(self) -> None:
+        """Nothing that it does outlasts a message."""
 
 
 def mask_shapes(blocks: int, dense: BlockShape) -> dict[str, tuple[int, ...]]:

@@ -164,8 +164,8 @@ class Salience:
 
         def observe(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             hidden = arguments[0]
-            if not hidden.requires_grad:
-                return
+            # before the first projection that is trained, nothing else would ask for this gradient
+            hidden.requires_grad_()
             key = (index, relative)
             flat = hidden.detach().flatten(0, -2).float()
             self._activity[key] = flat.abs().sum(dim=0)

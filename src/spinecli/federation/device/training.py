@@ -85,7 +85,7 @@ def train(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) -
         "backward_seconds": device.meter.seconds("backward"),
     }
     if order.pruning and score:
-        device.memory.remember(order.round, masks, score.importance)
+        device.memory.remember(order.round, masks, () if order.pruning.cut_first else score.importance)
         metrics["ratio"] = base.cuts.ratio_of(base.cuts.widths_of(masks))
         answer |= mask_tensors(masks) | importance_tensors(score.importance)
     return Trained(metrics, answer)

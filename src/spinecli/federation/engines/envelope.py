@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spinecli.errors import MessageError
 from spinecli.federation.conditions import Conditions
+from spinecli.federation.figures import MOST_EXAMPLES, ClassName, Examples, Seconds
 
 HELLO, READY, UNREADY, ALIVE, ACCEPTED, ANSWER, FAILED = (
     "hello",
@@ -38,9 +39,8 @@ RUN_IS_OVER = "the run is over"
 _LENGTH_BYTES = 4
 _LONGEST_HEADER = 1 << 20
 _LONGEST_EXPLANATION = 1000
-_MOST_EXAMPLES = 2**53
 
-_Number = Annotated[int, Field(ge=0, le=_MOST_EXAMPLES)]
+_Number = Annotated[int, Field(ge=0, le=MOST_EXAMPLES)]
 _Explanation = Annotated[str, Field(max_length=_LONGEST_EXPLANATION)]
 
 
@@ -71,9 +71,9 @@ class Hello(_Header):
 class Ready(_Header):
     """What a device says of itself; see `Node`."""
 
-    device_class: str = Field(max_length=100)
+    device_class: ClassName
     memory_bytes: _Number
-    examples: int = Field(ge=1, le=_MOST_EXAMPLES)
+    examples: Examples
     label_counts: tuple[_Number, ...] = Field(default=(), max_length=1_000_000)
 
 
@@ -104,7 +104,7 @@ class Answer(_Header):
     """What came of a job; the answer itself is carried."""
 
     job: int
-    seconds: float = Field(ge=0)
+    seconds: Seconds
     """Of work: on the virtual clock if there is one, else from the job's arrival on."""
 
 

@@ -32,6 +32,9 @@ class Worker(Protocol):
     def label_counts(self) -> tuple[int, ...]:
         """Examples of each label; empty where there are no labels."""
 
+    def abandon(self) -> None:
+        """It was lost on the way; what it has begun leads nowhere."""
+
 
 Work = TypeVar("Work", bound=Worker)
 
@@ -89,7 +92,11 @@ class LocalEngine(Generic[Work]):
 
     def exchange(self, jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
         """Let every device do its job; the clock moves on to when the server has what it waits for."""
-        return self._clock.close([self._ask(job) for job in jobs], deadline)
+        outcomes = self._clock.close([self._ask(job) for job in jobs], deadline)
+        for outcome in outcomes:
+            if isinstance(outcome, Lost):
+                self._devices[outcome.device].work.abandon()
+        return outcomes
 
     def _ask(self, job: Job) -> Reply | Lost:
         device = self._devices[job.device]

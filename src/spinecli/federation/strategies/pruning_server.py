@@ -147,7 +147,7 @@ class PruningServer(AdapterServer):
         return GlobalModel(self.adapter, self.head, served)
 
     def _consensus(self, device_class: str) -> tuple[Masks | None, float]:
-        importance = self._importance.get(device_class) or next(iter(self._importance.values()), None)
+        importance = self._importance.get(device_class) or self.fleet_importance()
         if importance is None:
             return None, 0.0
         seen = [device for device in self.masks if self.class_of[device] == device_class] or list(self.masks)

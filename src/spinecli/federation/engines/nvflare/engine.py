@@ -121,15 +121,23 @@ class NvflareEngine(RemoteEngine):
 
     def _send_off(self, parcel: Parcel, member: Member, now: float) -> None:
         if not member.ready:
+            if not member.trouble and not self._ready():
+                return  # all are loading, and a round without anybody would be lost for good
             parcel.fail(now, member.trouble or "it has been started anew and is still loading its model")
         elif self._send(member.cell, JOB, parcel.envelope):
             parcel.cell, parcel.sent = member.cell, now
 
     def _require_company(self) -> None:
         now, members = time.monotonic(), self._members.known.values()
-        if all(member.left is not None and now - member.left > self._patience.gone for member in members):
+
+        def has_gone(member: Member) -> bool:
+            return member.left is not None and now - member.left > self._patience.gone
+
+        if all(member.trouble or has_gone(member) for member in members):
+            troubles = "".join(f" {member.trouble}" for member in members if member.trouble)
             raise FederationError(
-                "Every device has gone; start them again and run the same command with --resume to go on."
+                "Every device has gone or cannot take part; start them again and run the same command with --resume to "
+                f"go on.{troubles}"
             )
 
     def _send(self, cell: str, topic: str, envelope: bytes) -> bool:
