@@ -104,9 +104,16 @@ def test_while_all_are_loading_a_round_waits_for_the_first(engine: NvflareEngine
     assert "loading" in explanations[1]
 
 
+def test_who_could_not_load_is_asked_again(engine: NvflareEngine) -> None:
+    wire_of(engine).receive("a.1", UNREADY, sealed(Told(explanation="killed while loading")))
+    assert asked(engine) == ["it was only asked"] * 2
+    assert sorted(wire_of(engine).sent) == ["a.1", "b.1"]
+
+
 def test_with_nobody_left_who_can_take_part_the_run_ends(engine: NvflareEngine) -> None:
     for name in "ab":
         come(engine, f"{name}.2")
         wire_of(engine).receive(f"{name}.2", UNREADY, sealed(Told(explanation=f"no memory on {name}.")))
     with pytest.raises(FederationError, match=r"--resume.*no memory on a\. no memory on b\."):
         asked(engine)
+    assert sorted(wire_of(engine).sent) == ["a.2", "b.2"], "each was given the chance to load anew"

@@ -120,10 +120,10 @@ class NvflareEngine(RemoteEngine):
             self._send_off(parcel, member, now)
 
     def _send_off(self, parcel: Parcel, member: Member, now: float) -> None:
-        if not member.ready:
-            if not member.trouble and not self._ready():
-                return  # all are loading, and a round without anybody would be lost for good
-            parcel.fail(now, member.trouble or "it has been started anew and is still loading its model")
+        if not member.ready and not member.trouble:
+            # where all are loading, a round without anybody would be lost for good
+            if self._ready():
+                parcel.fail(now, "it has been started anew and is still loading its model")
         elif self._send(member.cell, JOB, parcel.envelope):
             parcel.cell, parcel.sent = member.cell, now
 

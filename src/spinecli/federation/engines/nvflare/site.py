@@ -169,7 +169,7 @@ class Site:
 
     def _trained(self, topic: str, envelope: bytes) -> None:
         if topic == READY:
-            self._loaded, self._ready = True, envelope
+            self._loaded, self._ready, self._trouble = True, envelope, ""
             self._note("model and data are loaded; ready for jobs")
             self._tell(READY, envelope)
         elif topic == UNREADY:
