@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from spinecli.calibration.rows import load_tokenizer
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
-from spinecli.errors import FederationError
+from spinecli.errors import FederationError, SpineError
 from spinecli.federation.conditions import Conditions
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.encoding import Encoded, encode
@@ -20,6 +23,7 @@ from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.device import Device, DeviceMemory, Meter
 from spinecli.federation.device.handle import handle
 from spinecli.federation.device.stopwatch_meter import StopwatchMeter
+from spinecli.federation.engines.envelope import Ready, explained
 from spinecli.federation.engines.virtual_clock import VirtualMeter
 from spinecli.federation.messages import Message
 from spinecli.federation.planning.workload import Head, head_of
@@ -90,6 +94,15 @@ class Bench:
         counts = self.data.labels.bincount(minlength=self.labels)
         return tuple(counts.tolist())
 
+    def ready(self) -> Ready:
+        """What it says of itself when it enrols."""
+        return Ready(
+            device_class=self.home.device_class,
+            memory_bytes=self.home.memory_bytes,
+            examples=self.examples,
+            label_counts=self.label_counts,
+        )
+
     def work(self, run: str, kind: str, conditions: Conditions | None, blob: bytes) -> bytes:
         """Do one job; what the device remembers is on disk before this returns.
 
@@ -127,10 +140,12 @@ class Bench:
 
 
 def open_bench(charter: Charter, home: Home) -> Bench:
-    """Load what the charter asks for.
+    """Load what the charter asks for, and take as many threads as the home allows.
 
     Raises: FederationError if this device's checkpoint or data do not fit the charter, and what loading can raise.
     """
+    if home.threads is not None:
+        torch.set_num_threads(home.threads)
     path = resolve_checkpoint(home.model)
     if describe_source(home.model, path).digest != charter.checkpoint:
         raise FederationError(f"{home.model} is not the checkpoint of this run; give every device the server's.")
@@ -142,6 +157,14 @@ def open_bench(charter: Charter, home: Home) -> Bench:
     loaded = _Loaded(charter, home, checkpoint, head_of(checkpoint, labels or None), data, memory, meter)
     handler = _federated(loaded) if charter.split is None else _split(loaded, charter.split)
     return Bench(home, data, labels, memory, meter, handler)
+
+
+def explanation_of(error: Exception) -> str:
+    """What the server hears of an error; one that nobody foresaw goes to this process' log as a whole."""
+    if isinstance(error, SpineError):
+        return explained(str(error))
+    traceback.print_exception(error)
+    return explained(f"{type(error).__name__}: {error}")
 
 
 def _data(charter: Charter, home: Home, checkpoint: Checkpoint) -> Encoded:

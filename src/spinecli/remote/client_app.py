@@ -7,28 +7,23 @@ data, and what it remembers.
 from __future__ import annotations
 
 import time
-import traceback
 from pathlib import Path
 
 import psutil
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from spinecli.errors import SpineError
 from spinecli.federation.engines.envelope import (
     ANSWER,
     FAILED,
     Answer,
     Failed,
     JobHeader,
-    Ready,
-    explained,
     opened,
     sealed,
 )
 from spinecli.federation.engines.flower.payload import ENROLLED, Enrolled, packed, unpacked
-from spinecli.remote.bench import Bench, open_bench
+from spinecli.remote.bench import Bench, explanation_of, open_bench
 from spinecli.remote.placement import SETTING, Placement
 
 
@@ -37,9 +32,9 @@ def enrol(message: Message, context: Context) -> Message:
     placement = _placement(context)
     name, token = placement.home.device, placement.token
     try:
-        enrolled = Enrolled(device=name, token=token, ready=_ready(_bench(placement)))
+        enrolled = Enrolled(device=name, token=token, ready=_bench(placement).ready())
     except Exception as error:
-        enrolled = Enrolled(device=name, token=token, trouble=_explanation(error))
+        enrolled = Enrolled(device=name, token=token, trouble=explanation_of(error))
     return Message(packed(ENROLLED, sealed(enrolled)), reply_to=message)
 
 
@@ -51,7 +46,7 @@ def work(message: Message, context: Context) -> Message:
         bench = _bench(_placement(context))
         answer = bench.work(header.run, header.kind, header.conditions, blob)
     except Exception as error:
-        failed = Failed(job=header.job, explanation=_explanation(error))
+        failed = Failed(job=header.job, explanation=explanation_of(error))
         return Message(packed(FAILED, sealed(failed)), reply_to=message)
     seconds = _seconds_of_this_process() if header.conditions is None else bench.meter.total
     return Message(packed(ANSWER, sealed(Answer(job=header.job, seconds=seconds), answer)), reply_to=message)
@@ -62,31 +57,13 @@ def _placement(context: Context) -> Placement:
 
 
 def _bench(placement: Placement) -> Bench:
-    if placement.home.threads is not None:
-        torch.set_num_threads(placement.home.threads)
     return open_bench(placement.charter, placement.home)
-
-
-def _ready(bench: Bench) -> Ready:
-    return Ready(
-        device_class=bench.home.device_class,
-        memory_bytes=bench.home.memory_bytes,
-        examples=bench.examples,
-        label_counts=bench.label_counts,
-    )
 
 
 def _seconds_of_this_process() -> float:
     """How long this process has been there: its start and the loading of the model are part of a job's work."""
     began: float = psutil.Process().create_time()
     return max(0.0, time.time() - began)
-
-
-def _explanation(error: Exception) -> str:
-    if isinstance(error, SpineError):
-        return explained(str(error))
-    traceback.print_exc()
-    return explained(f"{type(error).__name__}: {error}")
 
 
 app = ClientApp()

@@ -10,12 +10,8 @@ import os
 import queue
 import sys
 import threading
-import traceback
 from multiprocessing.connection import Connection
 
-import torch
-
-from spinecli.errors import SpineError
 from spinecli.federation.engines.envelope import (
     ANSWER,
     FAILED,
@@ -25,14 +21,12 @@ from spinecli.federation.engines.envelope import (
     Empty,
     Failed,
     JobHeader,
-    Ready,
     Told,
-    explained,
     opened,
     sealed,
 )
 from spinecli.federation.engines.nvflare.child import frame, unframed
-from spinecli.remote.bench import Bench, open_bench
+from spinecli.remote.bench import Bench, explanation_of, open_bench
 from spinecli.remote.charter import Charter
 from spinecli.remote.home import Home
 
@@ -45,26 +39,14 @@ def main(number: int) -> None:
     frames: _Frames = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, frames), daemon=True).start()
     try:
-        bench = _open(_carried(frames), _carried(frames))
+        home, charter = _carried(frames), _carried(frames)
+        bench = open_bench(Charter.model_validate_json(charter), Home.model_validate_json(home))
     except Exception as error:
-        connection.send_bytes(frame(UNREADY, sealed(Told(explanation=_explanation(error)))))
+        connection.send_bytes(frame(UNREADY, sealed(Told(explanation=explanation_of(error)))))
         sys.exit(1)
-    ready = Ready(
-        device_class=bench.home.device_class,
-        memory_bytes=bench.home.memory_bytes,
-        examples=bench.examples,
-        label_counts=bench.label_counts,
-    )
-    connection.send_bytes(frame(READY, sealed(ready)))
+    connection.send_bytes(frame(READY, sealed(bench.ready())))
     while True:
         connection.send_bytes(frame(*_answer(bench, frames.get()[1])))
-
-
-def _open(home: bytes, charter: bytes) -> Bench:
-    place = Home.model_validate_json(home)
-    if place.threads is not None:
-        torch.set_num_threads(place.threads)
-    return open_bench(Charter.model_validate_json(charter), place)
 
 
 def _answer(bench: Bench, envelope: bytes) -> tuple[str, bytes]:
@@ -73,15 +55,8 @@ def _answer(bench: Bench, envelope: bytes) -> tuple[str, bytes]:
     try:
         answer = bench.work(header.run, header.kind, header.conditions, blob)
     except Exception as error:
-        return FAILED, sealed(Failed(job=header.job, explanation=_explanation(error)))
+        return FAILED, sealed(Failed(job=header.job, explanation=explanation_of(error)))
     return ANSWER, sealed(Answer(job=header.job, seconds=bench.meter.total), answer)
-
-
-def _explanation(error: Exception) -> str:
-    if isinstance(error, SpineError):
-        return explained(str(error))
-    traceback.print_exc()
-    return explained(f"{type(error).__name__}: {error}")
 
 
 def _carried(frames: _Frames) -> bytes:
