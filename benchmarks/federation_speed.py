@@ -4,7 +4,7 @@
 
 80 devices, 10 a round, on builtin:tiny. The bare steps are a plain loop over the very batches of a round, with one
 adapter and one optimiser: forward, backward, clipping, AdamW. They are those of the uncut model; a strategy that cuts
-(`--sparsity 0.3`) saves steps that its overhead then hides.
+(`--sparsity 0.3`) computes less than they do, and may end below zero.
 """
 
 from __future__ import annotations

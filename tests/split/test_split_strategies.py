@@ -21,6 +21,7 @@ from spinecli.split.control.options import ControlOptions
 from spinecli.split.control.scaling import whole_rows
 from spinecli.split.evaluation import evaluate
 from spinecli.split.messages import TRAINED
+from spinecli.split.request import rows_within
 from spinecli.split.setup import set_up
 from spinecli.split.strategies import SPLIT_STRATEGIES
 
@@ -45,7 +46,7 @@ def test_a_device_that_counts_other_labels_is_named(splits: SplitMaker, counts: 
 
 @given(rows=st.integers(1, 5000), row_bytes=st.floats(1, 1e7))
 def test_an_ingress_of_whole_rows_holds_them_all(rows: int, row_bytes: float) -> None:
-    assert whole_rows(rows * row_bytes / row_bytes) == rows
+    assert whole_rows(rows_within(rows * row_bytes, row_bytes)) == rows
 
 
 @every_strategy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,6 +20,7 @@ from spinecli.federation.figures import LARGEST
 
 _HEADER_KEY = "spine"
 _LENGTH_BYTES = 8
+_NOT_FINITE = "holds NaN or infinite values"
 _DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -72,20 +74,27 @@ def checked_header(kind: type[Header], message: Message, what: str) -> Header:
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise MessageError naming the first tensor that holds NaN or infinity, or a kind of number that none sends."""
     for name, value in tensors.items():
-        if value.dtype not in _DTYPES:
-            raise MessageError(f"{name} is {value.dtype}, which no message carries.")
+        _require_carried(name, value)
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise MessageError(f"{name} holds NaN or infinite values.")
+            raise MessageError(f"{name} {_NOT_FINITE}.")
 
 
 def require_moderate(tensors: Mapping[str, Tensor]) -> None:
     """Raise MessageError naming the first tensor that is not float32 or holds what is no number up to `LARGEST`."""
-    require_finite(tensors)
     for name, value in tensors.items():
+        _require_carried(name, value)
         if value.dtype is not torch.float32:
             raise MessageError(f"{name} is {value.dtype}, not float32.")
-        if value.numel() and float(value.abs().max()) > LARGEST:
+        largest = float(torch.stack(torch.aminmax(value)).abs().max()) if value.numel() else 0.0
+        if not math.isfinite(largest):
+            raise MessageError(f"{name} {_NOT_FINITE}.")
+        if largest > LARGEST:
             raise MessageError(f"{name} holds numbers beyond {LARGEST:g}.")
+
+
+def _require_carried(name: str, value: Tensor) -> None:
+    if value.dtype not in _DTYPES:
+        raise MessageError(f"{name} is {value.dtype}, which no message carries.")
 
 
 def require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

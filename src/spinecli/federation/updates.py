@@ -43,8 +43,8 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
     tensors = dict(reply.message.tensors)
     metrics = checked_header(Metrics, reply.message, "Its figures are")
     masks = _checked_masks(tensors, setting, before) if assignment.pruning else None
-    known = mask_tensors(masks) if masks else {}
-    require_moderate({name: value for name, value in tensors.items() if name not in known})
+    carried = mask_shapes(setting.blocks, setting.cuts.dense) if masks else {}
+    require_moderate({name: value for name, value in tensors.items() if name not in carried})
     rows, columns = setting.kept_units(masks)
     require_shapes(tensors, _expected(assignment, setting, rows, columns, with_masks=masks is not None))
     if assignment.shared_a:

@@ -22,6 +22,7 @@ from spinecli.split.strategies import SPLIT_STRATEGIES, SplitStrategy
 
 SPLIT_RATE = 2e-4
 """Learning rate where the user names none: lower than LoRA's, since the top's weights themselves are trained."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def _cut_layer(given: str) -> int | None:
         raise OptionError(f"--cut-layer {given!r} is no number of blocks; give one, or auto.") from None
 
 
+def rows_within(ingress_bytes: float, row_bytes: float) -> float:
+    """How many rows fit. Bytes that were made from whole rows hold them all, whatever rounding does on the way."""
+    return ingress_bytes / row_bytes * (1 + _ROUNDING)
+
+
 @dataclass(frozen=True, eq=False)
 class SplitRequest:
     """A federated request with what splitting adds to it."""
@@ -96,7 +102,7 @@ class SplitRequest:
     @property
     def row_budget(self) -> float:
         """Rows of features an iteration that the ingress takes."""
-        return self.ingress_bytes / self.row_bytes
+        return rows_within(self.ingress_bytes, self.row_bytes)
 
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""

@@ -102,11 +102,12 @@ def _score(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) 
         return None
     checkpoint = device.base.checkpoint
     blocks, dense = checkpoint.blocks, checkpoint.shape
-    importance = device.memory.importance(blocks, dense)
     if order.pruning.cut_first:
         shapes = importance_shapes(blocks, dense)
         require_shapes({name: tensors[name] for name in shapes.keys() & tensors.keys()}, shapes)
         importance = importance_from(tensors, blocks)
+    else:
+        importance = device.memory.importance(blocks, dense)
     return SCORES[order.pruning.score](device.base, importance)
 
 

@@ -108,15 +108,7 @@ class PruningServer(AdapterServer):
             name = self.class_of[update.device]
             before = self._importance.get(name)
             self._importance[name] = (
-                list(update.importance)
-                if before is None
-                else [
-                    Importance(
-                        _KEEP * old.heads + (1 - _KEEP) * new.heads,
-                        _KEEP * old.channels + (1 - _KEEP) * new.channels,
-                    )
-                    for old, new in zip(before, update.importance, strict=True)
-                ]
+                list(update.importance) if before is None else _mixed([(_KEEP, before), (1 - _KEEP, update.importance)])
             )
 
     def fleet_importance(self) -> list[Importance] | None:
@@ -125,14 +117,7 @@ class PruningServer(AdapterServer):
             return None
         counts = self._counts()
         total = sum(counts[name] for name in self._importance)
-        parts = [(counts[name] / total, each) for name, each in self._importance.items()]
-        return [
-            Importance(
-                torch.stack([share * each[block].heads for share, each in parts]).sum(dim=0),
-                torch.stack([share * each[block].channels for share, each in parts]).sum(dim=0),
-            )
-            for block in range(self.setting.blocks)
-        ]
+        return _mixed([(counts[name] / total, each) for name, each in self._importance.items()])
 
     def _counts(self) -> Counter[str]:
         """Devices of every class."""
@@ -199,6 +184,17 @@ def _require_all_groups(setting: Setting) -> None:
         raise OptionError(
             "--score lora measures only what carries LoRA; take --targets all, or --score salience, which needs none."
         )
+
+
+def _mixed(parts: Sequence[tuple[float, Sequence[Importance]]]) -> list[Importance]:
+    """The sum of importance in these shares, block by block."""
+    return [
+        Importance(
+            torch.stack([share * each.heads for (share, _), each in zip(parts, block, strict=True)]).sum(dim=0),
+            torch.stack([share * each.channels for (share, _), each in zip(parts, block, strict=True)]).sum(dim=0),
+        )
+        for block in zip(*(importance for _, importance in parts), strict=True)
+    ]
 
 
 def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

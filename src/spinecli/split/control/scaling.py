@@ -18,11 +18,8 @@ _ROUNDING = 1e-9
 
 
 def whole_rows(budget_rows: float) -> int:
-    """The rows that a budget holds, as an integer even where it is unlimited.
-
-    A budget of bytes that was made from whole rows may come out just below them.
-    """
-    return math.floor(min(budget_rows, 2**53) * (1 + _ROUNDING))
+    """The rows that a budget holds, as an integer even where it is unlimited."""
+    return math.floor(min(budget_rows, 2**53))
 
 
 def scaled_up(
