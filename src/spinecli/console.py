@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import logging
 import signal
 import sys
 import threading
@@ -85,7 +86,7 @@ class Terminal:
     def reporting_errors(self) -> Iterator[None]:
         """Render what goes wrong inside as one sentence and leave with the error's exit code."""
         try:
-            with _interrupts_kept():
+            with self._noting_what_the_library_says(), _interrupts_kept():
                 yield
         except SpineError as error:
             self._fail(str(error), error.exit_code)
@@ -98,11 +99,38 @@ class Terminal:
             place = f" ({error.filename})" if error.filename else ""
             self._fail(f"{error.strerror or error}{place}.", 1)
 
+    @contextmanager
+    def _noting_what_the_library_says(self) -> Iterator[None]:
+        """What library code logs inside becomes notes, each of them once."""
+        logger, handler = logging.getLogger("spinecli"), _Notes(self)
+        propagated, logger.propagate = logger.propagate, False
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagated
+
     def _fail(self, sentence: str, code: int) -> None:
         if self.debug:
             self.err.print_exception()
         self.err.print(f"[red]error:[/red] {escape(sentence)}", soft_wrap=True)
         raise typer.Exit(code) from None
+
+
+class _Notes(logging.Handler):
+    """Hands messages to a terminal, none of them twice: a command may open the same checkpoint several times."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._said:
+            self._said.add(message)
+            self._terminal.note(message)
 
 
 @contextmanager

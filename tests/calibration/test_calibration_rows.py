@@ -10,7 +10,7 @@ import torch
 from families import POSITIONS, VOCABULARY, Recipe, recipe, sample_text, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from spinecli.calibration.rows import CalibrationOptions, calibration_rows, load_tokenizer, token_rows
@@ -112,6 +112,16 @@ def test_impossible_sizes(rows: int, length: int) -> None:
         token_rows(tokenizer(), text(sample_text()), rows, length)
 
 
+def begin_and_end_texts(directory: Path) -> None:
+    """Let the tokenizer of a checkpoint put its special tokens around a text."""
+    found = load_tokenizer(directory)
+    found.cls_token, found.sep_token = "<s>", "</s>"
+    found.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    found.save_pretrained(directory)
+
+
 def test_no_special_tokens() -> None:
     assert token_rows(tokenizer(), text(sample_text()), 4, 16).tokens.min() > 2
 
@@ -124,9 +134,7 @@ def test_an_encoders_rows_are_framed_by_its_special_tokens(
     options = CalibrationOptions(str(sample_file), rows=3, length=16)
     plain = calibration_rows(Checkpoint.open(directory), "x", options).tokens
     assert plain.tolist() == token_rows(tokenizer(), text(sample_text()), 3, 16).tokens.tolist()
-    with_frame = load_tokenizer(directory)
-    with_frame.cls_token, with_frame.sep_token = "<s>", "</s>"
-    with_frame.save_pretrained(directory)
+    begin_and_end_texts(directory)
     found = calibration_rows(Checkpoint.open(directory), "x", options).tokens
     assert found.shape == (3, 16)
     assert (found[:, 0].tolist(), found[:, -1].tolist()) == ([1] * 3, [2] * 3)

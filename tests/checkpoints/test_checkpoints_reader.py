@@ -205,14 +205,15 @@ def test_one_bad_number_is_found(tmp_path: Path, value: float, dtype: torch.dtyp
     weight = torch.randn(7, 5).to(dtype)
     weight[3, 2] = value
     save_file({"w": weight}, tmp_path / "file.safetensors")
-    stored = StoredTensor(tmp_path / "file.safetensors", "w", (7, 5), dtype)
+    formats = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    stored = StoredTensor(tmp_path / "file.safetensors", "w", (7, 5), formats[dtype])
     with pytest.raises(NonFiniteWeightsError, match=r"w in .*file\.safetensors"):
         stored.read()
 
 
 def test_the_largest_finite_half_is_fine(tmp_path: Path) -> None:
     save_file({"w": torch.full((3,), 65504.0).half()}, tmp_path / "file.safetensors")
-    assert StoredTensor(tmp_path / "file.safetensors", "w", (3,), torch.float16).read().max() == 65504
+    assert StoredTensor(tmp_path / "file.safetensors", "w", (3,), "F16").read().max() == 65504
 
 
 @pytest.mark.parametrize("place", ["../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "..", "", 7])
@@ -286,7 +287,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> No
     assert stored_tensors(tmp_path)["w"].shape == (200,)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn, torch.int8])
 def test_dtypes_that_are_not_weights(copy: Callable[..., Path], dtype: torch.dtype) -> None:
     directory = copy()
     change_tensors(directory, lambda tensors: tensors.update({DOWN: tensors[DOWN].to(dtype)}))

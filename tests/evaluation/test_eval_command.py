@@ -121,7 +121,7 @@ def test_models_with_other_tokenizers_get_no_ratio(dense: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--window", "200", "--perplexity", "TEXT"], "exceeds the 96 positions of dense"),
+        (["--window", "200", "--perplexity", "TEXT"], "exceed the 96 positions of dense"),
         (["--window", "8", "--stride", "9", "--perplexity", "TEXT"], "The stride must lie between 1 and"),
         (["--latency", "--stride", "9"], "--stride belongs to --perplexity"),
         (["--latency", "--num-fewshot", "2"], "--num-fewshot belongs to --tasks"),

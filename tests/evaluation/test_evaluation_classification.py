@@ -171,7 +171,7 @@ def test_a_padding_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> No
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "<filler>"}))
-    with pytest.raises(TokenizerError, match="pads with token"):
+    with pytest.raises(TokenizerError, match="has the pad_token"):
         open_subjects([(str(model), None)])
 
 

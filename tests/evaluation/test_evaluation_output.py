@@ -89,7 +89,7 @@ def test_windows_fit_the_shortest_model(dense: Path, text_file: Path) -> None:
     subjects = open_subjects([(str(dense), None)])
     texts = PerplexitySettings(texts=(str(text_file),))
     session = open_session(subjects, Settings(perplexity=texts), Listeners(note=notes.append))
-    assert session.passages[0].windows[0].shape == (10, 96)
+    assert session.passages[0].windows[0].tokens.shape == (10, 96)
     assert notes == [
         "Windows have 96 tokens instead of 256, because dense has no more positions.",
         "words.txt has 10 windows, fewer than 40.",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import POSITIONS, random_words
+from tokenizers import processors
 
 from spinecli.calibration.rows import load_tokenizer, token_rows
 from spinecli.calibration.stream import ComputeOptions
@@ -16,7 +18,10 @@ from spinecli.calibration.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation import perplexity
 from spinecli.evaluation.models import load_model, open_subjects
+from spinecli.evaluation.passages import read_passages
 from spinecli.evaluation.perplexity import LoadedLogits, StreamedLogits, Windowing, score, text_windows, token_losses
+from spinecli.evaluation.session import evaluate_models
+from spinecli.evaluation.settings import PerplexitySettings, Settings
 from spinecli.progress import silent
 
 
@@ -161,3 +166,41 @@ def test_the_protocol_of_the_shared_checkpoints(shared: Path, model: str, text: 
     windows = text_windows(load_tokenizer(subject.path), load_text(str(shared / "texts" / text)), windowing)
     found = score(StreamedLogits(subject.checkpoint, ComputeOptions())(windows, silent), windows, windowing)
     assert found.perplexity == pytest.approx(expected, rel=1e-4)
+
+
+def test_windows_begin_as_the_tokenizer_begins_a_text(dense: Path, tmp_path: Path, text_file: Path) -> None:
+    """What opens a window counts into its length, and neither it nor anything twice is scored."""
+    model = shutil.copytree(dense, tmp_path / "begun")
+    tokenizer = load_tokenizer(model)
+    first, second = (tokenizer.convert_ids_to_tokens(token) for token in (1, 2))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} {second} $A", special_tokens=[(first, 1), (second, 2)]
+    )
+    tokenizer.save_pretrained(model)
+    subjects = open_subjects([(str(model), None)])
+    settings = PerplexitySettings(texts=(str(text_file),), window=20, stride=5, rows=6)
+    (passage,) = read_passages(settings, subjects, pytest.fail)
+    windows = passage.windows[0]
+    text = tokenizer(text_file.read_text(), add_special_tokens=False)["input_ids"]
+    loaded = load_model(subjects[0], device="cpu", dtype="float32")
+    losses = []
+    for index, window in enumerate(windows.tokens):
+        assert window.tolist() == [1, 2, *text[5 * index : 5 * index + 18]]
+        labels = window.clone()
+        labels[: 2 if index == 0 else 15] = -100
+        with torch.no_grad():
+            output = loaded(input_ids=window[None], labels=labels[None])
+        losses += [float(output.loss)] * int((labels != -100).sum())
+    found = score(LoadedLogits(loaded, "cpu")(windows.tokens, silent), windows.tokens, windows.windowing)
+    assert found.tokens == len(losses) == 18 + 5 * 5
+    assert found.nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    evaluated = evaluate_models(subjects, Settings(perplexity=settings)).models[0].perplexity[0]
+    assert (evaluated.nll, evaluated.opened_by) == (pytest.approx(found.nll, abs=1e-6), first + second)
+    plain = settings.model_copy(update={"special_tokens": "none"})
+    assert read_passages(plain, subjects, pytest.fail)[0].windows[0].tokens[0].tolist() == text[:20]
+
+
+def test_side_by_side_windows_hold_less_text_where_something_opens_them() -> None:
+    assert Windowing(8, 7, 3, opening=1).cut(torch.arange(21)).tolist() == torch.arange(21).view(3, 7).tolist()
+    with pytest.raises(OptionError, match="between 1 and the window's 7 tokens of text"):
+        Windowing(8, 8, 3, opening=1)

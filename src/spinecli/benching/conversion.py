@@ -14,7 +14,7 @@ from spinecli.artifacts.directory import require_space
 from spinecli.benching.gguf_file import INSTALL_GGUF, GgufFile, read_gguf
 from spinecli.benching.models import Model
 from spinecli.benching.settings import Quantization
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.calibration.rows import tokenizer_of
 from spinecli.errors import MissingPackageError
 from spinecli.progress import Progress
 
@@ -46,7 +46,7 @@ def convertible(model: Model, quantize: Quantization) -> Convertible:
     from spinecli.export.storage import Quantization as Storage
 
     checkpoint = model.source.checkpoint
-    planned, _ = gguf_model(checkpoint, load_tokenizer(checkpoint.path), Storage(quantize))
+    planned, _ = gguf_model(checkpoint, tokenizer_of(checkpoint), Storage(quantize))
     return Convertible(model, planned)
 
 

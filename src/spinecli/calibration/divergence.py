@@ -26,9 +26,10 @@ def divergence(stream: BlockStream, dense: Tensor, streams: Mapping[str, Tensor]
 
 def _kullback_leibler(stream: BlockStream, dense: Tensor, hidden: Tensor) -> float:
     total, tokens = 0.0, 0
+    first = stream.predicted_from - 1
     for wanted, found in zip(stream.logits(dense), stream.logits(hidden), strict=True):
-        reference = wanted.log_softmax(dim=-1)
-        each = (reference.exp() * (reference - found.log_softmax(dim=-1))).sum(dim=-1)
+        reference = wanted[:, first:].log_softmax(dim=-1)
+        each = (reference.exp() * (reference - found[:, first:].log_softmax(dim=-1))).sum(dim=-1)
         total += float(each.sum(dtype=torch.float64))
         tokens += each.numel()
     return total / tokens

@@ -1,11 +1,14 @@
-"""What was written, opened again: the last step before a checkpoint is published."""
+"""Is it what transformers computes? Asked of a checkpoint before it is worked on, and of one that was written."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from spinecli.artifacts.stopwatch import Stopwatch
@@ -21,6 +24,7 @@ from spinecli.errors import VerificationError
 PROBE_ROWS = 2
 PROBE_LENGTH = 64
 TOLERANCE = 1e-4
+_RANDOM_LENGTH = 32
 
 # Up to this size the whole model is also loaded by transformers itself.
 _WHOLE_MODEL_BYTES = 1 << 30
@@ -32,6 +36,12 @@ def probe(checkpoint: Checkpoint, rows: Tensor) -> Tensor:
     At most 2 rows; of a causal language model their first 64 tokens, of others all, as every token bears on the answer.
     """
     return rows[:PROBE_ROWS, :PROBE_LENGTH] if checkpoint.task is Task.causal_lm else rows[:PROBE_ROWS]
+
+
+def random_rows(checkpoint: Checkpoint) -> Tensor:
+    """Tokens to compare answers on where no text is at hand, always the same: (2, 32) int64."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(int(checkpoint.config.vocab_size), (PROBE_ROWS, _RANDOM_LENGTH), generator=generator)
 
 
 def streamed_logits(
@@ -61,6 +71,32 @@ def streamed_logits(
     return torch.cat(list(stream.logits(hidden))).cpu()
 
 
+def verify_reading(
+    checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions | None = None, stopwatch: Stopwatch | None = None
+) -> None:
+    """Compare the block stream of a checkpoint with the model that transformers itself loads from its directory.
+
+    Args:
+        tokens: (rows, length); see `probe`.
+
+    Raises: VerificationError.
+    """
+    compute = compute or ComputeOptions()
+    found = streamed_logits(checkpoint, tokens, None, compute, stopwatch)
+    expected, _ = _whole_model_logits(checkpoint, tokens, compute)
+    difference = float((found - expected).abs().max())
+    if not difference <= _tolerance(expected, compute):
+        raise VerificationError(
+            f"spine reads {checkpoint.path} otherwise than transformers does: logits differ by {difference:.2e}. "
+            "Nothing was written; please report which checkpoint it is."
+        )
+
+
+def _tolerance(expected: Tensor, compute: ComputeOptions) -> float:
+    scale = max(1.0, float(expected.abs().max()))
+    return (TOLERANCE if compute.dtype is torch.float32 else 0.05) * scale
+
+
 def verify_written(
     directory: Path, tokens: Tensor, expected: Tensor, compute: ComputeOptions, stopwatch: Stopwatch
 ) -> float:
@@ -77,11 +113,16 @@ def verify_written(
     checkpoint = Checkpoint.open(directory)
     found = [streamed_logits(checkpoint, tokens, compute=compute, stopwatch=stopwatch)]
     if checkpoint.bytes <= _WHOLE_MODEL_BYTES:
-        found.append(_whole_model_logits(checkpoint, tokens, compute))
-    scale = max(1.0, float(expected.abs().max()))
+        logits, info = _whole_model_logits(checkpoint, tokens, compute)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[problem]:
+                raise VerificationError(
+                    f"transformers reports {problem.replace('_', ' ')} {sorted(info[problem])[:3]}; nothing was "
+                    "published."
+                )
+        found.append(logits)
     difference = max(float((logits - expected).abs().max()) for logits in found)
-    tolerance = TOLERANCE * scale if compute.dtype is torch.float32 else 0.05 * scale
-    if not difference <= tolerance:
+    if not difference <= _tolerance(expected, compute):
         raise VerificationError(
             f"The written checkpoint's logits differ from the intended ones by {difference:.2e}; nothing was published."
         )
@@ -89,16 +130,42 @@ def verify_written(
 
 
 @torch.no_grad()
-def _whole_model_logits(checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions) -> Tensor:
+def _whole_model_logits(
+    checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions
+) -> tuple[Tensor, dict[str, set[str]]]:
+    """Answers of the model that transformers loads from the checkpoint's directory, and what it reports of loading.
+
+    Of a large model the blocks stay on disk until each of them runs.
+    """
     transformers_logging.disable_progress_bar()
-    model, info = auto_class(checkpoint.task).from_pretrained(
-        checkpoint.path, dtype=compute.dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
-    )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise VerificationError(
-                f"transformers reports {problem.replace('_', ' ')} {sorted(info[problem])[:3]}; nothing was published."
-            )
-    model = answering_by_last_token(model.to(compute.device).eval())
-    rows = torch.split(tokens.to(compute.device), 1)
-    return torch.cat([answer(model(row, use_cache=False)) for row in rows]).cpu()
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    if "quantization_config" not in checkpoint.raw_config and hasattr(config, "quantization_config"):
+        del config.quantization_config  # it is not true, see `Checkpoint.open`
+    places = _places(checkpoint) if checkpoint.bytes > _WHOLE_MODEL_BYTES else None
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, info = auto_class(checkpoint.task).from_pretrained(
+            checkpoint.path,
+            config=config,
+            dtype=compute.dtype,
+            device_map=places,
+            offload_folder=folder if places else None,
+            output_loading_info=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+        model = answering_by_last_token((model if places else model.to(compute.device)).eval())
+        device = "cpu" if places else compute.device
+        rows = torch.split(tokens.to(device), 1)
+        return torch.cat([answer(model(row, use_cache=False)) for row in rows]).cpu(), info
+
+
+def _places(checkpoint: Checkpoint) -> dict[str, str]:
+    """Where accelerate is to keep the model's parts: the blocks on disk, all else in memory."""
+    places: dict[str, str] = {checkpoint.blocks_path: "disk"}
+    module: nn.Module = checkpoint.skeleton()
+    prefix = ""
+    for step in checkpoint.blocks_path.split("."):
+        places |= {prefix + name: "cpu" for name, _ in module.named_children() if name != step}
+        module, prefix = module.get_submodule(step), f"{prefix}{step}."
+    return places

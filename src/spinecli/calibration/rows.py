@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,15 +16,47 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from spinecli.artifacts.manifest import FileRecord, Source
 from spinecli.calibration.text import Text, default_text, load_text
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.errors import CalibrationTextError, OptionError, TokenizerError
+from spinecli.checkpoints.source import TOKENIZER_PATTERNS
+from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
+
+_log = logging.getLogger(__name__)
+_SAMPLE = "The river"
+# Special tokens that a model is given or gives; others are only reserved.
+_IN_USE = ("pad_token", "bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
+# An embedding is padded to a multiple of some power of two, but not by more than this.
+_SUSPICIOUS_SHARE = 0.8
+# Files that only these packages read.
+_PACKAGES = {"*.model": "sentencepiece", "*.tiktoken": "tiktoken"}
+
+
+class SpecialTokens(str, Enum):
+    """What a row has besides text."""
+
+    auto = "auto"
+    """What the tokenizer puts in front of every text, around it for an encoder: the model was trained to see that."""
+    none = "none"
+    """Nothing."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Tokens around a row."""
+    """Special tokens around the text of a row. They count into its length, and nothing predicts those in front."""
 
     opening: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    """What the tokenizer calls them, opening first."""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.opening) + len(self.closing)
+
+    def __str__(self) -> str:
+        names = "".join(self.names)
+        if not names:
+            return "no special tokens"
+        return f"each between {self.names[0]} and {self.names[-1]}" if self.closing else f"each opened by {names}"
 
 
 NO_FRAME = Frame()
@@ -29,11 +64,12 @@ NO_FRAME = Frame()
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """The first tokens of a text, `length` a row; an encoder's rows begin and end with its special tokens."""
+    """The first tokens of a text, `length` a row, each row in the same frame of special tokens."""
 
     tokens: Tensor
     """(rows, length) int64."""
     text: Text
+    frame: Frame = NO_FRAME
 
     def source(self) -> Source:
         """These tokens as an input of a step: the sum of their ids, which also covers how the text was tokenised."""
@@ -53,7 +89,10 @@ class TokenRows:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint directory; TokenizerError if it has none that can be read."""
+    """The tokenizer of a checkpoint directory; TokenizerError if it has none that can be read.
+
+    `tokenizer_of` also checks that it fits the checkpoint.
+    """
     empty = [path.name for path in sorted(directory.glob("tokenizer*")) if path.is_file() and not path.stat().st_size]
     if empty:
         raise TokenizerError(f"{directory / empty[0]} is empty; fetch the tokenizer again.")
@@ -63,7 +102,55 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         )
     # the tokenizers library raises bare Exception on malformed files
     except Exception as error:
-        raise TokenizerError(f"The tokenizer in {directory} cannot be read; fetch its files again.") from error
+        missing = [name for pattern, name in _PACKAGES.items() if any(directory.glob(pattern)) and not find_spec(name)]
+        if missing:
+            way_out = f"install it with: pip install {missing[0]}"
+            raise MissingPackageError(
+                f"The tokenizer in {directory} needs the package {missing[0]}; {way_out}"
+            ) from error
+        if not any(path for pattern in TOKENIZER_PATTERNS for path in directory.glob(pattern)):
+            raise TokenizerError(f"{directory} has no tokenizer; fetch its files, such as tokenizer.json.") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise TokenizerError(
+            f"The tokenizer in {directory} cannot be read ({reason:.200}); fetch its files again."
+        ) from error
+    return tokenizer
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; see `fitting_tokenizer`."""
+    return fitting_tokenizer(checkpoint.path, int(checkpoint.config.vocab_size))
+
+
+def fitting_tokenizer(directory: Path, rows: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory, whose tokens all have one of an embedding's `rows`, but for some that were added.
+
+    Raises: TokenizerError if there is none, or one that belongs to another model.
+    """
+    tokenizer = load_tokenizer(directory)
+    file = directory / "tokenizer_config.json"
+    for name in _IN_USE:
+        token = getattr(tokenizer, f"{name}_id")
+        if token is not None and token >= rows:
+            raise TokenizerError(
+                f"{file} has the {name} {getattr(tokenizer, name)!r}, number {token}, but the model's vocabulary ends "
+                f"at {rows - 1}; name a token there that the model has."
+            )
+    if tokenizer.vocab_size > rows:
+        raise TokenizerError(
+            f"The tokenizer in {directory} has {tokenizer.vocab_size} tokens, but the model's vocabulary ends at "
+            f"{rows - 1}; the tokenizer belongs to another model."
+        )
+    if beyond := sorted(token for token, number in tokenizer.get_added_vocab().items() if number >= rows):
+        _log.warning(
+            f"The tokenizer in {directory} knows {', '.join(beyond[:4])}{', ...' if len(beyond) > 4 else ''}, "
+            "for which the embedding has no row; texts with it are refused."
+        )
+    if len(tokenizer) < _SUSPICIOUS_SHARE * rows:
+        _log.warning(
+            f"The tokenizer in {directory} has {len(tokenizer)} tokens and the embedding {rows} rows; does it "
+            "belong to this model?"
+        )
     return tokenizer
 
 
@@ -86,7 +173,7 @@ def token_rows(
     """
     if rows < 1 or length < 2:
         raise OptionError(f"Rows must be at least 1 and their length at least 2 tokens, not {rows} and {length}.")
-    inner = length - len(frame.opening) - len(frame.closing)
+    inner = length - frame.size
     if inner < 1:
         raise OptionError(f"Rows of {length} tokens have no room between the model's special tokens; make them longer.")
     tokens = _first_tokens(tokenizer, text.content, rows * inner)
@@ -104,7 +191,7 @@ def token_rows(
     count = min(rows, available)
     body = tokens[: count * inner].view(count, inner)
     opening, closing = (body.new_tensor(ends).expand(count, -1) for ends in (frame.opening, frame.closing))
-    return TokenRows(torch.cat([opening, body, closing], dim=1), text)
+    return TokenRows(torch.cat([opening, body, closing], dim=1), text, frame)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, content: str, wanted: int) -> Tensor:
@@ -123,12 +210,23 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, content: str, wanted: int)
         length *= 2
 
 
-def frame_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> Frame:
-    """The special tokens that an encoder reads every text between, where its tokenizer has them; else none."""
-    opening, closing = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if checkpoint.family.kind != "encoder" or opening is None or closing is None:
+def frame_of(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = SpecialTokens.auto
+) -> Frame:
+    """The special tokens of a row: what the tokenizer puts around a text of itself.
+
+    What a decoder's tokenizer puts behind a text, its end, stays away: a row ends where it is full, not where the text
+    does.
+    """
+    if special_tokens is SpecialTokens.none:
         return NO_FRAME
-    return Frame((opening,), (closing,))
+    plain: list[int] = tokenizer(_SAMPLE, add_special_tokens=False, verbose=False)["input_ids"]
+    whole: list[int] = tokenizer(_SAMPLE, verbose=False)["input_ids"]
+    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+    opening, closing = whole[:start], whole[start + len(plain) :]
+    if checkpoint.family.kind != "encoder":
+        closing = []
+    return Frame(tuple(opening), tuple(closing), tuple(tokenizer.convert_ids_to_tokens([*opening, *closing])))
 
 
 @dataclass(frozen=True)
@@ -139,6 +237,7 @@ class CalibrationOptions:
     """A reference for `load_text`; None takes `default_text`."""
     rows: int = 128
     length: int = 128
+    special_tokens: SpecialTokens = SpecialTokens.auto
 
 
 def calibration_rows(checkpoint: Checkpoint, reference: str, options: CalibrationOptions) -> TokenRows:
@@ -153,6 +252,12 @@ def calibration_rows(checkpoint: Checkpoint, reference: str, options: Calibratio
     if limit is not None and options.length > limit:
         raise OptionError(f"--calibration-length {options.length} exceeds the model's {limit} positions; lower it.")
     text = load_text(options.text) if options.text else default_text(builtin_model=reference.startswith("builtin:"))
-    tokenizer = load_tokenizer(checkpoint.path)
-    frame, vocabulary = frame_of(checkpoint, tokenizer), int(checkpoint.config.vocab_size)
+    tokenizer = tokenizer_of(checkpoint)
+    frame, vocabulary = frame_of(checkpoint, tokenizer, options.special_tokens), int(checkpoint.config.vocab_size)
+    window = getattr(checkpoint.config, "sliding_window", None)
+    if window and options.length < window and len(set(checkpoint.attention_kinds)) > 1:
+        _log.warning(
+            f"Rows of {options.length} tokens are shorter than the sliding window of {window}, so blocks that see "
+            "everything look like those that do not; a --calibration-length above the window would tell them apart."
+        )
     return token_rows(tokenizer, text, options.rows, options.length, frame=frame, vocabulary=vocabulary)

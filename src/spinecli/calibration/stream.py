@@ -88,6 +88,7 @@ class BlockStream:
         length: tokens per row.
         compute: device and dtype.
         stopwatch: time spent on reading weights is counted under `reading`.
+        opening: special tokens in front of every row, which are given and not predicted.
     """
 
     def __init__(
@@ -96,11 +97,14 @@ class BlockStream:
         length: int,
         compute: ComputeOptions | None = None,
         stopwatch: Stopwatch | None = None,
+        opening: int = 0,
     ) -> None:
         self.checkpoint = checkpoint
         self.compute = compute or ComputeOptions()
         self._stopwatch = stopwatch or Stopwatch()
         self.length = length
+        self.predicted_from = max(1, opening)
+        """The first position of a row whose token is predicted."""
         self._model = answering_by_last_token(checkpoint.skeleton())
         _move_buffers(self._model, self.compute.device)
         holder, _, attribute = checkpoint.blocks_path.rpartition(".")
@@ -180,14 +184,15 @@ class BlockStream:
                 yield answer(model(inputs_embeds=embeddings, use_cache=False))
 
     def losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """A causal language model's mean negative log-likelihood in nats of each row's tokens after its first.
+        """A causal language model's mean negative log-likelihood in nats of each row's predicted tokens.
 
         Returns: (rows,) float64.
         """
         found = []
+        first = self.predicted_from
         for logits, chunk in zip(self.logits(hidden), torch.split(tokens, self.chunk_rows), strict=True):
-            targets = chunk[:, 1:].to(logits.device)
-            losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
+            targets, predictions = chunk[:, first:].to(logits.device), logits[:, first - 1 : -1]
+            losses = nn.functional.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
             found.append(losses.view(targets.shape).double().mean(dim=1).cpu())
         return torch.cat(found)
 

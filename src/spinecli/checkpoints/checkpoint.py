@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.task import task_of
 from spinecli.checkpoints.tensors import TensorSource
-from spinecli.checkpoints.validation import check_sizes, match_tensors
+from spinecli.checkpoints.validation import Stored, check_sizes, check_token_ids
 from spinecli.errors import DamagedCheckpointError, NotACheckpointError
 
 # What transformers and torch raise when a configuration's values make no model.
@@ -28,10 +29,14 @@ _CONFIG_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    AssertionError,
     RuntimeError,
     OSError,
     StrictDataclassError,
 )
+_log = logging.getLogger(__name__)
+# How many tensors a note names.
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,36 @@ class Checkpoint:
         """
         file = path / "config.json"
         if not file.is_file():
-            raise NotACheckpointError(f"{path} has no config.json; name a Hugging Face checkpoint directory.")
+            raise _no_checkpoint(path)
         raw_config = read_json_object(file)
         family = family_of(str(raw_config.get("model_type")))
         task = task_of(file, family, raw_config)
         on_disk = stored_tensors(path)
         check_sizes(file, family, raw_config, on_disk)
-        try:
+        quantisation = _quantisation(raw_config)
+        config, skeleton = _built(path, family, task, raw_config)
+        stored = Stored(on_disk, skeleton.base_model_prefix + ".", quantisation, family.stored_name)
+        ties = dict(skeleton.all_tied_weights_keys)
+        if differing := stored.differing_ties(ties):
+            _log.warning(
+                f"{path} stores {differing[0]} with values of its own although config.json ties it to "
+                f"{ties[differing[0]]}; both are kept, as transformers does."
+            )
+            raw_config = {**raw_config, "tie_word_embeddings": False}
+            config, skeleton = _built(path, family, task, raw_config)
+        matched = stored.match(path, stored_shapes(skeleton), ties, skeleton._tied_weights_keys or {})
+        if unused := stored.unused(skeleton.state_dict()):
+            _log.warning(
+                f"{path} holds tensors that a {type(skeleton).__name__} does not use ({len(unused)}): "
+                f"{', '.join(unused[:_NAMED])}{', ...' if len(unused) > _NAMED else ''}."
+            )
+        if quantisation is not None:
+            _log.warning(
+                f"{file} says that the weights are quantised by {quantisation}, but they are stored as they are; its "
+                "quantization_config is left out."
+            )
+            raw_config = {key: value for key, value in raw_config.items() if key != "quantization_config"}
             config = config_from(raw_config)
-            skeleton = build_skeleton(config, task)
-            expected = stored_shapes(skeleton)
-        except _CONFIG_ERRORS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-            raise DamagedCheckpointError(
-                f"{file} is not a valid {family.model_type} configuration ({reason.rstrip('.')}); "
-                "fetch the checkpoint again."
-            ) from error
-        named = {name: on_disk[stored] for name in expected if (stored := family.stored_name(name)) in on_disk}
-        matched = match_tensors(path, expected, on_disk | named, skeleton.base_model_prefix + ".")
         return cls(path, raw_config, config, family, task, dict(matched))
 
     def read(self, name: str) -> Tensor:
@@ -146,6 +163,14 @@ class Checkpoint:
             heads = kv_heads = 0
         return BlockShape(heads, kv_heads, int(head_dim or self.d_model // heads), 0 if "mlp" in skipped else channels)
 
+    @cached_property
+    def attention_kinds(self) -> tuple[str, ...]:
+        """What each block's attention is, where blocks differ in it: windows, global, without positions."""
+        lists = [getattr(self.config, key, None) for key in self.family.block_lists]
+        return tuple(", ".join(map(str, kinds)) for kinds in zip(*filter(None, lists), strict=True)) or (
+            ("attention",) * self.blocks
+        )
+
     @property
     def is_post_norm(self) -> bool:
         """True if a norm stands behind each residual sum instead of before each sub-layer."""
@@ -181,6 +206,42 @@ class Checkpoint:
     def bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(stored.bytes for stored in self.tensors.values())
+
+
+def _no_checkpoint(path: Path) -> NotACheckpointError:
+    """What a directory without config.json is instead, as far as that can be told."""
+    adapter = path / "adapter_config.json"
+    if not adapter.is_file():
+        return NotACheckpointError(f"{path} has no config.json; name a Hugging Face checkpoint directory.")
+    base = read_json_object(adapter).get("base_model_name_or_path") or "a checkpoint that it does not name"
+    return NotACheckpointError(
+        f"{path} is a PEFT adapter of {base}; name that checkpoint, and the adapter with --adapter of spine eval or "
+        "spine export, which also merges it."
+    )
+
+
+def _built(
+    path: Path, family: Family, task: Task, raw_config: dict[str, Any]
+) -> tuple[PreTrainedConfig, PreTrainedModel]:
+    """The configuration and a model of it without weights; DamagedCheckpointError if its values make none."""
+    try:
+        config = config_from(raw_config)
+        check_token_ids(path, config)
+        return config, build_skeleton(config, task)
+    except _CONFIG_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise DamagedCheckpointError(
+            f"{path / 'config.json'} is not a valid {family.model_type} configuration ({reason.rstrip('.')}); "
+            "fetch the checkpoint again."
+        ) from error
+
+
+def _quantisation(raw_config: dict[str, Any]) -> str | None:
+    """The method by which a configuration says that its weights are quantised."""
+    settings = raw_config.get("quantization_config")
+    if not settings:
+        return None
+    return str(settings.get("quant_method", "an unnamed method")) if isinstance(settings, dict) else str(settings)
 
 
 def config_from(raw_config: dict[str, Any]) -> PreTrainedConfig:

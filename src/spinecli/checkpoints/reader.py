@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,9 +22,9 @@ from spinecli.errors import (
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Buffers that old encoders stored; the architecture computes them.
-_COMPUTED = ("position_ids", "token_type_ids")
+# What weights may be stored in, and as what they are read.
+READABLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float32}
+_COMPARED_ROWS = 8192
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -35,22 +35,28 @@ class StoredTensor:
     file: Path
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    format: str
+    """safetensors' name of its dtype."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which it is read; KeyError if its format is none of `READABLE`."""
+        return READABLE[self.format]
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
+        """Size in the dtype in which it is read."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The values in their stored dtype, as a copy that holds no file mapping.
+        """The values in `dtype`, as a copy that holds no file mapping.
 
         Raises: DamagedCheckpointError, NonFiniteWeightsError.
         """
         try:
             # One handle per tensor: pages of a long-lived mapping would count as this process' memory.
             with safe_open(self.file, framework="pt") as handle:
-                value: Tensor = handle.get_tensor(self.name).clone()
+                value: Tensor = handle.get_tensor(self.name).to(self.dtype, copy=True)
         except (SafetensorError, OSError) as error:
             raise DamagedCheckpointError(f"{self.file} cannot be read at {self.name}; fetch it again.") from error
         if value.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
@@ -59,15 +65,36 @@ class StoredTensor:
             )
         return value
 
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether both hold the same values in the same shape; read in parts, up to the first difference."""
+        if self.shape != other.shape:
+            return False
+        with safe_open(self.file, framework="pt") as own, safe_open(other.file, framework="pt") as their:
+            mine, yours = own.get_slice(self.name), their.get_slice(other.name)
+            parts = (slice(start, start + _COMPARED_ROWS) for start in range(0, self.shape[0], _COMPARED_ROWS))
+            return all(torch.equal(mine[part].float(), yours[part].float()) for part in parts)
+
+
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; DamagedCheckpointError if it is anything else."""
+    return _read_json(path, dict, "JSON object")
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The JSON list in `path`; DamagedCheckpointError if it is anything else."""
+    return _read_json(path, list, "JSON list")
+
+
+def _read_json(path: Path, kind: type[_Json], name: str) -> _Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path} is not readable JSON; fetch the checkpoint again.") from error
-    if not isinstance(value, dict):
-        raise DamagedCheckpointError(f"{path} does not hold a JSON object; fetch the checkpoint again.")
+    if not isinstance(value, kind):
+        raise DamagedCheckpointError(f"{path} does not hold a {name}; fetch the checkpoint again.")
     return value
 
 
@@ -112,15 +139,8 @@ def _header(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118
-                if name.rpartition(".")[2] in _COMPUTED:
-                    continue
                 view = handle.get_slice(name)
-                dtype = view.get_dtype()
-                if dtype not in _DTYPES:
-                    raise DamagedCheckpointError(
-                        f"{name} in {file} has dtype {dtype}; spine reads {', '.join(_DTYPES)}, so dequantise it first."
-                    )
-                found[name] = StoredTensor(file, name, tuple(view.get_shape()), _DTYPES[dtype])
+                found[name] = StoredTensor(file, name, tuple(view.get_shape()), view.get_dtype())
     except (SafetensorError, OSError) as error:
         raise DamagedCheckpointError(f"{file} is truncated or not safetensors; fetch it again.") from error
     return found

@@ -20,7 +20,11 @@ TOKENIZER_PATTERNS = (
     "vocab.*",
     "merges.txt",
     "chat_template*",
+    "*.jinja",
     "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "tekken.json",
 )
 
 
@@ -59,7 +63,7 @@ def _download(reference: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    patterns = ["*.json", "*.safetensors", *TOKENIZER_PATTERNS]
+    patterns = ["*.json", "*.safetensors", "additional_chat_templates/*.jinja", *TOKENIZER_PATTERNS]
     try:
         return Path(snapshot_download(reference, allow_patterns=patterns))
     except HfHubHTTPError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,15 +13,15 @@ from typing import Any
 from safetensors.torch import save_file
 
 from spinecli.artifacts.directory import require_space
+from spinecli.checkpoints.companions import companions
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE
 from spinecli.checkpoints.shipped_modules import modelling_source
-from spinecli.checkpoints.source import TOKENIZER_PATTERNS
 from spinecli.checkpoints.tensors import TensorSource
 from spinecli.progress import Progress, silent
 
 SHARD_BYTES = 512 << 20
-_COMPANIONS = (*TOKENIZER_PATTERNS, "generation_config.json", "LICENSE*", "NOTICE*")
+_log = logging.getLogger(__name__)
 
 
 def plan_shards(
@@ -51,10 +52,11 @@ def write_checkpoint(
     progress: Progress = silent,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write config.json, the shards and their index, and copy the tokenizer files of `companions_of`.
+    """Write config.json, the shards and their index, and copy the companion files of `companions_of`.
 
-    A family that transformers does not know gets its modelling file beside the weights. Tensors get the names by which
-    files of the family call them.
+    Code that config.json names for the model is not taken along: it was written for the model as it was, and the
+    families that spine knows need none. A family that transformers does not know gets its modelling file beside the
+    weights. Tensors get the names by which files of the family call them.
 
     Shards that an earlier, killed run finished are kept: a shard appears under its name only when it is whole.
 
@@ -73,13 +75,18 @@ def write_checkpoint(
         progress("writing", done + 1, len(shards))
     if len(shards) > 1:
         _write_json(directory / INDEX_FILE, _index(names, shards))
-    _write_json(directory / "config.json", config)
     if source := modelling_source(config):
         shutil.copyfile(source, directory / source.name)
-    for pattern in _COMPANIONS:
-        for path in sorted(companions_of.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, directory / path.name)
+    elif "auto_map" in config:
+        _log.warning(
+            f"{companions_of / 'config.json'} names code of its own under auto_map; the result does without, because "
+            f"transformers has {config.get('model_type')} itself."
+        )
+        config = {key: value for key, value in config.items() if key != "auto_map"}
+    _write_json(directory / "config.json", config)
+    for companion in companions(companions_of):
+        (directory / companion).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(companions_of / companion, directory / companion)
 
 
 def _shard_names(count: int) -> list[str]:

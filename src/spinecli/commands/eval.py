@@ -55,6 +55,14 @@ def evaluate(
         int | None,
         typer.Option("--rows", help="At most this many windows. Default: 40.", min=1, rich_help_panel=_TEXT),
     ] = None,
+    special_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--special-tokens",
+            help="auto: every window begins as the tokenizer begins a text; none: with text. Default: auto.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Tasks by name, separated by commas.", rich_help_panel=_TASK)
     ] = None,
@@ -165,7 +173,7 @@ def evaluate(
     """
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
-        text_options = {"window": window, "stride": stride, "rows": rows}
+        text_options = {"window": window, "stride": stride, "rows": rows, "special_tokens": special_tokens}
         task_options = {"limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size, "seed": seed}
         columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
         label_options = {**columns, "max_length": max_length, "examples": examples}

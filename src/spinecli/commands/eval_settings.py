@@ -23,8 +23,12 @@ def require_measure(measure: str, asked: bool, given: Mapping[str, object]) -> N
 
 def text_settings(texts: list[str] | None, given: Mapping[str, object]) -> PerplexitySettings | None:
     """How perplexity is taken; None if no text is named."""
+    from spinecli.calibration.rows import SpecialTokens
+    from spinecli.choice import choice
     from spinecli.evaluation.settings import PerplexitySettings
 
+    if (special := given.get("special_tokens")) is not None:
+        choice("--special-tokens", SpecialTokens, str(special))
     return PerplexitySettings.model_validate({"texts": texts, **_named(given)}) if texts else None
 
 

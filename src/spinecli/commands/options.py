@@ -37,3 +37,10 @@ Calibration = Annotated[
 ]
 CalibrationRows = Annotated[int, typer.Option("--calibration-rows", help="Rows of calibration text.", min=1)]
 CalibrationLength = Annotated[int, typer.Option("--calibration-length", help="Tokens per calibration row.", min=2)]
+SpecialTokens = Annotated[
+    str,
+    typer.Option(
+        "--special-tokens",
+        help="auto: every row begins as the tokenizer begins a text, with <bos> for instance; none: with text.",
+    ),
+]

@@ -63,6 +63,7 @@ def prune(
     calibration: options.Calibration = None,
     calibration_rows: options.CalibrationRows = 128,
     calibration_length: options.CalibrationLength = 128,
+    special_tokens: options.SpecialTokens = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -78,7 +79,7 @@ def prune(
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.calibration.rows import CalibrationOptions
+        from spinecli.calibration.rows import CalibrationOptions, SpecialTokens
         from spinecli.calibration.stream import compute_options
         from spinecli.checkpoints.cutting import Heads
         from spinecli.choice import choice
@@ -103,13 +104,20 @@ def prune(
                 heads=choice("--heads", Heads, heads),
                 widths=None if widths is None else choice("--widths", Widths, widths),
                 round_to=round_to,
-                calibration=CalibrationOptions(calibration, calibration_rows, calibration_length),
+                calibration=CalibrationOptions(
+                    calibration,
+                    calibration_rows,
+                    calibration_length,
+                    choice("--special-tokens", SpecialTokens, special_tokens),
+                ),
                 seed=seed,
                 compute=compute_options(device, dtype.value),
             )
         )
         tokens = request.calibration
-        terminal.note(f"calibrating on {tokens.rows} rows of {tokens.length} tokens: {tokens.text.description}")
+        terminal.note(
+            f"calibrating on {tokens.rows} rows of {tokens.length} tokens, {tokens.frame}: {tokens.text.description}"
+        )
         with terminal.progress() as progress:
             if dry_run or out is None:
                 decision = decide(request, stopwatch=stopwatch, progress=progress)

@@ -22,6 +22,9 @@ def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list
         f"written as {report['model_type']}; "
         + "; ".join(f"{engine}: {verdict}" for engine, verdict in report["engines"].items()),
     ]
+    if last := report["kept_for_their_kind"]:
+        kinds = ", ".join(f"block {index} ({kind})" for index, kind in last.items())
+        lines.append(f"stays so that no kind of attention leaves the model: {kinds}")
     if refit := report.get("refit"):
         key = "loss" if "held_out_loss_before" in refit else "distance"
         before, after = refit[f"held_out_{key}_before"], refit[f"held_out_{key}_after"]

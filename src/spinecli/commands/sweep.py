@@ -62,6 +62,7 @@ def sweep(
     calibration: options.Calibration = None,
     calibration_rows: options.CalibrationRows = 128,
     calibration_length: options.CalibrationLength = 128,
+    special_tokens: options.SpecialTokens = "auto",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.ComputeDtype = options.Dtype.float32,
@@ -79,7 +80,7 @@ def sweep(
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.calibration.rows import CalibrationOptions
+        from spinecli.calibration.rows import CalibrationOptions, SpecialTokens
         from spinecli.choice import choice
         from spinecli.evaluation.session import Listeners
         from spinecli.sweeping.choices import Tuning, parse_methods
@@ -99,7 +100,12 @@ def sweep(
             latency=latency,
             keep=keep,
             round_to=round_to,
-            calibration=CalibrationOptions(calibration, calibration_rows, calibration_length),
+            calibration=CalibrationOptions(
+                calibration,
+                calibration_rows,
+                calibration_length,
+                choice("--special-tokens", SpecialTokens, special_tokens),
+            ),
             seed=seed,
             device=device,
             dtype=dtype.value,
@@ -111,8 +117,8 @@ def sweep(
             request = open_request(asked, listeners, stopwatch)
             tokens = request.calibration
             terminal.note(
-                f"{len(request.points)} points, calibrated on {tokens.rows} rows of {tokens.length} tokens: "
-                f"{tokens.text.description}"
+                f"{len(request.points)} points, calibrated on {tokens.rows} rows of {tokens.length} tokens, "
+                f"{tokens.frame}: {tokens.text.description}"
             )
             manifest, results = run_sweep(request, output, stopwatch, listeners)
         measured = manifest.measured.model_dump(mode="json")

@@ -37,6 +37,12 @@ def tune(
         int | None,
         typer.Option("--calibration-length", help="Default: that of the prune run.", min=2, show_default=False),
     ] = None,
+    special_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--special-tokens", help="auto or none, see spine prune. Default: as the prune run.", show_default=False
+        ),
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.ComputeDtype = options.Dtype.float32,
@@ -51,6 +57,7 @@ def tune(
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
+        from spinecli.calibration.rows import SpecialTokens
         from spinecli.calibration.stream import compute_options
         from spinecli.choice import choice
         from spinecli.masktuning.recovery import TuneMethod
@@ -70,6 +77,7 @@ def tune(
                 calibration_text=calibration,
                 calibration_rows=calibration_rows,
                 calibration_length=calibration_length,
+                special_tokens=choice("--special-tokens", SpecialTokens, special_tokens) if special_tokens else None,
                 seed=seed,
                 compute=compute_options(device, dtype.value),
             )
@@ -77,8 +85,8 @@ def tune(
         tokens = request.calibration
         judging = held_out_rows(tokens.rows)
         terminal.note(
-            f"tuning on {tokens.rows - judging} rows of {tokens.length} tokens, judging on {judging} others: "
-            f"{tokens.text.description}"
+            f"tuning on {tokens.rows - judging} rows of {tokens.length} tokens, judging on {judging} others, "
+            f"{tokens.frame}: {tokens.text.description}"
         )
         with terminal.progress() as progress:
             manifest = run_tune(request, output, stopwatch, progress)

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from spinecli.artifacts.manifest import MANIFEST_NAME
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.calibration.rows import tokenizer_of
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.skeleton import build_skeleton
-from spinecli.errors import OptionError, TokenizerError
-from spinecli.evaluation.adapters import adapter_tensors
+from spinecli.errors import OptionError
 from spinecli.federation.data.encoding import padding_id
+from spinecli.lora.peft_adapter import adapter_tensors
 
 
 def padded_classifier(checkpoint: Checkpoint) -> Checkpoint:
@@ -37,7 +37,7 @@ def padded_classifier(checkpoint: Checkpoint) -> Checkpoint:
     if padding is not None and padding >= 0:
         return checkpoint
     config = copy.deepcopy(config)
-    config.pad_token_id = _tokenizer_padding(checkpoint)
+    config.pad_token_id = padding_id(tokenizer_of(checkpoint))
     return replace(checkpoint, config=config)
 
 
@@ -65,7 +65,7 @@ def adapted_classifier(checkpoint: Checkpoint, adapter: Path, reference: str) ->
             "label2id": {name: int(index) for index, name in unnamed.items()},
             "num_labels": labels,
             "problem_type": None,
-            "pad_token_id": _tokenizer_padding(checkpoint),
+            "pad_token_id": padding_id(tokenizer_of(checkpoint)),
         }
     try:
         # the values serve counting only: PEFT puts the head into the loaded model
@@ -89,14 +89,3 @@ def _labels(skeleton: nn.Module, checkpoint: Checkpoint, head: Mapping[str, Tens
         if isinstance(module, nn.Linear)
     ]
     return len(head[linears[-1]]) if linears[-1] in head else checkpoint.labels
-
-
-def _tokenizer_padding(checkpoint: Checkpoint) -> int:
-    padding = padding_id(load_tokenizer(checkpoint.path))
-    last = int(checkpoint.config.vocab_size) - 1
-    if padding > last:
-        raise TokenizerError(
-            f"The tokenizer in {checkpoint.path} pads with token {padding}, but the model's vocabulary ends at {last}; "
-            "the tokenizer belongs to another model."
-        )
-    return padding

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spinecli.calibration.rows import load_tokenizer
 from spinecli.errors import DataError, OptionError
 from spinecli.evaluation.classifiers import label_names
 from spinecli.evaluation.label_matching import LabelMatch, listed, match_labels
@@ -107,7 +106,7 @@ def _matched(dataset: Dataset, description: str, subject: Subject, note: Callabl
 
 
 def _encoded(dataset: Dataset, subject: Subject, length: int) -> Encoded:
-    tokenizer = load_tokenizer(subject.path)
+    tokenizer = subject.tokenizer
     try:
         rows = encode(dataset, tokenizer, length, vocabulary=subject.vocabulary)
     except OptionError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
+from spinecli.calibration.rows import fitting_tokenizer
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import size_of
 from spinecli.checkpoints.cuts import BlockCut, block_cuts
@@ -19,9 +21,9 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
-from spinecli.evaluation.adapters import adapter_shapes, attach_adapter, classifies
 from spinecli.evaluation.classifiers import adapted_classifier, padded_classifier
 from spinecli.evaluation.results import Weights
+from spinecli.lora.peft_adapter import adapter_config, adapter_shapes, attach_adapter, embedding_rows, has_tokenizer
 from spinecli.lora.peft_format import PEFT_PREFIX
 
 # Tokens of context at which the cost of attention scores is counted.
@@ -42,6 +44,21 @@ class Subject:
     """With the head of its adapter, if that makes a classifier of it."""
     adapter: Path | None = None
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the embedding, the adapter's where that brings one."""
+        own = int(self.checkpoint.config.vocab_size)
+        if self.adapter is None:
+            return own
+        return embedding_rows(self.checkpoint.skeleton(), adapter_shapes(self.adapter)) or own
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's, or that of an adapter that grew the vocabulary. Raises TokenizerError."""
+        grown = self.adapter is not None and self.vocabulary != int(self.checkpoint.config.vocab_size)
+        own = self.adapter if grown and self.adapter and has_tokenizer(self.adapter) else self.path
+        return fitting_tokenizer(own, self.vocabulary)
+
     @property
     def classifies(self) -> bool:
         """Whether it is a classifier; else it is a causal language model."""
@@ -56,11 +73,6 @@ class Subject:
     def positions(self) -> int | None:
         """Longest sequence that the model was made for; None if its configuration does not say."""
         return self.checkpoint.positions
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the embedding."""
-        return int(self.checkpoint.config.vocab_size)
 
 
 def open_subjects(references: Sequence[tuple[str, Path | None]]) -> list[Subject]:
@@ -91,7 +103,7 @@ def _open(reference: str, adapter: Path | None) -> Checkpoint:
     if adapter is not None:
         adapter_shapes(adapter)
     checkpoint = Checkpoint.open(resolve_checkpoint(reference))
-    if adapter is not None and classifies(adapter):
+    if adapter is not None and adapter_config(adapter).classifies:
         return adapted_classifier(checkpoint, adapter, reference)
     if checkpoint.task is Task.classification:
         return padded_classifier(checkpoint)

@@ -13,11 +13,11 @@ from spinecli.artifacts.manifest import Manifest, Source, Step, record_file
 from spinecli.artifacts.run import Run
 from spinecli.calibration.rows import TokenRows
 from spinecli.checkpoints.source import describe_source
-from spinecli.evaluation.adapters import CONFIG_NAME, WEIGHTS_NAME
 from spinecli.evaluation.plots import PICTURE_NAME, can_plot, save_picture
 from spinecli.evaluation.report_html import REPORT_NAME, report_html
 from spinecli.evaluation.results import RESULTS_NAME, Evaluation
 from spinecli.evaluation.session import Session
+from spinecli.lora.peft_format import CONFIG_NAME, WEIGHTS_NAME
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def provenance(session: Session) -> Provenance:
         files = {name: record_file(main.adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
         inputs["adapter"] = Source(reference=str(main.adapter), files=files)
     for index, passage in enumerate(session.passages, start=1):
-        inputs[f"text {index}"] = TokenRows(passage.windows[-1].contiguous(), passage.text).source()
+        inputs[f"text {index}"] = TokenRows(passage.windows[-1].tokens.contiguous(), passage.text).source()
     if session.labelled:
         inputs["labelled examples"] = session.labelled.dataset.source()
     return Provenance(inputs, lineage_behind(main.path, inputs["model"]))

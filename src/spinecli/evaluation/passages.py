@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.calibration.rows import Frame, SpecialTokens, frame_of
 from spinecli.calibration.text import Text, load_text
-from spinecli.errors import OptionError
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.perplexity import Windowing, text_windows
+from spinecli.evaluation.row_length import fit_row_length
 from spinecli.evaluation.settings import DEFAULT_WINDOW, PerplexitySettings
 
 # More than any tokenizer needs for prose; bounds what is fetched of a hub data set.
@@ -20,17 +20,27 @@ _CHARACTERS_PER_TOKEN = 12
 
 
 @dataclass(frozen=True, eq=False)
+class Windows:
+    """A text as one model sees it."""
+
+    tokens: Tensor
+    """(windows, window) int64."""
+    windowing: Windowing
+    frame: Frame
+    """Its opening stands in front of every window."""
+
+
+@dataclass(frozen=True, eq=False)
 class Passage:
     """One text."""
 
     text: Text
-    windowing: Windowing
-    windows: tuple[Tensor, ...]
-    """One a model: (windows, window) int64."""
+    windows: tuple[Windows, ...]
+    """One a model."""
 
     def comparable(self, index: int) -> bool:
         """Whether model `index` sees the same tokens as the first one; else their perplexities have no common unit."""
-        return torch.equal(self.windows[0], self.windows[index])
+        return torch.equal(self.windows[0].tokens, self.windows[index].tokens)
 
 
 def read_passages(
@@ -40,38 +50,41 @@ def read_passages(
 
     Raises: OptionError, CalibrationTextError, TokenizerError, OfflineError.
     """
-    windowing = _windowing(settings, subjects, note)
-    return [_read(reference, windowing, subjects, note) for reference in settings.texts]
+    positions = {subject.label: subject.positions for subject in subjects}
+    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note)
+    tokenizers = [subject.tokenizer for subject in subjects]
+    frames = [
+        frame_of(subject.checkpoint, tokenizer, SpecialTokens(settings.special_tokens))
+        for subject, tokenizer in zip(subjects, tokenizers, strict=True)
+    ]
+    windowings = [_windowing(settings, window, frame) for frame in frames]
+    passages = []
+    for reference in settings.texts:
+        longest = max(windowing.tokens for windowing in windowings)
+        text = load_text(reference, limit_characters=_CHARACTERS_PER_TOKEN * longest)
+        windows = []
+        for subject, tokenizer, windowing, frame in zip(subjects, tokenizers, windowings, frames, strict=True):
+            tokens = text_windows(tokenizer, text, windowing, opening=frame.opening, vocabulary=subject.vocabulary)
+            windows.append(Windows(tokens, windowing, frame))
+        passages.append(Passage(text, tuple(windows)))
+        _tell(passages[-1], subjects, note)
+    return passages
 
 
-def _windowing(settings: PerplexitySettings, subjects: Sequence[Subject], note: Callable[[str], None]) -> Windowing:
-    window = settings.window or DEFAULT_WINDOW
-    for subject in subjects:
-        limit = subject.positions
-        if limit is None or window <= limit:
-            continue
-        if settings.window is not None:
-            raise OptionError(
-                f"A window of {window} tokens exceeds the {limit} positions of {subject.label}; lower --window."
-            )
-        note(f"Windows have {limit} tokens instead of {window}, because {subject.label} has no more positions.")
-        window = limit
-    return Windowing(window, window if settings.stride is None else settings.stride, settings.rows)
+def _windowing(settings: PerplexitySettings, window: int, frame: Frame) -> Windowing:
+    opening = len(frame.opening)
+    # as many tokens as a window has mean windows side by side, whatever opens them
+    disjoint = settings.stride is None or settings.stride == window
+    return Windowing(window, window - opening if disjoint else settings.stride or 0, settings.rows, opening)
 
 
-def _read(reference: str, windowing: Windowing, subjects: Sequence[Subject], note: Callable[[str], None]) -> Passage:
-    text = load_text(reference, limit_characters=_CHARACTERS_PER_TOKEN * windowing.tokens)
-    windows = tuple(
-        text_windows(load_tokenizer(subject.path), text, windowing, vocabulary=subject.vocabulary)
-        for subject in subjects
-    )
-    passage = Passage(text, windowing, windows)
+def _tell(passage: Passage, subjects: Sequence[Subject], note: Callable[[str], None]) -> None:
+    first, text = passage.windows[0], passage.text.description
     for index, subject in enumerate(subjects):
         if not passage.comparable(index):
             note(
-                f"{subject.label} cuts {text.description} into other tokens than {subjects[0].label}, so their "
-                "perplexities do not compare."
+                f"{subject.label} cuts {text} into other tokens than {subjects[0].label}, so their perplexities do not "
+                "compare."
             )
-    if len(windows[0]) < windowing.rows:
-        note(f"{text.description} has {len(windows[0])} windows, fewer than {windowing.rows}.")
-    return passage
+    if len(first.tokens) < first.windowing.rows:
+        note(f"{text} has {len(first.tokens)} windows, fewer than {first.windowing.rows}.")

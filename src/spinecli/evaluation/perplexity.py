@@ -9,13 +9,15 @@ The text's tokens are cut into windows of equal length. A window's first tokens 
                            |2 3 4 5|              `window` see at least `window - stride` tokens before them
                             . . s s
 
-Perplexity is exp of the mean negative log-likelihood over the scored tokens. No special tokens are added.
+Every window is opened by the special tokens that the tokenizer puts in front of a text, if it has any: they count into
+the window's length, are not scored, and the windows of text behind them are what is cut as above. Perplexity is exp of
+the mean negative log-likelihood over the scored tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,33 +44,41 @@ class Windowing:
     window: int
     """Tokens a window."""
     stride: int
-    """Tokens from one window's start to the next, 1 to `window`."""
+    """Tokens from one window's start to the next, 1 to the window's tokens of text."""
     rows: int
     """At most this many windows."""
+    opening: int = 0
+    """Special tokens at the start of every window."""
 
     def __post_init__(self) -> None:
-        if self.window < 2:
+        if self.window < 2 + max(0, self.opening - 1):
             raise OptionError(f"A window must hold at least 2 tokens, not {self.window}; raise --window.")
-        if not 1 <= self.stride <= self.window:
+        if not 1 <= self.stride <= self.text:
             raise OptionError(
-                f"The stride must lie between 1 and the window's {self.window} tokens, not {self.stride}; "
+                f"The stride must lie between 1 and the window's {self.text} tokens of text, not {self.stride}; "
                 "change --stride or --window."
             )
         if self.rows < 1:
             raise OptionError(f"At least 1 window must be measured, not {self.rows}; raise --rows.")
 
     @property
+    def text(self) -> int:
+        """Tokens of text in a window."""
+        return self.window - self.opening
+
+    @property
     def tokens(self) -> int:
         """Tokens of text that all windows cover."""
-        return self.window + (self.rows - 1) * self.stride
+        return self.text + (self.rows - 1) * self.stride
 
     def first_scored(self, index: int) -> int:
         """Position in window `index` from which on tokens are scored."""
-        return 1 if index == 0 else max(1, self.window - self.stride)
+        first = max(1, self.opening)
+        return first if index == 0 else max(first, self.window - self.stride)
 
     def cut(self, tokens: Tensor) -> Tensor:
-        """The windows of a text: (n,) int64, n at least `window` -> (windows, window)."""
-        return tokens.unfold(0, self.window, self.stride)[: self.rows]
+        """The text of the windows: (n,) int64, n at least `text` -> (windows, text)."""
+        return tokens.unfold(0, self.text, self.stride)[: self.rows]
 
 
 @dataclass(frozen=True)
@@ -98,21 +108,30 @@ class LogitSource(Protocol):
 
 
 def text_windows(
-    tokenizer: PreTrainedTokenizerBase, text: Text, windowing: Windowing, *, vocabulary: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    windowing: Windowing,
+    *,
+    opening: Sequence[int] = (),
+    vocabulary: int | None = None,
 ) -> Tensor:
     """The windows of a text's start: (windows, window) int64, as many as the text has, at most `windowing.rows`.
+
+    Args:
+        opening: the special tokens that every window begins with, `windowing.opening` of them.
 
     Raises: CalibrationTextError if the text is shorter than one window, TokenizerError.
     """
     # rows of two tokens: the finest cut there is, so that any stride finds its tokens
     pairs = token_rows(tokenizer, text, -(-windowing.tokens // 2), 2, vocabulary=vocabulary)
     tokens = pairs.tokens.flatten()[: windowing.tokens]
-    if len(tokens) < windowing.window:
+    if len(tokens) < windowing.text:
         raise CalibrationTextError(
-            f"{text.reference} has {len(tokens)} tokens, fewer than one window of {windowing.window}; "
+            f"{text.reference} has {len(tokens)} tokens, fewer than one window of {windowing.text}; "
             "name a longer text or a smaller --window."
         )
-    return windowing.cut(tokens)
+    texts = windowing.cut(tokens)
+    return torch.cat([texts.new_tensor(opening).expand(len(texts), -1), texts], dim=1)
 
 
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:

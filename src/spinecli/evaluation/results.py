@@ -45,6 +45,8 @@ class PerplexityResult(Record):
     windows: int
     window: int
     stride: int
+    opened_by: str = ""
+    """The special tokens in front of every window; empty if there are none."""
     computed_by: Computation
     comparable: bool
     """False if this model cuts the text into other tokens than the reference does."""

@@ -9,7 +9,6 @@ from pydantic import JsonValue
 from transformers import PreTrainedModel
 
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.rows import load_tokenizer
 from spinecli.calibration.stream import compute_options
 from spinecli.errors import MeasurementError
 from spinecli.evaluation.classification import classify
@@ -126,10 +125,11 @@ class Session:
         return tuple(self._perplexity(index, passage, source) for passage in self.passages)
 
     def _perplexity(self, index: int, passage: Passage, source: LogitSource) -> PerplexityResult:
-        windows, windowing = passage.windows[index], passage.windowing
+        windows = passage.windows[index]
+        tokens, windowing = windows.tokens, windows.windowing
         try:
             with self.stopwatch("perplexity"):
-                found = score(source(windows, self.listeners.progress), windows, windowing)
+                found = score(source(tokens, self.listeners.progress), tokens, windowing)
         except MeasurementError as error:
             raise MeasurementError(f"{self.subjects[index].label} on {passage.text.description}: {error}") from error
         return PerplexityResult(
@@ -138,9 +138,10 @@ class Session:
             perplexity=found.perplexity,
             nll=found.nll,
             scored_tokens=found.tokens,
-            windows=len(windows),
+            windows=len(tokens),
             window=windowing.window,
             stride=windowing.stride,
+            opened_by="".join(windows.frame.names),
             computed_by=source.name,
             comparable=passage.comparable(index),
         )
@@ -172,7 +173,7 @@ class Session:
     def _task_results(self, subject: Subject, model: PreTrainedModel) -> dict[str, JsonValue] | None:
         if self.tasks is None:
             return None
-        tokenizer = load_tokenizer(subject.path)
+        tokenizer = subject.tokenizer
         with self.stopwatch("tasks"):
             return run_tasks(self.tasks, model, tokenizer, self.listeners.progress, debug=self.listeners.debug)
 

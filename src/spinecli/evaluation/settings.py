@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from spinecli.evaluation.record import Record
 
@@ -23,6 +24,8 @@ class PerplexitySettings(Record):
     """Tokens from one window's start to the next; None: the window's length, so windows are disjoint."""
     rows: int = DEFAULT_ROWS
     """At most this many windows from the start of the text."""
+    special_tokens: Literal["auto", "none"] = "auto"
+    """What opens a window: what the tokenizer puts in front of a text, or nothing."""
 
 
 class TaskSettings(Record):

@@ -29,9 +29,9 @@ def conditions(evaluation: Evaluation) -> list[str]:
     sentences = []
     if len(models) > 1:
         sentences.append(f"Ratios are to {models[0].label}.")
-    for cut in dict.fromkeys((text.windows, text.window, text.stride) for text in models[0].perplexity):
-        windows, window, stride = cut
-        sentences.append(f"Perplexity: {windows} windows of {window} tokens, stride {stride}, no special tokens.")
+    texts = [text for model in models for text in model.perplexity]
+    for cut in dict.fromkeys((text.windows, text.window, text.stride, text.opened_by) for text in texts):
+        sentences.append(f"Perplexity: {windows_in_words(*cut)}.")
     if not all(text.comparable for model in models for text in model.perplexity):
         sentences.append("Perplexities of models with different tokenizers do not compare.")
     if evaluation.ran_tasks:
@@ -54,6 +54,12 @@ def conditions(evaluation: Evaluation) -> list[str]:
         use = "generates" if generation.new_tokens else "runs one forward pass"
         sentences.append(f"Memory: peak of a fresh process that loads the model and {use}.")
     return sentences
+
+
+def windows_in_words(windows: int, window: int, stride: int, opened_by: str) -> str:
+    """How a text was cut; `opened_by` are the special tokens in front of every window."""
+    opening = f"each opened by {opened_by}, which is not scored" if opened_by else "no special tokens"
+    return f"{windows} windows of {window} tokens, stride {stride}, {opening}"
 
 
 def _examples(evaluation: Evaluation) -> list[str]:

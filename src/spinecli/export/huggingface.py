@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.reload import streamed_logits, verify_written
+from spinecli.calibration.reload import random_rows, streamed_logits, verify_written
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.progress import Progress, silent
-
-_PROBE_LENGTH = 32
 
 
 def write_huggingface(
@@ -26,11 +22,10 @@ def write_huggingface(
     with stopwatch("writing"):
         write_checkpoint(directory, checkpoint.raw_config, checkpoint.groups(), checkpoint.path, progress)
     mode = directory.stat().st_mode & 0o666
-    for path in directory.iterdir():
-        path.chmod(mode)  # as the umask has it; safetensors writes for the owner alone
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)  # as the umask has it; safetensors writes for the owner alone
     with stopwatch("verifying"):
-        tokens = torch.randint(
-            int(checkpoint.config.vocab_size), (2, _PROBE_LENGTH), generator=torch.Generator().manual_seed(0)
-        )
+        tokens = random_rows(checkpoint)
         expected = streamed_logits(checkpoint, tokens)
         return verify_written(directory, tokens, expected, ComputeOptions(), stopwatch)

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from spinecli.artifacts.directory import sync
-from spinecli.checkpoints.source import TOKENIZER_PATTERNS
+from spinecli.checkpoints.companions import is_companion
 from spinecli.errors import (
     MissingPathError,
     NoSpaceError,
@@ -30,9 +30,6 @@ _CHECKPOINT_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
     "modeling_*.py",
-    "LICENSE*",
-    "NOTICE*",
-    *TOKENIZER_PATTERNS,
 )
 
 
@@ -55,7 +52,7 @@ def check_directory_output(out: Path, overwrite: bool, checkpoint: Path) -> None
         return
     if not out.is_dir():
         raise OutputExistsError(f"{out} is a file; choose another --out.")
-    foreign = sorted(path.name for path in out.iterdir() if not _belongs_to_checkpoint(path))
+    foreign = sorted(path.name for path in out.iterdir() if not _belongs_to_checkpoint(path, out))
     if foreign:
         raise OutputExistsError(f"{out} holds {foreign[0]}, which no export writes; choose another --out.")
     if any(out.iterdir()) and not overwrite:
@@ -123,8 +120,9 @@ def _check_place(out: Path, checkpoint: Path) -> None:
         )
 
 
-def _belongs_to_checkpoint(path: Path) -> bool:
-    return path.is_file() and any(fnmatch(path.name, pattern) for pattern in _CHECKPOINT_FILES)
+def _belongs_to_checkpoint(path: Path, out: Path) -> bool:
+    weights = path.is_file() and any(fnmatch(path.name, pattern) for pattern in _CHECKPOINT_FILES)
+    return weights or is_companion(out, path)
 
 
 def _taken(out: Path) -> OutputExistsError:

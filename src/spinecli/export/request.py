@@ -46,6 +46,8 @@ class ExportRequest:
 
     options: ExportOptions
     format: Format
+    base: Checkpoint
+    """As it lies on disk."""
     checkpoint: Checkpoint
     """With the adapter merged, if there is one."""
     quantization: Quantization | None
@@ -72,7 +74,7 @@ def open_request(options: ExportOptions) -> ExportRequest:
     path = resolve_checkpoint(options.model)
     check = check_file_output if wanted is Format.gguf else check_directory_output
     check(options.out, options.overwrite, path)
-    checkpoint = Checkpoint.open(path)
+    base = checkpoint = Checkpoint.open(path)
     if options.adapter is not None:
-        checkpoint = merge(checkpoint, options.adapter, rounded=wanted is Format.hf)
-    return ExportRequest(options, wanted, checkpoint, quantization)
+        checkpoint = merge(base, options.adapter, rounded=wanted is Format.hf)
+    return ExportRequest(options, wanted, base, checkpoint, quantization)

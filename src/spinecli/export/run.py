@@ -10,12 +10,13 @@ from spinecli.artifacts.directory import require_space
 from spinecli.artifacts.hashing import sha256_file
 from spinecli.artifacts.manifest import record_files
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.rows import load_tokenizer
-from spinecli.evaluation.adapters import adapter_shapes
+from spinecli.calibration.reload import random_rows, verify_reading
+from spinecli.calibration.rows import tokenizer_of
 from spinecli.export.huggingface import write_huggingface
 from spinecli.export.merging import adapted_modules
 from spinecli.export.output import whole_directory, whole_file
 from spinecli.export.request import ExportRequest, Format
+from spinecli.lora.peft_adapter import adapter_shapes
 from spinecli.progress import Progress, silent
 
 
@@ -33,6 +34,8 @@ def export(request: ExportRequest, stopwatch: Stopwatch, progress: Progress = si
     Raises: UnexportableError, VerificationError, NoSpaceError, UnfinishedRunError, TokenizerError, and what reading the
         checkpoint raises.
     """
+    with stopwatch("verifying"):
+        verify_reading(request.base, random_rows(request.base))
     if request.format is Format.gguf:
         return _export_gguf(request, stopwatch, progress)
     return _export_huggingface(request, stopwatch, progress)
@@ -47,7 +50,7 @@ def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progres
 
     out, checkpoint = request.options.out, request.checkpoint
     quantization = request.quantization or Quantization.f16
-    tokenizer = load_tokenizer(checkpoint.path)
+    tokenizer = tokenizer_of(checkpoint)
     model, notes = gguf_model(checkpoint, tokenizer, quantization)
     require_space(out.resolve().parent, model.bytes)
     with whole_file(out) as part:

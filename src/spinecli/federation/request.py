@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from spinecli.artifacts.lineage import lineage_behind
 from spinecli.artifacts.manifest import Source, Step
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.calibration.rows import tokenizer_of
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
@@ -191,7 +191,7 @@ def open_request(options: FederatedOptions, *, deal: bool = True) -> FederatedRe
     if splits.train.task == "language" and checkpoint.family.kind == "encoder":
         raise OptionError(f"{options.model} is an encoder and learns labels only; {options.data} has none.")
     parts = partition(splits.train, len(fleet.devices), scheme, options.seed) if deal else []
-    tokenizer = load_tokenizer(checkpoint.path)
+    tokenizer = tokenizer_of(checkpoint)
     vocabulary = int(checkpoint.config.vocab_size)
     evaluation = splits.evaluation.subset(_spread(len(splits.evaluation), options.evaluation_limit))
     source = describe_source(options.model, checkpoint.path)

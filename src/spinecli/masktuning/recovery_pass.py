@@ -77,6 +77,8 @@ class RecoveryTask:
     """Rows at the end that choose between answers and are not fitted to."""
     method: TuneMethod
     compute: ComputeOptions
+    opening: int = 0
+    """Special tokens in front of every row."""
 
 
 def held_out_rows(rows: int) -> int:
@@ -100,8 +102,8 @@ def recover_student(
     tokens, held_out, length = task.tokens, task.held_out_rows, task.tokens.shape[1]
     answer = partial(recover, held_out=held_out * length, method=task.method)
     branches = BranchTuning(held_out * length) if task.method is TuneMethod.auto else None
-    teacher = BlockStream(task.teacher, length, task.compute, stopwatch)
-    student = BlockStream(task.student, length, task.compute, stopwatch)
+    teacher = BlockStream(task.teacher, length, task.compute, stopwatch, task.opening)
+    student = BlockStream(task.student, length, task.compute, stopwatch, task.opening)
     student_index = {dense: index for index, dense in enumerate(task.masks.kept_blocks)}
     streams: dict[str, Tensor] = {}
 

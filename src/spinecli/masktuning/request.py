@@ -9,11 +9,12 @@ from pydantic import JsonValue
 
 from spinecli.artifacts.lineage import lineage_behind
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, Step, expect_kind
-from spinecli.calibration.rows import CalibrationOptions, TokenRows, calibration_rows
+from spinecli.calibration.rows import CalibrationOptions, SpecialTokens, TokenRows, calibration_rows
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.choice import choice
 from spinecli.errors import (
     DamagedArtifactError,
     ForeignArtifactError,
@@ -35,6 +36,7 @@ class TuneOptions:
     calibration_text: str | None = None
     calibration_rows: int | None = None
     calibration_length: int | None = None
+    special_tokens: SpecialTokens | None = None
     seed: int = 0
     compute: ComputeOptions = field(default_factory=ComputeOptions)
 
@@ -50,6 +52,7 @@ class TuneRequest:
     inputs: dict[str, Source]
     lineage: tuple[Step, ...]
     calibration: TokenRows
+    special_tokens: SpecialTokens
     bias_switches: tuple[str, ...]
     """Config keys that `mask+bias` turns on because the student's projections have no bias yet."""
 
@@ -63,6 +66,7 @@ class TuneRequest:
             held_out_rows=held_out_rows(self.calibration.rows),
             method=self.options.method,
             compute=self.options.compute,
+            opening=len(self.calibration.frame.opening),
         )
 
     def parameters(self) -> dict[str, JsonValue]:
@@ -71,6 +75,7 @@ class TuneRequest:
             "method": self.options.method.value,
             "calibration_rows": self.calibration.rows,
             "calibration_length": self.calibration.length,
+            "special_tokens": self.special_tokens.value,
             "dtype": str(self.options.compute.dtype).removeprefix("torch."),
         }
 
@@ -91,7 +96,8 @@ def open_request(options: TuneOptions) -> TuneRequest:
     masks = Masks.load(options.pruned)
     if not _lead_from(masks, teacher, student):
         raise DamagedArtifactError(f"The masks in {options.pruned} belong to another checkpoint; prune again.")
-    calibration = calibration_rows(teacher, manifest.inputs["model"].reference, _calibration(options, manifest))
+    wanted = _calibration(options, manifest)
+    calibration = calibration_rows(teacher, manifest.inputs["model"].reference, wanted)
     if calibration.rows < 2:
         raise OptionError("Tuning needs at least 2 calibration rows, one to fit and one to judge; add rows.")
     return TuneRequest(
@@ -102,6 +108,7 @@ def open_request(options: TuneOptions) -> TuneRequest:
         inputs={"pruned": source, "dense": teacher_source, "calibration": calibration.source()},
         lineage=lineage,
         calibration=calibration,
+        special_tokens=wanted.special_tokens,
         bias_switches=_bias_switches(options, student),
     )
 
@@ -140,10 +147,12 @@ def _calibration(options: TuneOptions, manifest: Manifest) -> CalibrationOptions
             raise DamagedArtifactError(f"{options.pruned} does not say its {key}; prune again.")
         return value
 
+    recorded_tokens = str(manifest.parameters.get("special_tokens", SpecialTokens.none.value))
     return CalibrationOptions(
         text=options.calibration_text or manifest.inputs["calibration"].reference,
         rows=options.calibration_rows or recorded("calibration_rows"),
         length=options.calibration_length or recorded("calibration_length"),
+        special_tokens=options.special_tokens or choice("special_tokens", SpecialTokens, recorded_tokens),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -29,7 +29,7 @@ from spinecli.pruning.request import PruneRequest
 from spinecli.pruning.scores import Scores
 from spinecli.pruning.scoring import score_checkpoint
 from spinecli.pruning.search import Candidate, Judgement, judge
-from spinecli.pruning.selection import select
+from spinecli.pruning.selection import last_of_their_kind, select
 
 # Share of the block parameters by which a cut may miss the asked sparsity and still be compared with others.
 _SHORTFALL = 0.005
@@ -45,11 +45,14 @@ class Decision:
     """Of every allocation that was compared; empty if there was nothing to compare."""
     objective: Objective
     """By which they were compared."""
+    kept_for_their_kind: dict[int, str]
+    """Blocks that stay as the last with their kind of attention -> that kind."""
 
     def report(self) -> dict[str, JsonValue]:
         """For `spine.json` and --json."""
         return {
             **self.plan.report(),
+            "kept_for_their_kind": {str(index): kind for index, kind in self.kept_for_their_kind.items()},
             "block_influence": self.scores.influence.tolist(),
             "compared_by": self.objective.name,
             "compared": [
@@ -74,18 +77,21 @@ def decide(
     """
     stopwatch, findings = stopwatch or Stopwatch(), findings or state
     checkpoint, calibration = request.checkpoint, request.calibration
-    stream = BlockStream(checkpoint, calibration.length, request.options.compute, stopwatch)
+    opening = len(calibration.frame.opening)
+    stream = BlockStream(checkpoint, calibration.length, request.options.compute, stopwatch, opening)
     scores = score_checkpoint(
         stream, calibration.tokens, request.method, _journal(findings, "scoring"), stopwatch, progress
     )
     tokens = calibration.tokens[: request.search_rows]
+    last = last_of_their_kind(scores.influence, checkpoint.attention_kinds, request.protected)
+    protected = request.protected | last.keys()
 
     def compared(candidates: Sequence[Candidate], phase: str) -> list[Judgement]:
         journal = _journal(state, phase)
         return judge(stream, tokens, request.held_out_rows, candidates, phase, journal, stopwatch, progress)
 
     def uniform(allocation: Allocation) -> Candidate:
-        return Candidate(allocation, select(scores, allocation, checkpoint.shape, request.protected))
+        return Candidate(allocation, select(scores, allocation, checkpoint.shape, protected))
 
     judgements: list[Judgement] = []
     chosen = [uniform(fixed)] if (fixed := _fixed_allocation(request)) else []
@@ -101,7 +107,8 @@ def decide(
             stream, calibration.tokens, scores, _journal(findings, "sensitivity"), stopwatch, progress
         )
         removed = [frozenset(candidate.masks.removed_blocks) for candidate in chosen]
-        candidates = adaptive_candidates(request.adaptive, scores, measured, [frozenset(), *removed])
+        budget = replace(request.adaptive, protected=protected)
+        candidates = adaptive_candidates(budget, scores, measured, [frozenset(), *removed])
         unjudged = [] if judgements else chosen
         judgements += compared([*unjudged, *candidates], "comparing widths")
         if not judgements:
@@ -117,7 +124,7 @@ def decide(
             f"Sparsity {request.options.sparsity:g} is less than the smallest piece that can leave; "
             "raise --sparsity or lower --round-to."
         )
-    return Decision(scores, plan, tuple(judgements), objective_of(checkpoint))
+    return Decision(scores, plan, tuple(judgements), objective_of(checkpoint), last)
 
 
 def _journal(state: Path | None, name: str) -> PassJournal | None:

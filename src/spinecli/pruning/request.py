@@ -68,6 +68,7 @@ class PruneOptions:
             "round_to": self.round_to,
             "calibration_rows": self.calibration.rows,
             "calibration_length": self.calibration.length,
+            "special_tokens": self.calibration.special_tokens.value,
             "dtype": str(self.compute.dtype).removeprefix("torch."),
         }
 
@@ -152,10 +153,12 @@ def at_sparsity(request: PruneRequest, sparsity: float) -> PruneRequest:
 
 
 def _uniform_budget(options: PruneOptions, checkpoint: Checkpoint, protected: frozenset[int]) -> Budget:
+    kinds_of = checkpoint.attention_kinds
+    kinds = set(kinds_of)
     return Budget(
         sparsity=options.sparsity,
         blocks=checkpoint.blocks,
-        removable_blocks=checkpoint.blocks - len(protected),
+        removable_blocks=checkpoint.blocks - len(protected) - len(kinds - {kinds_of[index] for index in protected}),
         costs=block_costs(checkpoint),
         kv_heads=tuple(heads // checkpoint.shape.group_size for heads in head_counts(checkpoint, options.heads)),
         round_to=options.round_to,

@@ -11,7 +11,7 @@ from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_out
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.reload import probe, streamed_logits, verify_written
+from spinecli.calibration.reload import probe, streamed_logits, verify_reading, verify_written
 from spinecli.checkpoints.cutting import cut_checkpoint, write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.masktuning.recovery import TuneMethod
@@ -51,6 +51,9 @@ def prune(
     check_output(output, [request.checkpoint.path])
     require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.options.sparsity)))
     with run.working(output) as work:
+        with stopwatch("verifying"):
+            corner = probe(request.checkpoint, request.calibration.tokens)
+            verify_reading(request.checkpoint, corner, request.options.compute, stopwatch)
         decision = decide(request, work.state, stopwatch, progress, findings)
         put = _put_refitted if request.method.refits else _put_cut
         report = decision.report() | put(request, decision.plan.masks, work, stopwatch, progress)
@@ -84,6 +87,7 @@ def _put_refitted(
         held_out_rows=held_out_rows(request.calibration.rows),
         method=TuneMethod.auto,
         compute=request.options.compute,
+        opening=len(request.calibration.frame.opening),
     )
     found = recover_into(work, task, (), stopwatch, progress)
     return {"refit": found.report, "largest_logit_difference": found.largest_logit_difference}

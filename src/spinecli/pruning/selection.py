@@ -54,6 +54,25 @@ def protected_blocks(blocks: int) -> frozenset[int]:
     return frozenset(range(first)) | frozenset(range(blocks - last, blocks))
 
 
+def last_of_their_kind(influence: Tensor, kinds: Sequence[str], protected: frozenset[int]) -> dict[int, str]:
+    """Blocks that stay so that no kind of attention leaves the model: the most influential one of every kind of which
+    none is protected.
+
+    Args:
+        influence: (blocks,).
+        kinds: of every block.
+
+    Returns: block -> its kind.
+    """
+    covered = {kinds[index] for index in protected}
+    order = torch.argsort(influence, descending=True, stable=True).tolist()
+    found: dict[str, int] = {}
+    for index in order:
+        if kinds[index] not in covered:
+            found.setdefault(kinds[index], index)
+    return {index: kind for kind, index in sorted(found.items(), key=lambda item: item[1])}
+
+
 def _top(scores: Tensor, count: int) -> Tensor:
     """(n,) bool with the `count` highest scores True."""
     kept = torch.zeros(len(scores), dtype=torch.bool)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.calibration.rows import tokenizer_of
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
@@ -179,7 +179,7 @@ def _data(charter: Charter, home: Home, checkpoint: Checkpoint) -> Encoded:
     )
     dataset = load_dataset(home.data or "", columns, charter.labels or None)
     vocabulary = int(checkpoint.config.vocab_size)
-    return encode(dataset, load_tokenizer(checkpoint.path), charter.max_length, vocabulary=vocabulary)
+    return encode(dataset, tokenizer_of(checkpoint), charter.max_length, vocabulary=vocabulary)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,19 +23,23 @@ class HeldOut:
     """(rows, length, d_model): the dense model's hidden states behind its last block."""
     compute: ComputeOptions
     stopwatch: Stopwatch
+    opening: int
+    """Special tokens in front of every row."""
 
     def measure(self, checkpoint: Checkpoint) -> float:
         """The objective of a checkpoint with the dense one's vocabulary and width; the lower the better."""
-        stream = BlockStream(checkpoint, self.tokens.shape[1], self.compute, self.stopwatch)
+        stream = BlockStream(checkpoint, self.tokens.shape[1], self.compute, self.stopwatch, self.opening)
         with self.stopwatch("computing"):
             return self.objective.measure(stream, behind_the_blocks(stream, self.tokens), self.dense, self.tokens)
 
 
-def hold_out(dense: Checkpoint, tokens: Tensor, compute: ComputeOptions, stopwatch: Stopwatch) -> HeldOut:
-    """Run the dense model on the rows: tokens (rows, length)."""
+def hold_out(
+    dense: Checkpoint, tokens: Tensor, compute: ComputeOptions, stopwatch: Stopwatch, opening: int = 0
+) -> HeldOut:
+    """Run the dense model on the rows: tokens (rows, length), the first `opening` of each row special ones."""
     stream = BlockStream(dense, tokens.shape[1], compute, stopwatch)
     with stopwatch("computing"):
-        return HeldOut(objective_of(dense), tokens, behind_the_blocks(stream, tokens), compute, stopwatch)
+        return HeldOut(objective_of(dense), tokens, behind_the_blocks(stream, tokens), compute, stopwatch, opening)
 
 
 def behind_the_blocks(stream: BlockStream, tokens: Tensor) -> Tensor:

@@ -110,6 +110,7 @@ class SweepRequest:
             "round_to": options.round_to,
             "calibration_rows": options.calibration.rows,
             "calibration_length": options.calibration.length,
+            "special_tokens": options.calibration.special_tokens.value,
             "dtype": options.dtype,
             # texts are inputs, known by what they say and not by what they are called
             "perplexity": self._settings(self.texts, "perplexity", {"texts"}),
@@ -148,7 +149,7 @@ def open_request(
         speed = open_session([subject], timed, listeners, stopwatch)
     inputs = {"model": first.source, "calibration": first.calibration.source()}
     for index, passage in enumerate(texts.passages if texts else (), start=1):
-        inputs[f"text {index}"] = TokenRows(passage.windows[0].contiguous(), passage.text).source()
+        inputs[f"text {index}"] = TokenRows(passage.windows[0].tokens.contiguous(), passage.text).source()
     return SweepRequest(options, subject, prunes, texts, speed, inputs)
 
 
@@ -172,6 +173,7 @@ def _perplexity(options: SweepOptions, subject: Subject) -> PerplexitySettings:
         texts=tuple(dict.fromkeys(options.texts)) or (default_text(subject),),
         window=options.window,
         rows=options.rows or DEFAULT_ROWS,
+        special_tokens=options.calibration.special_tokens.value,
     )
 
 

@@ -67,6 +67,8 @@ class Windows(Record):
     windows: int
     window: int
     stride: int
+    opened_by: str = ""
+    """The special tokens in front of every window; empty if there are none."""
 
 
 class SweepResults(Record):

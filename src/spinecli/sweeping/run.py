@@ -59,11 +59,13 @@ def _results(request: SweepRequest, rows: list[Row | Refusal]) -> SweepResults:
     texts = {
         passage.text.reference: Windows(
             description=passage.text.description,
-            windows=len(passage.windows[0]),
-            window=passage.windowing.window,
-            stride=passage.windowing.stride,
+            windows=len(seen.tokens),
+            window=seen.windowing.window,
+            stride=seen.windowing.stride,
+            opened_by="".join(seen.frame.names),
         )
         for passage in (request.texts.passages if request.texts else ())
+        for seen in passage.windows[:1]
     }
     return SweepResults(
         model=request.options.model,

@@ -38,8 +38,9 @@ class Walk:
         """
         request, ledger = self.request, Ledger(self.work.state / _FIGURES)
         workshop = Workshop(request, self.work.state, self.stopwatch, self.listeners.progress)
-        tokens = request.calibration.tokens[-held_out_rows(request.calibration.rows) :]
-        held_out = hold_out(request.subject.checkpoint, tokens, request.options.compute, self.stopwatch)
+        calibration = request.calibration
+        tokens, opening = calibration.tokens[-held_out_rows(calibration.rows) :], len(calibration.frame.opening)
+        held_out = hold_out(request.subject.checkpoint, tokens, request.options.compute, self.stopwatch, opening)
         rows = [ledger.recorded("dense", partial(measure, request, request.subject, Label("dense"), held_out))]
         self._tell(rows[0], 0)
         for done, point in enumerate(request.points, start=1):

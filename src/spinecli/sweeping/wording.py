@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spinecli.evaluation.wording import windows_in_words
 from spinecli.sweeping.results import Row, SweepResults
 
 
@@ -21,8 +22,8 @@ def conditions(results: SweepResults) -> list[str]:
     sentences = ["Removed is the share of block parameters. Ratios are to the dense model."]
     sentences.append(f"Held-out: {results.held_out_by}, on calibration rows that recovery is not fitted to.")
     for text in results.texts.values():
-        cut = f"{text.windows} windows of {text.window} tokens, stride {text.stride}"
-        sentences.append(f"Perplexity on {text.description}: {cut}, no special tokens.")
+        cut = windows_in_words(text.windows, text.window, text.stride, text.opened_by)
+        sentences.append(f"Perplexity on {text.description}: {cut}.")
     if results.generation and results.machine:
         generation = results.generation
         sentences.append(

@@ -1,0 +1,227 @@
+"""PEFT adapters: checked on disk, then put on a model as PEFT puts them. Pickled ones are never opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError, UnsafeFileError
+from spinecli.lora.peft_format import CONFIG_NAME, PEFT_PREFIX, WEIGHTS_NAME
+
+# How factors may begin without a change of the weights that they stand beside.
+_LEAVING_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Those that take out of the weights what they put into the factors, the same at every loading.
+_PISSA, _OLORA = "pissa", "olora"
+# Fields of LoraConfig under which a merged weight computes what the adapter does. PEFT's others are refused when they
+# are set: they act on activations, on parameters that are no module's, or rewrite the weights in ways of their own.
+_MERGEABLE = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",
+    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "megatron_core", "trainable_token_indices", "eva_config", "use_dora", "velora_config", "qalora_group_size",
+    "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """An adapter's `adapter_config.json`, of which every setting is one that the installed PEFT knows."""
+
+    directory: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the adapter makes a classifier of its model."""
+        return self.settings.get("task_type") == "SEQ_CLS"
+
+    @property
+    def base(self) -> str | None:
+        """The checkpoint that it was trained on, as its author named it."""
+        return self.settings.get("base_model_name_or_path") or None
+
+    @property
+    def _initialisation(self) -> Any:
+        name = self.settings.get("init_lora_weights", True)
+        return name.lower() if isinstance(name, str) else name
+
+    def require_loadable(self) -> None:
+        """Refuse adapters that PEFT's loader puts on a model otherwise than they were trained.
+
+        Raises: OptionError.
+        """
+        begun = self._initialisation
+        if self.settings.get("peft_type") != "LORA" or begun in (*_LEAVING_INITIALISATIONS, _PISSA, _OLORA):
+            return
+        raise OptionError(
+            f"The adapter {self.directory} began with init_lora_weights {begun!r}, which changes the base weights in a "
+            "way that loading does not repeat; save it as a plain one first, with save_pretrained's "
+            "path_initial_model_for_weight_conversion."
+        )
+
+    def require_mergeable(self) -> None:
+        """Refuse adapters that no merged weight can stand for.
+
+        Raises: OptionError.
+        """
+        if self.settings.get("peft_type") != "LORA":
+            raise OptionError(
+                f"The adapter {self.directory} is {self.settings.get('peft_type')!r}; spine export merges LoRA only."
+            )
+        self.require_loadable()
+        for field in dataclasses.fields(LoraConfig):
+            if field.name not in _MERGEABLE and self.settings.get(field.name):
+                raise OptionError(
+                    f"The adapter {self.directory} was trained with {field.name}, which spine export does not merge; "
+                    "merge it with PEFT, if that can, before the export."
+                )
+
+    def rewrite_base(self, layer: LoraLayer, adapter: str) -> None:
+        """Take out of a layer's weight what its factors began with, as PEFT's loader does; the factors are undefined
+        afterwards.
+        """
+        if self._initialisation == _PISSA:
+            layer.pissa_init(adapter, _PISSA)
+        elif self._initialisation == _OLORA:
+            layer.olora_init(adapter)
+
+
+def adapter_config(directory: Path) -> AdapterConfig:
+    """The configuration of the adapter in `directory`.
+
+    Raises: MissingPathError, ForeignArtifactError, DamagedArtifactError; OptionError if a newer PEFT wrote it.
+    """
+    if not directory.is_dir():
+        raise MissingPathError(f"{directory} is not a directory; name one that holds a PEFT adapter.")
+    file = directory / CONFIG_NAME
+    if not file.is_file():
+        raise ForeignArtifactError(f"{directory} has no {CONFIG_NAME}; name a directory that holds a PEFT adapter.")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedArtifactError(f"{file} is not readable JSON; fetch the adapter again.") from error
+    if not isinstance(settings, dict):
+        raise DamagedArtifactError(f"{file} is no JSON object; fetch the adapter again.")
+    if settings.get("peft_type") == "LORA":
+        # PEFT would leave them out with a warning, and so load something else than was trained
+        known = {field.name for field in dataclasses.fields(LoraConfig)}
+        if unknown := sorted(name for name, value in settings.items() if name not in known and value):
+            raise OptionError(f"{file} sets {unknown[0]}, which the installed PEFT does not know; update peft.")
+    return AdapterConfig(directory, settings)
+
+
+def adapter_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of an adapter, from its header alone.
+
+    Raises: MissingPathError, ForeignArtifactError, UnsafeFileError (pickled weights), DamagedArtifactError.
+    """
+    adapter_config(directory)
+    weights = directory / WEIGHTS_NAME
+    if not weights.is_file():
+        pickles = sorted(path.name for path in directory.glob("adapter_model.*"))
+        if pickles:
+            raise UnsafeFileError(
+                f"{directory} holds {pickles[0]} and no {WEIGHTS_NAME}; spine never unpickles, so save the adapter "
+                "as safetensors first."
+            )
+        raise ForeignArtifactError(f"{directory} has no {WEIGHTS_NAME}; name a directory that holds a PEFT adapter.")
+    try:
+        with safe_open(weights, framework="pt") as handle:
+            names = list(handle.keys())
+            return {name: tuple(handle.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise DamagedArtifactError(f"{weights} is truncated or not safetensors; fetch the adapter again.") from error
+
+
+def adapter_tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor of an adapter that `adapter_shapes` has checked, by its name in the model without PEFT's prefix."""
+    with safe_open(directory / WEIGHTS_NAME, framework="pt") as handle:
+        return {name.removeprefix(PEFT_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+
+
+def finite_values(directory: Path, value: Tensor) -> Tensor:
+    """A tensor of the adapter in `directory`, if all its numbers are finite; else DamagedArtifactError."""
+    if not bool(torch.isfinite(value).all()):
+        raise DamagedArtifactError(f"{directory} holds NaN or infinite values; train the adapter again.")
+    return value
+
+
+def embedding_rows(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The rows of the embedding that an adapter of these shapes brings, if the model's has another number of them."""
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    own = {stored: shape for stored, shape in shapes.items() if stored.startswith(f"{PEFT_PREFIX}{name}.")}
+    rows = {shape[0] for stored, shape in own.items() if stored.endswith(".weight") and ".lora_" not in stored}
+    return max(rows) if rows and rows != {embedding.num_embeddings} else None
+
+
+def _grow(model: PreTrainedModel, rows: int) -> None:
+    """Give the model's embedding and head so many rows, which the adapter is about to fill."""
+    resized = model.resize_token_embeddings(rows, mean_resizing=False)
+    if model.device.type == "meta":
+        # PEFT copies rows of it where some are trained alone
+        resized.to_empty(device="cpu")
+        model.tie_weights()
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether an adapter comes with the tokenizer that it was trained with, as one that grew the vocabulary should."""
+    return (directory / "tokenizer_config.json").is_file()
+
+
+def attach_adapter(model: PreTrainedModel, directory: Path, base: str) -> PeftModel:
+    """The model, called `base` by the user, with the adapter on it, unmerged, in evaluation mode.
+
+    The model may be without weights; then only what the adapter brings as a whole has values.
+
+    Raises: OptionError if the adapter was made for another model, and everything `adapter_shapes` raises.
+    """
+    settings, stored = adapter_config(directory), adapter_shapes(directory)
+    settings.require_loadable()
+    misfit = f"The adapter {directory} does not fit {base}"
+    way_out = f"name the checkpoint that it was trained on, {settings.base}" if settings.base else (
+        "name the checkpoint that it was trained on"
+    )  # fmt: skip
+    weightless = any(parameter.device.type == "meta" for parameter in model.parameters())
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        if config.is_prompt_learning:
+            raise OptionError(f"The adapter {directory} adds virtual tokens; spine measures adapters of weights only.")
+        if (rows := embedding_rows(model, stored)) is not None:
+            _grow(model, rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what does not fit is said below
+            adapted = PeftModel.from_pretrained(
+                model,
+                str(directory),
+                config=config,
+                is_trainable=False,
+                torch_device="cpu" if weightless else str(model.device),
+                low_cpu_mem_usage=weightless,
+            )
+            wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise OptionError(f"{misfit} ({reason}); {way_out}.") from error
+    # embeddings that grew are saved as they stand in the model, beside what the adapter has of them
+    whole = {name.replace(".default", "") for name in adapted.state_dict()}
+    for name in sorted(wanted.keys() - stored.keys()):
+        raise OptionError(f"{misfit}: its tensor {name} is missing; {way_out}.")
+    for name in sorted(stored.keys() - wanted.keys() - whole):
+        raise OptionError(f"{misfit}: its tensor {name} has no place there; {way_out}.")
+    for value in wanted.values():
+        if value.device.type != "meta":
+            finite_values(directory, value)
+    return adapted.eval()
