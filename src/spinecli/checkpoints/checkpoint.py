@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from spinecli.checkpoints.family import Family, Task, family_of
+from spinecli.checkpoints.family import Family, Task, family_of_config
 from spinecli.checkpoints.reader import read_json_object, stored_tensors
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
@@ -62,7 +62,7 @@ class Checkpoint:
         if not file.is_file():
             raise _no_checkpoint(path)
         raw_config = read_json_object(file)
-        family = family_of(str(raw_config.get("model_type")))
+        family = family_of_config(file, raw_config)
         task = task_of(file, family, raw_config)
         on_disk = stored_tensors(path)
         check_sizes(file, family, raw_config, on_disk)

@@ -14,9 +14,11 @@ all of them).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -215,9 +217,33 @@ def _varied(family: Family) -> Family:
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a config's `model_type`; UnsupportedFamilyError with the list of known ones."""
+    """The family of a config's `model_type`; UnsupportedFamilyError with the list of those that anybody may have."""
     try:
         return families()[model_type]
     except KeyError:
-        known = ", ".join(families())
+        known = ", ".join(name for name, family in families().items() if family.modelling_file is None)
         raise UnsupportedFamilyError(f"The model type {model_type!r} is not supported; spine knows {known}.") from None
+
+
+def family_of_config(file: Path, raw_config: Mapping[str, Any]) -> Family:
+    """The family of the checkpoint whose configuration lies in `file`.
+
+    Raises: UnsupportedFamilyError, which says of a multimodal wrapper and of a model with code of its own what they
+    are.
+    """
+    model_type = str(raw_config.get("model_type", ""))
+    if model_type in families():
+        return families()[model_type]
+    if not model_type:
+        raise UnsupportedFamilyError(f"{file} has no model_type, so nothing says what the model is; add it.")
+    parts = (raw_config.get(name) for name in ("text_config", "llm_config", "language_config"))
+    if text := next((part for part in parts if isinstance(part, dict)), None):
+        inside = text.get("model_type", "text model")
+        way_out = "save that part alone with transformers and name its directory"
+        raise UnsupportedFamilyError(f"{file} wraps a {inside} in a multimodal {model_type}; {way_out}.")
+    if raw_config.get("auto_map"):
+        raise UnsupportedFamilyError(
+            f"{file} names code of its own for the model type {model_type!r}, and spine runs no code from a "
+            "checkpoint; if its layers are those of a family that spine knows, save it as one with transformers."
+        )
+    return family_of(model_type)

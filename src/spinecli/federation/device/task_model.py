@@ -49,6 +49,7 @@ def load_task_model(
     if strange := sorted(name for name in mismatched if not name.startswith(classifier + ".")):
         raise DamagedCheckpointError(f"{strange[0]} in {checkpoint.path} has another shape than its config.json says.")
     missing = sorted(info["missing_keys"] | mismatched)
+    missing = [name for name in missing if not _filled(model, name, checkpoint)]
     if task == "language" and missing:
         raise OptionError(f"{checkpoint.path} lacks {missing[0]} and is no language model; name one that is.")
     if task == "classification":
@@ -62,6 +63,16 @@ def load_task_model(
     for name in head:
         _keep_precise(frozen.get_submodule(name))
     return frozen, head
+
+
+def _filled(model: PreTrainedModel, name: str, checkpoint: Checkpoint) -> bool:
+    """Fill in a tensor that the checkpoint has under another name: an embedding, stored as the head tied to it."""
+    parameter = model.get_parameter(name)
+    stored = checkpoint.tensors.get(name)
+    if stored is None or stored.shape != tuple(parameter.shape):
+        return False
+    parameter.data.copy_(stored.read())
+    return True
 
 
 def _draw(model: PreTrainedModel, missing: Sequence[str], seed: int) -> None:
