@@ -10,12 +10,12 @@ from federated_samples import shared, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinecli.data.tables import Table
 from spinecli.demo.vocabulary import TOPICS
 from spinecli.errors import DataError, OfflineError, OptionError
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.examples import Dataset, Example, load_dataset
 from spinecli.federation.data.labels import read_labels
-from spinecli.federation.data.tables import Table
 
 
 def load(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Dataset:
@@ -23,7 +23,7 @@ def load(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Dataset:
 
 
 def label_table_of(values: list[Any]) -> Table:
-    return Table("made", ("label",), [{"label": value} for value in values], range(1, len(values) + 1))
+    return Table("made", ("label",), lambda: iter(enumerate(({"label": value} for value in values), start=1)))
 
 
 @pytest.mark.parametrize("label", ["label", "labels", "category", "class", "Label"])

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import FileRecord, Source
-from spinecli.calibration.text import Text, default_text, load_text
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.data.text import Text, default_text, load_text
 from spinecli.errors import CalibrationTextError, OptionError, TokenizerError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spinecli.calibration.rows import load_tokenizer
-from spinecli.calibration.text import Text, load_text
+from spinecli.data.text import Text, load_text
 from spinecli.errors import OptionError
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.perplexity import Windowing, text_windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from spinecli.federation.data.examples import Dataset
 from spinecli.federation.data.instructions import encode_instructions
 
 _Ids = Sequence[int]
+
+# what a tokenizer gives for a row takes many times the room of its ids, so few rows are held in that form at a time
+_CHUNK = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +89,8 @@ def encode(
     """
     if max_length < 2:
         raise OptionError(f"--max-length must be at least 2 tokens, not {max_length}.")
-    if dataset.task == "classification":
-        encoded = _encode_classes(dataset, tokenizer, max_length)
-    elif dataset.examples and dataset.examples[0].answer is not None:
-        encoded = _encode_answers(dataset, tokenizer, max_length)
-    else:
-        encoded = _encode_texts(dataset, tokenizer, max_length)
+    starts = range(0, max(len(dataset), 1), _CHUNK)
+    encoded = _joined([_encode_chunk(dataset, start, tokenizer, max_length) for start in starts])
     highest = max((int(row.max()) for row in encoded.tokens), default=0)
     if vocabulary is not None and highest >= vocabulary:
         raise TokenizerError(
@@ -101,7 +100,41 @@ def encode(
     return encoded
 
 
-def _encode_classes(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+def _encode_chunk(whole: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """The tokens of the `_CHUNK` examples from `start` on."""
+    dataset = whole.subset(range(start, min(start + _CHUNK, len(whole))))
+    if dataset.task == "classification":
+        return _encode_classes(dataset, start, tokenizer, max_length)
+    if dataset.examples and dataset.examples[0].answer is not None:
+        return _encode_answers(dataset, start, tokenizer, max_length)
+    return _encode_texts(dataset, start, tokenizer, max_length)
+
+
+def _joined(chunks: list[Encoded]) -> Encoded:
+    """Encoded examples one behind the other, their rows as views of one storage."""
+    first = chunks[0]
+    if len(chunks) == 1:
+        return first
+    counts = chain.from_iterable((end - start for start, end in pairwise(chunk.offsets)) for chunk in chunks)
+    segments = [chunk.segments for chunk in chunks if chunk.segments is not None]
+    return Encoded(
+        task=first.task,
+        tokens=_one_storage([chunk.tokens for chunk in chunks]),
+        labels=torch.cat([chunk.labels for chunk in chunks]),
+        prompt_lengths=torch.cat([chunk.prompt_lengths for chunk in chunks]),
+        segments=_one_storage(segments) if segments else None,
+        offsets=tuple(accumulate(counts, initial=0)),
+        pad_id=first.pad_id,
+        shortened=sum(chunk.shortened for chunk in chunks),
+    )
+
+
+def _one_storage(chunks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    rows = list(chain.from_iterable(chunks))
+    return torch.split(torch.cat(rows), [len(row) for row in rows])
+
+
+def _encode_classes(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     first = [example.text for example in dataset.examples]
     second = [example.pair for example in dataset.examples if example.pair is not None]
     paired = len(second) > 0
@@ -126,7 +159,7 @@ def _encode_classes(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     for row in rows:
         while row and row[-1] == pad_id:
             row.pop()
-    _refuse_short(dataset, rows, 1)
+    _refuse_short(dataset, start, rows, 1)
     lengths = [len(row) for row in rows]
     return Encoded(
         task=dataset.task,
@@ -140,23 +173,23 @@ def _encode_classes(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     )
 
 
-def _encode_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+def _encode_texts(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     texts = [example.text for example in dataset.examples]
     found: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     for row in found:
         if end is not None and row and row[-1] != end:
             row.append(end)
-    _refuse_short(dataset, found, 2)
+    _refuse_short(dataset, start, found, 2)
     stride = max_length - 1
     pieces = [[row[start : start + max_length] for start in range(0, len(row) - 1, stride)] for row in found]
     rows = list(chain.from_iterable(pieces))
     return _language(dataset, tokenizer, rows, [0] * len(rows), [len(piece) for piece in pieces], shortened=0)
 
 
-def _encode_answers(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    found = encode_instructions(dataset, tokenizer, max_length)
-    _refuse_short(dataset, found.rows, 2)
+def _encode_answers(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    found = encode_instructions(dataset, tokenizer, max_length, start)
+    _refuse_short(dataset, start, found.rows, 2)
     return _language(dataset, tokenizer, found.rows, found.prompt_lengths, [1] * len(found.rows), found.shortened)
 
 
@@ -180,12 +213,12 @@ def _language(
     )
 
 
-def _refuse_short(dataset: Dataset, rows: Sequence[_Ids], least: int) -> None:
+def _refuse_short(dataset: Dataset, start: int, rows: Sequence[_Ids], least: int) -> None:
     for index, row in enumerate(rows):
         if len(row) < least:
             raise DataError(
-                f"Example {index + 1} of {dataset.reference} ({dataset.examples[index].text!r:.40}) has {len(row)} "
-                f"tokens and {dataset.task} needs {least}; lengthen or remove it."
+                f"Example {start + index + 1} of {dataset.reference} ({dataset.examples[index].text!r:.40}) has "
+                f"{len(row)} tokens and {dataset.task} needs {least}; lengthen or remove it."
             )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spinecli.calibration.text import default_text, load_text
+from spinecli.data.text import default_text, load_text
 from spinecli.errors import CalibrationTextError, MissingPathError, OfflineError
 
 

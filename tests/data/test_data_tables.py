@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinecli.data.tables import read_table
 from spinecli.errors import DataError, MissingPathError
 from spinecli.federation.data.examples import load_dataset
-from spinecli.federation.data.tables import read_file
 
 # no carriage return alone: what is written is what comes back, also where csv normalises nothing
 CELLS = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(",\t\"'\n"), min_size=1)
@@ -29,22 +29,22 @@ def test_the_same_rows_come_out_of_every_format(cells: list[tuple[str, str]], tm
         "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline=""
     )
     for suffix in (".csv", ".tsv", ".jsonl"):
-        table = read_file(place / f"rows{suffix}")
-        assert (table.columns, list(table.rows)) == (("text", "label"), rows)
+        table = read_table(place / f"rows{suffix}")
+        assert (table.columns, [row for _, row in table]) == (("text", "label"), rows)
 
 
 def test_a_text_file_is_one_example_a_line(tmp_path: Path) -> None:
     file = tmp_path / "lines.txt"
     file.write_bytes(b"\xef\xbb\xbfone\r\n\r\n  two\n \nthree")
-    table = read_file(file)
-    assert [row["text"] for row in table.rows] == ["one", "  two", "three"]
-    assert table.place(2) == f"{file} line 5"
+    table = read_table(file)
+    assert list(table) == [(1, {"text": "one"}), (3, {"text": "  two"}), (5, {"text": "three"})]
+    assert table.place(5) == f"{file} line 5"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     file = tmp_path / "sheet.csv"
     file.write_bytes("\ufefftext,label\na,0\n".encode())
-    assert read_file(file).columns == ("text", "label")
+    assert read_table(file).columns == ("text", "label")
 
 
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
@@ -66,7 +66,6 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
         ("rows.csv", b"text,label\na,b,0\n", ["line 2", "3 fields", "2"]),
         ("rows.csv", b'text,label\n"a,0\nb,1\n', ["line 3", "quotes"]),
         ("rows.csv", b'text,label\n"a" b,0\n', ["line 2", "quotes"]),
-        ("rows.csv", b"text,label\n" + b"a" * 200_000 + b",0\n", ["line 2", ".jsonl"]),
         ("rows.tsv", b"text\ttext\na\tb\n", ["'text' twice"]),
         ("rows.txt", b"good \xff bad", ["not UTF-8", "byte 5"]),
         ("rows.parquet", b"PAR1", [".jsonl", ".csv", "convert"]),
