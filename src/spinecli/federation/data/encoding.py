@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def encode(
     if max_length < 2:
         raise OptionError(f"--max-length must be at least 2 tokens, not {max_length}.")
     starts = range(0, max(len(dataset), 1), _CHUNK)
-    encoded = _joined([_encode_chunk(dataset, start, tokenizer, max_length) for start in starts])
+    encoded = _joined(_encode_chunk(dataset, start, tokenizer, max_length) for start in starts)
     highest = max((int(row.max()) for row in encoded.tokens), default=0)
     if vocabulary is not None and highest >= vocabulary:
         raise TokenizerError(
@@ -110,28 +111,44 @@ def _encode_chunk(whole: Dataset, start: int, tokenizer: PreTrainedTokenizerBase
     return _encode_texts(dataset, start, tokenizer, max_length)
 
 
-def _joined(chunks: list[Encoded]) -> Encoded:
+class _Rows:
+    """Rows of ids that grow at the end of one storage, which is never held twice."""
+
+    def __init__(self) -> None:
+        self._flat = array("q")
+        self._lengths: list[int] = []
+
+    def add(self, rows: Sequence[Tensor]) -> None:
+        if rows:
+            self._flat.frombytes(torch.cat(list(rows)).numpy().tobytes())
+            self._lengths += [len(row) for row in rows]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        if not self._flat:
+            return torch.split(torch.empty(0, dtype=torch.int64), self._lengths) if self._lengths else ()
+        return torch.split(torch.frombuffer(self._flat, dtype=torch.int64), self._lengths)
+
+
+def _joined(chunks: Iterable[Encoded]) -> Encoded:
     """Encoded examples one behind the other, their rows as views of one storage."""
-    first = chunks[0]
-    if len(chunks) == 1:
-        return first
-    counts = chain.from_iterable((end - start for start, end in pairwise(chunk.offsets)) for chunk in chunks)
-    segments = [chunk.segments for chunk in chunks if chunk.segments is not None]
-    return Encoded(
-        task=first.task,
-        tokens=_one_storage([chunk.tokens for chunk in chunks]),
-        labels=torch.cat([chunk.labels for chunk in chunks]),
-        prompt_lengths=torch.cat([chunk.prompt_lengths for chunk in chunks]),
-        segments=_one_storage(segments) if segments else None,
-        offsets=tuple(accumulate(counts, initial=0)),
-        pad_id=first.pad_id,
-        shortened=sum(chunk.shortened for chunk in chunks),
+    tokens, segments = _Rows(), _Rows()
+    labels, prompt_lengths, offsets, shortened = [], [], [0], 0
+    for chunk in chunks:
+        tokens.add(chunk.tokens)
+        segments.add(chunk.segments or ())
+        labels.append(chunk.labels)
+        prompt_lengths.append(chunk.prompt_lengths)
+        offsets += [offsets[-1] + end for end in chunk.offsets[1:]]
+        shortened += chunk.shortened
+    return replace(
+        chunk,
+        tokens=tokens.tensors(),
+        labels=torch.cat(labels),
+        prompt_lengths=torch.cat(prompt_lengths),
+        segments=None if chunk.segments is None else segments.tensors(),
+        offsets=tuple(offsets),
+        shortened=shortened,
     )
-
-
-def _one_storage(chunks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    rows = list(chain.from_iterable(chunks))
-    return torch.split(torch.cat(rows), [len(row) for row in rows])
 
 
 def _encode_classes(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
