@@ -34,7 +34,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--perplexity",
-            help="Text to measure perplexity on: a .txt or .jsonl file, a hub data set, builtin:NAME; repeatable.",
+            help="Text to measure perplexity on: a .txt, .jsonl or .csv file, hub data set, builtin:NAME; repeatable.",
             rich_help_panel=_TEXT,
         ),
     ] = None,

@@ -41,7 +41,7 @@ def sweep(
         list[str] | None,
         typer.Option(
             "--perplexity",
-            help="Text to measure perplexity on: a .txt or .jsonl file, a hub data set, builtin:NAME; repeatable. "
+            help="Text to measure perplexity on: a .txt, .jsonl or .csv file, hub data set, builtin:NAME; repeatable. "
             "Default: as spine eval.",
             show_default=False,
         ),
