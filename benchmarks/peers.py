@@ -27,7 +27,7 @@ from settings import SHARED, Setting, settings
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.calibration.rows import CalibrationOptions
-from spinecli.calibration.text import load_text
+from spinecli.data.text import load_text
 from spinecli.masktuning.recovery import TuneMethod
 from spinecli.masktuning.request import TuneOptions
 from spinecli.masktuning.request import open_request as open_tune

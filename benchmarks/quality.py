@@ -19,9 +19,9 @@ from settings import Setting, settings
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.calibration.rows import CalibrationOptions, load_tokenizer, token_rows
 from spinecli.calibration.stream import BlockStream
-from spinecli.calibration.text import load_text
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.data.text import load_text
 from spinecli.masktuning.recovery import TuneMethod
 from spinecli.masktuning.request import TuneOptions
 from spinecli.masktuning.request import open_request as open_tune

@@ -33,7 +33,7 @@ def test_library_code_never_imports_the_terminal_or_its_front() -> None:
 
 
 def test_lower_packages_do_not_import_higher_ones() -> None:
-    ranks = ["artifacts", "checkpoints", "calibration", "lora", "masktuning", "pruning"]
+    ranks = ["artifacts", "data", "checkpoints", "calibration", "lora", "masktuning", "pruning"]
     guilty = [
         (file.relative_to(PACKAGE).as_posix(), name)
         for rank, package in enumerate(ranks)

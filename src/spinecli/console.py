@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -34,13 +35,13 @@ class Terminal:
         json: stdout carries one JSON object and nothing else.
         quiet: no progress and no notes.
         debug: errors come with their traceback.
-        resumable: the command has --resume, so an interruption can point to it.
+        resumable: the output of a command that has --resume; an interruption points to it if a run of it has begun.
     """
 
     json: bool = False
     quiet: bool = False
     debug: bool = False
-    resumable: bool = False
+    resumable: Path | None = None
     out: Console = field(default_factory=lambda: Console(highlight=False))
     err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
@@ -91,7 +92,7 @@ class Terminal:
         except SpineError as error:
             self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            hint = "; the same command with --resume goes on from here" if self.resumable else ""
+            hint = "; the same command with --resume goes on from here" if self._unfinished() else ""
             self._fail(f"Stopped{hint}.", _INTERRUPTED)
         except MemoryError:
             self._fail("Out of memory; take fewer or shorter rows of text, or a machine with more.", 1)
@@ -110,6 +111,11 @@ class Terminal:
         finally:
             logger.removeHandler(handler)
             logger.propagate = propagated
+
+    def _unfinished(self) -> bool:
+        from spinecli.artifacts.directory import is_unfinished
+
+        return self.resumable is not None and is_unfinished(self.resumable)
 
     def _fail(self, sentence: str, code: int) -> None:
         if self.debug:

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from spinecli.calibration.rows import CalibrationOptions, calibration_rows, load_tokenizer, token_rows
-from spinecli.calibration.text import Text
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, OptionError, TokenizerError
 
 

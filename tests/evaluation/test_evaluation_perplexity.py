@@ -14,7 +14,7 @@ from tokenizers import processors
 
 from spinecli.calibration.rows import load_tokenizer, token_rows
 from spinecli.calibration.stream import ComputeOptions
-from spinecli.calibration.text import Text, load_text
+from spinecli.data.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation import perplexity
 from spinecli.evaluation.models import load_model, open_subjects

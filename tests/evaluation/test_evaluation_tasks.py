@@ -109,6 +109,20 @@ def test_data_on_the_hub_without_a_connection(task_folder: Path, monkeypatch: py
         _find(task_folder, "tiny_choice")
 
 
+def test_a_broken_task_file_shows_its_own_error(task_folder: Path) -> None:
+    file = task_folder / "tiny_choice.yaml"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, "metric_list: [acc", "other: 1"]))
+    for name in ("tiny_choice", "absent"):
+        with pytest.raises(
+            OptionError, match=rf"tiny_choice\.yaml line {len(lines) + 2} cannot be read \(.*\); mend it"
+        ):
+            _find(task_folder, name)
+    file.write_text("include: nowhere.yaml\ntask: tiny_choice\n")
+    with pytest.raises(OptionError, match=r"tiny_choice\.yaml cannot be read \(.*nowhere\.yaml"):
+        _find(task_folder, "tiny_choice")
+
+
 def test_the_tasks_of_the_demo_are_known() -> None:
     assert find_tasks(TaskSettings(names=("tiny_cloze",))).names == ("tiny_cloze",)
 

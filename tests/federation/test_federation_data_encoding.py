@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conversing import TEMPLATE, chat_tokenizer
 from families import VOCABULARY, WORDS, tokenizer
 from federated_samples import (
     encoder_tokenizer,
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from spinecli.calibration.rows import load_tokenizer
 from spinecli.errors import DataError, OptionError, TokenizerError
+from spinecli.federation.data import encoding
 from spinecli.federation.data.batches import IGNORED, collate
 from spinecli.federation.data.encoding import Encoded, encode, padding_id
 from spinecli.federation.data.examples import Dataset, Example, load_dataset
@@ -162,6 +164,74 @@ def test_long_instructions_keep_something_to_learn(question: str, answer: str, m
     assert row[:lead] == prompt[len(prompt) - lead :]
     assert row[lead:] == reply[: len(row) - lead]
     assert len(row) - lead >= min(len(reply), max_length // 2)
+
+
+CHAT = (
+    '{"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "bat"}, '
+    '{"role": "assistant", "content": "kot"}, {"role": "user", "content": "lul"}, '
+    '{"role": "assistant", "content": "mes"}, {"role": "user", "content": "por"}]}\n'
+)
+
+
+def test_the_last_answer_of_a_conversation_is_learned_as_the_template_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jsonl"
+    file.write_text(CHAT + '{"messages": [{"from": "human", "value": "nak"}, {"from": "gpt", "value": "kot"}]}\n')
+    dataset = load_dataset(str(file))
+    assert (dataset.task, dataset.examples[0].text, dataset.examples[0].answer) == ("language", "lul", "mes")
+    for template, end in (
+        (TEMPLATE, "</s>"),
+        (TEMPLATE.replace("</s>", "\n"), "</s>"),
+        (TEMPLATE.replace("</s>", "<e>\n"), "<e>"),
+    ):
+        made = chat_tokenizer(template)
+        encoded = encode(dataset, made, 500)
+        batch = collate(encoded, [0, 1])
+        for row, example in enumerate(dataset.examples):
+            turns = [{"role": turn.role, "content": turn.content} for turn in example.conversation]
+            prompt = made.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            lead = int(encoded.prompt_lengths[row])
+            assert encoded.tokens[row][:lead].tolist() == prompt
+            assert prompt.count(made.bos_token_id) == 1
+            assert made.decode(batch.input_ids[row][batch.labels[row] != IGNORED]) == f"{example.answer}{end}"
+    with pytest.raises(TokenizerError, match="no chat template"):
+        encode(dataset, tokenizer(), 500)
+
+
+def test_the_sum_of_conversations_covers_every_turn(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jsonl"
+    file.write_text(CHAT)
+    first = load_dataset(str(file)).source()
+    file.write_text(CHAT.replace('"be"', '"do"'))
+    assert load_dataset(str(file)).source().digest != first.digest
+
+
+def test_a_conversation_without_an_answer_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jsonl"
+    for messages in ('[{"role": "user", "content": "a"}]', '[{"role": "assistant", "content": "a"}]'):
+        file.write_text(f'{{"messages": {messages}}}\n')
+        with pytest.raises(DataError, match=r"line 1 has a conversation without an answer"):
+            load_dataset(str(file))
+
+
+def test_many_examples_encode_as_few_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [
+        classified(*(" ".join(WORDS[: 1 + index % 9]) for index in range(25))),
+        classified(*("a b c",) * 25, pairs=["d e", "f"] * 12 + ["g"]),
+        stories([" ".join(WORDS[: 1 + index % 30]) for index in range(25)]),
+        stories(["bat"] * 25, [" ".join(WORDS[: 1 + index]) for index in range(25)]),
+    ]
+    whole = [encode(dataset, encoder_tokenizer(), 8) for dataset in sets]
+    monkeypatch.setattr(encoding, "_CHUNK", 4)
+    for dataset, expected in zip(sets, whole, strict=True):
+        found = encode(dataset, encoder_tokenizer(), 8)
+        assert ids(found) == ids(expected)
+        assert (found.offsets, found.shortened, found.pad_id) == (expected.offsets, expected.shortened, expected.pad_id)
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.prompt_lengths, expected.prompt_lengths)
+        assert [row.tolist() for row in found.segments or ()] == [row.tolist() for row in expected.segments or ()]
+        assert len({row.untyped_storage().data_ptr() for row in found.tokens}) == 1
+    with pytest.raises(DataError, match="Example 6 of made"):
+        encode(classified(*["bat"] * 5, "</s>"), without_padding(), 8)
 
 
 def test_labels_are_where_transformers_expects_them() -> None:

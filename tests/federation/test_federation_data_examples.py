@@ -10,12 +10,14 @@ from federated_samples import shared, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinecli.data.conversations import Turn
+from spinecli.data.tables import Table
 from spinecli.demo.vocabulary import TOPICS
 from spinecli.errors import DataError, OfflineError, OptionError
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.examples import Dataset, Example, load_dataset
 from spinecli.federation.data.labels import read_labels
-from spinecli.federation.data.tables import Table
+from spinecli.federation.data.splits import Splits
 
 
 def load(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Dataset:
@@ -23,7 +25,7 @@ def load(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Dataset:
 
 
 def label_table_of(values: list[Any]) -> Table:
-    return Table("made", ("label",), [{"label": value} for value in values], range(1, len(values) + 1))
+    return Table("made", ("label",), lambda: iter(enumerate(({"label": value} for value in values), start=1)))
 
 
 @pytest.mark.parametrize("label", ["label", "labels", "category", "class", "Label"])
@@ -91,6 +93,26 @@ def test_text_alone_is_a_language_task_and_stays_as_it_is(tmp_path: Path) -> Non
     assert (found.task, found.examples) == ("language", (Example(" one "), Example("two")))
     labelled = load(tmp_path, [{"text": " a ", "label": 0}, {"text": "b", "label": 1}], task="language")
     assert labelled.examples == (Example(" a "), Example("b"))
+
+
+def test_labels_that_differ_by_case_or_blanks_alone_are_named_in_one_note(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\na,Positive\nb,positive \nc,no\nd,positive\n")
+    found = load_dataset(str(file))
+    assert found.labels == ("Positive", "no", "positive")
+    (note,) = found.notes
+    assert note.startswith(f"{file} has labels in column 'label' that differ by case or blanks alone: ")
+    assert "'Positive' and 'positive' and 'positive '" in note
+    assert Splits(found.subset([0]), found.subset([1])).notes == (note,)
+    assert load(tmp_path, [{"text": "a", "label": 0}, {"text": "b", "label": 1}]).notes == ()
+
+
+def test_conversations_are_read_where_nothing_else_is_a_text(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (example,) = load(tmp_path, [{"messages": messages, "source": "x"}]).examples
+    assert example == Example("hi", answer="ho", conversation=(Turn("user", "hi"),))
+    assert load(tmp_path, [{"text": "a", "messages": messages}]).examples == (Example("a"),)
+    assert load(tmp_path, [{"text": "a", "messages": messages}], text_column="messages").examples == (example,)
 
 
 def test_groups_are_read_only_when_asked_for(tmp_path: Path) -> None:

@@ -187,6 +187,22 @@ def test_impossible_budgets_are_told_in_a_sentence() -> None:
         allocate_share(heads_stay, 0.0)
 
 
+def test_ways_out_of_an_impossible_budget_are_possible() -> None:
+    """At the greatest share of blocks nobody is told to raise it, and whatever is named helps."""
+    heads_stay = costs_of(BlockShape(8, 8, 8, 96), 64, heads_leave=False)
+    budget = budget_of(sparsity=0.9, kv_heads=(8,), costs=heads_stay, removable_blocks=2)
+    with pytest.raises(OptionError, match=r"lower --sparsity, or name fewer --protect") as caught:
+        allocate_share(budget, 1.0)
+    assert "--block-share" not in str(caught.value)
+    assert allocate_share(replace(budget, removable_blocks=8), 1.0).removed_blocks == 7
+    with pytest.raises(OptionError, match=r"cannot be met with 0 of 8 blocks removed; lower --sparsity\.$"):
+        allocate_share(budget, 0.0, blocks_leave=False)
+    coarse = budget_of(sparsity=0.4, kv_heads=(8,), round_to=256)
+    with pytest.raises(OptionError, match="or lower --round-to"):
+        allocate_share(coarse, 0.0)
+    assert allocate_share(replace(coarse, round_to=1), 0.0).removed_blocks == 0
+
+
 def test_a_step_wider_than_the_layer_cannot_meet_a_budget() -> None:
     with pytest.raises(OptionError, match="cannot be met"):
         allocate_share(budget_of(sparsity=0.4, kv_heads=(8,), round_to=256), 0.0)

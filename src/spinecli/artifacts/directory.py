@@ -101,6 +101,11 @@ def finished_run(options: OutputOptions, fingerprint: JsonValue) -> Manifest | N
     return manifest
 
 
+def is_unfinished(out: Path) -> bool:
+    """Whether a run of this output has begun and left its work directory, from which `--resume` would go on."""
+    return _begun(_work_of(out))
+
+
 def run_fingerprint(manifest: Manifest) -> str:
     """The fingerprint of the run that wrote `manifest`; see `fingerprint_of`."""
     return sha256_value(fingerprint_of(manifest.command, manifest.parameters, manifest.seed, manifest.inputs))
@@ -189,10 +194,10 @@ def _disk_is_full(error: Exception) -> bool:
 
 def _claim(work: WorkDirectory, options: OutputOptions, fingerprint: str) -> bool:
     """Create the work directory, or accept the one that is there; True if it is being resumed."""
-    marker = work.root / "run.json"
+    marker = _marker(work)
     if work.root.exists():
         with _locked(work):
-            begun = marker.is_file() and work.files.is_dir()  # without files, a kill came after their renaming
+            begun = _begun(work)
             if begun and options.resume:
                 if json.loads(marker.read_text())["fingerprint"] == fingerprint:
                     return True
@@ -216,6 +221,15 @@ def _claim(work: WorkDirectory, options: OutputOptions, fingerprint: str) -> boo
     temporary.write_text(json.dumps({"fingerprint": fingerprint}))
     temporary.rename(marker)
     return False
+
+
+def _marker(work: WorkDirectory) -> Path:
+    return work.root / "run.json"
+
+
+def _begun(work: WorkDirectory) -> bool:
+    # without files, a kill came after their renaming
+    return _marker(work).is_file() and work.files.is_dir()
 
 
 def _work_of(out: Path) -> WorkDirectory:

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import FileRecord, Source
-from spinecli.calibration.text import Text, default_text, load_text
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import TOKENIZER_PATTERNS
+from spinecli.data.text import Text, default_text, load_text
 from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
 
 _log = logging.getLogger(__name__)
@@ -176,7 +176,9 @@ def token_rows(
     inner = length - frame.size
     if inner < 1:
         raise OptionError(f"Rows of {length} tokens have no room between the model's special tokens; make them longer.")
-    tokens = _first_tokens(tokenizer, text.content, rows * inner)
+    # a text that carries its own beginning must not begin twice
+    content = text.content_for(tokenizer).removeprefix("".join(frame.names[: len(frame.opening)]))
+    tokens = _first_tokens(tokenizer, content, rows * inner)
     available = len(tokens) // inner
     if available == 0:
         raise CalibrationTextError(

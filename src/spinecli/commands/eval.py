@@ -34,7 +34,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--perplexity",
-            help="Text to measure perplexity on: a .txt or .jsonl file, a hub data set, builtin:NAME; repeatable.",
+            help="Text to measure perplexity on: a .txt, .jsonl or .csv file, hub data set, builtin:NAME; repeatable.",
             rich_help_panel=_TEXT,
         ),
     ] = None,
@@ -182,6 +182,13 @@ def evaluate(
         require_measure("--tasks", tasks is not None, {**task_options, "include_path": include_path})
         require_measure("--labelled", labelled is not None, label_options)
 
+        asked_tasks = task_settings(tasks, include_path, task_options)
+        if asked_tasks is not None:
+            from spinecli.evaluation.task_names import expand_names
+
+            # before the models, and all that is imported for them: a misspelt name is told at once
+            expand_names(asked_tasks)
+
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.evaluation.models import default_text, open_subjects
         from spinecli.evaluation.output import provenance, write_evaluation
@@ -204,7 +211,7 @@ def evaluate(
             _suggest_reference(terminal, subjects[-1])
         settings = Settings(
             perplexity=text_settings(perplexity, text_options),
-            tasks=task_settings(tasks, include_path, task_options),
+            tasks=asked_tasks,
             labelled=labelled_settings(labelled, label_options),
             latency=latency,
             memory=memory,

@@ -81,7 +81,7 @@ def fed_launch(
     debug: options.Debug = False,
 ) -> None:
     """Fine-tune MODEL over a fleet of devices that keep their texts: pruned and planned for each, or split."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=True)
+    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=None if dry_run else out)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
@@ -176,6 +176,8 @@ def fed_launch(
                     data_options=replace(general.data_options, limit=limit),
                 )
             )
+        for note in request.splits.notes:
+            terminal.note(note)
         split = split_request(request, split_options(chosen, request.options)) if strategy in SPLITTING else None
         if dry_run or out is None:
             labels = request.label_table()

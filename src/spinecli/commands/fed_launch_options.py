@@ -97,7 +97,7 @@ Data = Annotated[
     str,
     typer.Option(
         "--data",
-        help="Training data: a .tsv, .csv, .jsonl or .txt file, a directory, or a hub data set.",
+        help="Training data: a .csv, .jsonl, .parquet or .txt file, a directory, or a hub data set.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Directory to write; appears whole or not at all.")]

@@ -79,7 +79,7 @@ def fed_server(
     debug: options.Debug = False,
 ) -> None:
     """Fine-tune MODEL over devices that join with `spine fed-device`; the run begins when all of them are ready."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=True)
+    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=out)
     with terminal.reporting_errors():
         from spinecli.remote.available import require_nvflare
 
@@ -149,6 +149,8 @@ def fed_server(
         )
         with stopwatch("reading"), quiet_libraries(debug):
             request = open_server_request(replace(general, engine="nvflare", clock="wall"), names)
+        for note in request.splits.notes:
+            terminal.note(note)
         split = split_request(request, split_options(chosen, request.options)) if strategy in SPLITTING else None
         terminal.note(f"{strategy} over {', '.join(names)}; {len(request.evaluation)} examples held out")
         if split is not None:

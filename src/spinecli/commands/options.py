@@ -30,7 +30,7 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         "--calibration",
-        help="Text to calibrate on: a .txt or .jsonl file, a hub data set, or builtin:python-docs. "
+        help="Text to calibrate on: a .txt, .jsonl or .csv file, a hub data set, or builtin:python-docs. "
         "Default: a built-in model's own language, else text that every Python has.",
         show_default=False,
     ),

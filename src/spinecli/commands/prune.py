@@ -75,7 +75,7 @@ def prune(
     debug: options.Debug = False,
 ) -> None:
     """Cut whole blocks and then heads and channels out of MODEL, without gradients, one block in memory at a time."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=True)
+    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=None if dry_run else out)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch

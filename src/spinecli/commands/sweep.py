@@ -41,7 +41,7 @@ def sweep(
         list[str] | None,
         typer.Option(
             "--perplexity",
-            help="Text to measure perplexity on: a .txt or .jsonl file, a hub data set, builtin:NAME; repeatable. "
+            help="Text to measure perplexity on: a .txt, .jsonl or .csv file, hub data set, builtin:NAME; repeatable. "
             "Default: as spine eval.",
             show_default=False,
         ),
@@ -76,7 +76,7 @@ def sweep(
 
     [bold]spine sweep MODEL --sparsity 0.1..0.5 --methods spine,comp --latency --out sweep/[/bold]
     """
-    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=True)
+    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=out)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch

@@ -53,7 +53,7 @@ def tune(
     debug: options.Debug = False,
 ) -> None:
     """Recover what pruning lost by closed-form tuning against the dense model; no training, no run-time cost."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=True)
+    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=out)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spinecli.data.hub import hub_name
 from spinecli.errors import DataError, OptionError
 from spinecli.evaluation.classifiers import label_names
 from spinecli.evaluation.label_matching import LabelMatch, listed, match_labels
@@ -19,7 +20,6 @@ from spinecli.federation.data.builtin import BUILTIN
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.encoding import Encoded, encode
 from spinecli.federation.data.examples import Dataset, load_dataset
-from spinecli.federation.data.hub import hub_name
 from spinecli.federation.data.splits import evaluation_beside
 
 
@@ -63,6 +63,8 @@ def read_labelled(settings: LabelledSettings, subjects: Sequence[Subject], note:
         limit=settings.examples,
     )
     dataset = load_dataset(_held_out(settings.data), options)
+    for sentence in dataset.notes:
+        note(sentence)
     description = _described(settings.data, dataset.reference)
     if dataset.reference != settings.data:
         note(f"{settings.data} is measured on its part {description}.")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spinecli.calibration.rows import Frame, SpecialTokens, frame_of
-from spinecli.calibration.text import Text, load_text
+from spinecli.data.text import Text, load_text
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.perplexity import Windowing, text_windows
 from spinecli.evaluation.row_length import fit_row_length

@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerBase
 
 from spinecli.calibration.rows import token_rows
 from spinecli.calibration.stream import CHUNK_TOKENS, BlockStream, ComputeOptions
-from spinecli.calibration.text import Text
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError
 from spinecli.evaluation.results import Computation
 from spinecli.progress import Progress

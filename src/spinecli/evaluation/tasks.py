@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spinecli.errors import MeasurementError, MissingPathError, OfflineError, OptionError
+from spinecli.errors import MeasurementError, OfflineError, OptionError
 from spinecli.evaluation.quiet import lm_eval_progress
 from spinecli.evaluation.settings import TaskSettings
+from spinecli.evaluation.task_names import TaskNames, expand_names, lm_eval_names, own_folders
 from spinecli.progress import Progress, silent
 
 
@@ -49,25 +48,15 @@ def find_tasks(settings: TaskSettings, progress: Progress = silent, *, debug: bo
     """
     from lm_eval.tasks import TaskManager
 
-    if settings.include_path is not None and not settings.include_path.is_dir():
-        raise MissingPathError(f"{settings.include_path} is not a directory; name one that holds lm-eval task files.")
-    folders = [_builtin_tasks(), *([settings.include_path] if settings.include_path else [])]
-    manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
-    if not all(manager.match_tasks([name]) for name in settings.names):
-        # reading lm-eval's own 14,000 tasks takes seconds, so only when they are needed
-        manager = TaskManager(include_path=[str(folder) for folder in folders])
-    names: list[str] = []
-    for name in settings.names:
-        found = [match for match in sorted(manager.match_tasks([name])) if match not in names]
-        if not found and name not in names:
-            raise OptionError(_unknown(name, manager.all_tasks))
-        names += found
+    names = expand_names(settings)
+    manager = TaskManager(include_path=[str(folder) for folder in own_folders(settings)], include_defaults=False)
+    _add_lm_evals_own(manager.task_index, names)
     if settings.include_path:
         _resolve_local_data(manager.task_index, settings.include_path)
     with lm_eval_progress(progress, debug):
         for name in names:
             _check_task(manager, name)
-    return TaskSet(settings, tuple(names), manager)
+    return TaskSet(settings, names, manager)
 
 
 def run_tasks(
@@ -135,15 +124,45 @@ def task_figures(results: Mapping[str, Any]) -> list[TaskFigure]:
     return figures
 
 
-def _builtin_tasks() -> Path:
-    return Path(str(resources.files("spinecli.demo") / "assets" / "tasks"))
+def _add_lm_evals_own(index: dict[str, Any], names: Iterable[str]) -> None:
+    """Add those of lm-eval's own tasks that these names need; reading all 14,000 would take many seconds.
+
+    Args:
+        index: lm-eval's entries by name, with those of other folders, which come first.
+    """
+    from lm_eval.tasks._index import TaskIndex
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    wanted = [name for name in names if name not in index]
+    wanted += [name for entry in index.values() for name in _members(entry.cfg) if name not in index]
+    own = lm_eval_names() if wanted else TaskNames()
+    configurations: dict[Path, dict[str, Any]] = {}
+    while wanted:
+        for path in own.defining(wanted.pop()):
+            if path not in configurations:
+                configurations[path] = load_yaml(path, resolve_func=False)
+                wanted += _members(configurations[path])
+    found: dict[str, Any] = {}
+    # in lm-eval's order, because of two tasks of one name the first counts
+    for path in sorted(configurations, key=Path.as_posix):
+        TaskIndex.process_cfg(configurations[path], path, found)
+    for name, entry in found.items():
+        index.setdefault(name, entry)
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
-    if near:
-        return f"There is no task {name!r}; did you mean {' or '.join(near)}?"
-    return f"There is no task {name!r}; `lm-eval ls tasks` lists those that lm-eval brings, --include-path adds yours."
+def _members(configuration: Any) -> list[str]:
+    """The names that a group's list of tasks holds, at any depth."""
+    found: list[str] = []
+    waiting = [configuration]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            inner = value.get("task")
+            waiting += inner if isinstance(inner, list) else []
+            found += [name for name in (inner, value.get("group")) if isinstance(name, str)]
+        elif isinstance(value, str):
+            found.append(value)
+    return found
 
 
 def _check_task(manager: Any, name: str) -> None:

@@ -6,7 +6,7 @@ left, which lands the total within one step of `round_to` channels of what was a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pydantic import JsonValue
 
@@ -88,8 +88,11 @@ def allocate_blocks(budget: Budget) -> Allocation:
     return _allocation(budget, removed, dense.kv_heads, dense.channels)
 
 
-def allocate_share(budget: Budget, block_share: float) -> Allocation:
+def allocate_share(budget: Budget, block_share: float, *, blocks_leave: bool = True) -> Allocation:
     """Spend `block_share` of the budget on blocks, the rest on heads and channels alike.
+
+    Args:
+        blocks_leave: whether the method removes blocks at all, so that another share would be a way out.
 
     Raises: OptionError if no head count meets the budget.
     """
@@ -97,9 +100,28 @@ def allocate_share(budget: Budget, block_share: float) -> Allocation:
     if allocation := allocate_heads(budget, removed, 1.0):
         return allocation
     raise OptionError(
-        f"Sparsity {budget.sparsity:g} cannot be met with {removed} blocks removed; lower --sparsity, or raise "
-        "--block-share so that more whole blocks leave."
+        f"Sparsity {budget.sparsity:g} cannot be met with {removed} of {budget.blocks} blocks removed; "
+        f"{', or '.join(_ways_out(budget, removed, blocks_leave, block_share < 1))}."
     )
+
+
+def _ways_out(budget: Budget, removed: int, blocks_leave: bool, raisable: bool) -> list[str]:
+    """What would help, each tried; `raisable`: the share of blocks is not yet all."""
+    most = min(round(budget.sparsity * budget.blocks), budget.most_blocks)
+    ways = ["lower --sparsity"]
+    if allocate_heads(replace(budget, round_to=1), removed, 1.0):
+        ways.append("lower --round-to")
+    if blocks_leave and any(allocate_heads(budget, count, 1.0) for count in range(removed + 1, most + 1)):
+        ways.append("raise --block-share so that more whole blocks leave")
+    if blocks_leave and any(allocate_heads(budget, count, 1.0) for count in range(removed)):
+        ways.append("lower --block-share so that fewer whole blocks leave")
+    unprotected = replace(budget, removable_blocks=budget.blocks)
+    every = min(round(budget.sparsity * budget.blocks), unprotected.most_blocks)
+    if blocks_leave and any(allocate_heads(unprotected, count, 1.0) for count in range(most + 1, every + 1)):
+        ways.append(
+            f"{'raise --block-share and ' if raisable else ''}name fewer --protect so that more blocks may leave"
+        )
+    return ways
 
 
 def allocate_heads(budget: Budget, removed_blocks: int, head_factor: float) -> Allocation | None:

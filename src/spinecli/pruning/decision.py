@@ -139,7 +139,9 @@ def _fixed_allocation(request: PruneRequest) -> Allocation | None:
         return allocate_blocks(request.budget)
     if request.searches:
         return None
-    return allocate_share(request.budget, (request.options.block_share or 0.0) if request.method.cuts_blocks else 0.0)
+    blocks_leave = request.method.cuts_blocks
+    share = request.options.block_share if blocks_leave else None
+    return allocate_share(request.budget, share or 0.0, blocks_leave=blocks_leave)
 
 
 def _meeting(judgements: Sequence[Judgement], sparsity: float) -> Sequence[Judgement]:

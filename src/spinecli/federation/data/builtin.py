@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from spinecli.data.tables import Table
 from spinecli.errors import DataError
-from spinecli.federation.data.tables import Table
 
 BUILTIN = "builtin:"
 TOPICS = f"{BUILTIN}tiny-topics"
@@ -24,4 +24,4 @@ def builtin_table(reference: str) -> Table:
     if reference not in _STORIES:
         raise DataError(f"There is no data set {reference}; the built-in ones are {' and '.join(_STORIES)}.")
     rows = [{"text": story.text, "label": vocabulary.TOPICS[story.label]} for story in labelled(*_STORIES[reference])]
-    return Table(reference, ("text", "label"), rows, range(1, len(rows) + 1), unit="row")
+    return Table(reference, ("text", "label"), lambda: iter(enumerate(rows, start=1)), unit="row")

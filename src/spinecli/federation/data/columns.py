@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spinecli.data.columns import (
+    CONVERSATIONS,
+    GROUPS,
+    INPUTS,
+    LABELS,
+    PAIRS,
+    PROMPTS,
+    TEXTS,
+    first_couple,
+    recognised,
+    text_columns,
+)
+from spinecli.data.tables import Table
 from spinecli.errors import DataError, OptionError
-from spinecli.federation.data.tables import Table
 
 Task = Literal["classification", "language"]
-
-# In order of preference: a pair of texts before a text that stands alone.
-_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
-_TEXTS = ("text", "sentence", "sentence1", "question", "content")
-_LABELS = ("label", "labels", "category", "class")
-_PROMPTS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
-_INPUTS = ("input", "context")
-_GROUPS = ("client", "speaker", "user", "device")
 
 
 @dataclass(frozen=True)
@@ -45,31 +49,38 @@ class Columns:
     answer: str | None = None
     """Not None for instructions, whose `pair` is the input that may be left empty."""
     group: str | None = None
+    conversation: bool = False
+    """`text` is a list of messages, of which the last answer is learned."""
 
 
 def choose_columns(table: Table, options: DataOptions) -> Columns:
     """The columns that `options` names, and by their usual names those it leaves open.
 
-    The task, if not given: instructions with answers are language modelling, anything else with a label column is
-    classification, and text alone is language modelling. Language modelling reads labels only from a column that
-    `options` names, because it needs none to train.
+    The task, if not given: instructions with answers and conversations are language modelling, anything else with a
+    label column is classification, and text alone is language modelling. Language modelling reads labels only from a
+    column that `options` names, because it needs none to train.
 
     Raises: DataError if a column is absent, OptionError if two options contradict each other.
     """
     label = _named(table, options.label_column)
     group = _group(table, options)
-    prompt = None if options.text_column else _first_present(table, _PROMPTS)
-    task = options.task or _task(table, label is not None, prompt is not None)
+    prompt = None if options.text_column else first_couple(table.columns, PROMPTS)
+    chat = _chat(table, options)
+    task = options.task or _task(table, label is not None, prompt is not None or chat is not None)
     if task == "language":
         if options.pair_column:
             raise OptionError("--pair-column is for classification of text pairs; leave it out for language modelling.")
         if prompt is not None:
-            return Columns(task, prompt[0], _recognised(table, _INPUTS), label=label, answer=prompt[1], group=group)
+            given = recognised(table.columns, INPUTS)
+            return Columns(task, prompt[0], given, label=label, answer=prompt[1], group=group)
+        if chat is not None:
+            return Columns(task, chat, label=label, group=group, conversation=True)
         return Columns(task, _text(table, options)[0], label=label, group=group)
-    label = label or _recognised(table, _LABELS)
+    label = label or recognised(table.columns, LABELS)
     if label is None:
         raise DataError(
-            f"{table.reference} has none of the label columns {', '.join(_LABELS)}; "
+            table.wrong_separator
+            or f"{table.reference} has none of the label columns {', '.join(LABELS)}; "
             f"name one of its columns with --label-column: {_listed(table)}."
         )
     text, pair = _text(table, options)
@@ -79,18 +90,27 @@ def choose_columns(table: Table, options: DataOptions) -> Columns:
 def _task(table: Table, label_named: bool, prompted: bool) -> Task:
     if prompted:
         return "language"
-    return "classification" if label_named or _recognised(table, _LABELS) else "language"
+    return "classification" if label_named or recognised(table.columns, LABELS) else "language"
+
+
+def _chat(table: Table, options: DataOptions) -> str | None:
+    """The column of conversations: the one that is named, or where nothing else is a text."""
+    named = _named(table, options.text_column)
+    if named is not None:
+        return recognised((named,), CONVERSATIONS)
+    return None if text_columns(table.columns) else recognised(table.columns, CONVERSATIONS)
 
 
 def _text(table: Table, options: DataOptions) -> tuple[str, str | None]:
     text, pair = _named(table, options.text_column), _named(table, options.pair_column)
-    if text is None and pair is None and options.task != "language" and (found := _first_present(table, _PAIRS)):
+    if text is None and pair is None and options.task != "language" and (found := first_couple(table.columns, PAIRS)):
         return found
     if text is None:
-        text = _recognised(table, tuple(name for name in _TEXTS if name != (pair or "").lower()))
+        text = recognised(table.columns, (name for name in TEXTS if name != (pair or "").lower()))
     if text is None:
         raise DataError(
-            f"{table.reference} has none of the text columns {', '.join(_TEXTS)}; "
+            table.wrong_separator
+            or f"{table.reference} has none of the text columns {', '.join(TEXTS)}; "
             f"name one of its columns with --text-column: {_listed(table)}."
         )
     return text, pair
@@ -99,10 +119,10 @@ def _text(table: Table, options: DataOptions) -> tuple[str, str | None]:
 def _group(table: Table, options: DataOptions) -> str | None:
     if options.group_column or not options.grouped:
         return _named(table, options.group_column)
-    group = _recognised(table, _GROUPS)
+    group = recognised(table.columns, GROUPS)
     if group is None:
         raise DataError(
-            f"{table.reference} has none of the columns {', '.join(_GROUPS)} to group by; "
+            f"{table.reference} has none of the columns {', '.join(GROUPS)} to group by; "
             f"name one of its columns as column:NAME: {_listed(table)}."
         )
     return group
@@ -112,19 +132,6 @@ def _named(table: Table, column: str | None) -> str | None:
     if column is not None and column not in table.columns:
         raise DataError(f"{table.reference} has no column {column!r}; its columns are {_listed(table)}.")
     return column
-
-
-def _recognised(table: Table, names: tuple[str, ...]) -> str | None:
-    present = {column.lower(): column for column in reversed(table.columns)}
-    return next((present[name] for name in names if name in present), None)
-
-
-def _first_present(table: Table, couples: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
-    for first, second in couples:
-        found = _recognised(table, (first,)), _recognised(table, (second,))
-        if found[0] is not None and found[1] is not None:
-            return found[0], found[1]
-    return None
 
 
 def _listed(table: Table) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from spinecli.data.tables import KINDS, SUFFIXES
 from spinecli.errors import DataError
-from spinecli.federation.data.tables import SUFFIXES
 
 _TRAINING = ("train",)
 # a test set is looked at last, so validation comes first
@@ -19,7 +19,7 @@ def find_training(directory: Path) -> Path:
     if path is None:
         held = ", ".join(sorted(path.name for path in directory.iterdir())[:10]) or "nothing"
         raise DataError(
-            f"{directory} has none of {', '.join(f'train{suffix}' for suffix in SUFFIXES)} but {held}; "
+            f"{directory} has none of {', '.join(f'train{suffix}' for suffix in KINDS)} but {held}; "
             "rename its training file or name it directly."
         )
     return path

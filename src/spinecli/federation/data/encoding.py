@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import torch
@@ -16,6 +17,9 @@ from spinecli.federation.data.examples import Dataset
 from spinecli.federation.data.instructions import encode_instructions
 
 _Ids = Sequence[int]
+
+# what a tokenizer gives for a row takes many times the room of its ids, so few rows are held in that form at a time
+_CHUNK = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +90,8 @@ def encode(
     """
     if max_length < 2:
         raise OptionError(f"--max-length must be at least 2 tokens, not {max_length}.")
-    if dataset.task == "classification":
-        encoded = _encode_classes(dataset, tokenizer, max_length)
-    elif dataset.examples and dataset.examples[0].answer is not None:
-        encoded = _encode_answers(dataset, tokenizer, max_length)
-    else:
-        encoded = _encode_texts(dataset, tokenizer, max_length)
+    starts = range(0, max(len(dataset), 1), _CHUNK)
+    encoded = _joined(_encode_chunk(dataset, start, tokenizer, max_length) for start in starts)
     highest = max((int(row.max()) for row in encoded.tokens), default=0)
     if vocabulary is not None and highest >= vocabulary:
         raise TokenizerError(
@@ -101,7 +101,57 @@ def encode(
     return encoded
 
 
-def _encode_classes(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+def _encode_chunk(whole: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """The tokens of the `_CHUNK` examples from `start` on."""
+    dataset = whole.subset(range(start, min(start + _CHUNK, len(whole))))
+    if dataset.task == "classification":
+        return _encode_classes(dataset, start, tokenizer, max_length)
+    if dataset.examples and dataset.examples[0].answer is not None:
+        return _encode_answers(dataset, start, tokenizer, max_length)
+    return _encode_texts(dataset, start, tokenizer, max_length)
+
+
+class _Rows:
+    """Rows of ids that grow at the end of one storage, which is never held twice."""
+
+    def __init__(self) -> None:
+        self._flat = array("q")
+        self._lengths: list[int] = []
+
+    def add(self, rows: Sequence[Tensor]) -> None:
+        if rows:
+            self._flat.frombytes(torch.cat(list(rows)).numpy().tobytes())
+            self._lengths += [len(row) for row in rows]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        if not self._flat:
+            return torch.split(torch.empty(0, dtype=torch.int64), self._lengths) if self._lengths else ()
+        return torch.split(torch.frombuffer(self._flat, dtype=torch.int64), self._lengths)
+
+
+def _joined(chunks: Iterable[Encoded]) -> Encoded:
+    """Encoded examples one behind the other, their rows as views of one storage."""
+    tokens, segments = _Rows(), _Rows()
+    labels, prompt_lengths, offsets, shortened = [], [], [0], 0
+    for chunk in chunks:
+        tokens.add(chunk.tokens)
+        segments.add(chunk.segments or ())
+        labels.append(chunk.labels)
+        prompt_lengths.append(chunk.prompt_lengths)
+        offsets += [offsets[-1] + end for end in chunk.offsets[1:]]
+        shortened += chunk.shortened
+    return replace(
+        chunk,
+        tokens=tokens.tensors(),
+        labels=torch.cat(labels),
+        prompt_lengths=torch.cat(prompt_lengths),
+        segments=None if chunk.segments is None else segments.tensors(),
+        offsets=tuple(offsets),
+        shortened=shortened,
+    )
+
+
+def _encode_classes(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     first = [example.text for example in dataset.examples]
     second = [example.pair for example in dataset.examples if example.pair is not None]
     paired = len(second) > 0
@@ -126,7 +176,7 @@ def _encode_classes(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     for row in rows:
         while row and row[-1] == pad_id:
             row.pop()
-    _refuse_short(dataset, rows, 1)
+    _refuse_short(dataset, start, rows, 1)
     lengths = [len(row) for row in rows]
     return Encoded(
         task=dataset.task,
@@ -140,23 +190,23 @@ def _encode_classes(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     )
 
 
-def _encode_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+def _encode_texts(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     texts = [example.text for example in dataset.examples]
     found: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     for row in found:
         if end is not None and row and row[-1] != end:
             row.append(end)
-    _refuse_short(dataset, found, 2)
+    _refuse_short(dataset, start, found, 2)
     stride = max_length - 1
     pieces = [[row[start : start + max_length] for start in range(0, len(row) - 1, stride)] for row in found]
     rows = list(chain.from_iterable(pieces))
     return _language(dataset, tokenizer, rows, [0] * len(rows), [len(piece) for piece in pieces], shortened=0)
 
 
-def _encode_answers(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    found = encode_instructions(dataset, tokenizer, max_length)
-    _refuse_short(dataset, found.rows, 2)
+def _encode_answers(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    found = encode_instructions(dataset, tokenizer, max_length, start)
+    _refuse_short(dataset, start, found.rows, 2)
     return _language(dataset, tokenizer, found.rows, found.prompt_lengths, [1] * len(found.rows), found.shortened)
 
 
@@ -180,12 +230,12 @@ def _language(
     )
 
 
-def _refuse_short(dataset: Dataset, rows: Sequence[_Ids], least: int) -> None:
+def _refuse_short(dataset: Dataset, start: int, rows: Sequence[_Ids], least: int) -> None:
     for index, row in enumerate(rows):
         if len(row) < least:
             raise DataError(
-                f"Example {index + 1} of {dataset.reference} ({dataset.examples[index].text!r:.40}) has {len(row)} "
-                f"tokens and {dataset.task} needs {least}; lengthen or remove it."
+                f"Example {start + index + 1} of {dataset.reference} ({dataset.examples[index].text!r:.40}) has "
+                f"{len(row)} tokens and {dataset.task} needs {least}; lengthen or remove it."
             )
 
 

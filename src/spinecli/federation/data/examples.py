@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spinecli.artifacts.manifest import FileRecord, Source
+from spinecli.data.conversations import Conversation, read_conversation
+from spinecli.data.hub import hub_name, read_hub
+from spinecli.data.tables import Row, Table, read_table
 from spinecli.errors import DataError, MissingPathError, OptionError
 from spinecli.federation.data.builtin import BUILTIN, builtin_table
 from spinecli.federation.data.columns import Columns, DataOptions, Task, choose_columns
 from spinecli.federation.data.directory import find_training
-from spinecli.federation.data.hub import hub_name, read_hub
 from spinecli.federation.data.labels import read_labels
-from spinecli.federation.data.tables import Table, read_file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One thing to learn from."""
 
@@ -31,6 +32,8 @@ class Example:
     """What the model should say to the instruction `text`."""
     group: str | None = None
     """Whose example it is: a speaker, a user."""
+    conversation: Conversation = ()
+    """Everything that was said before `answer`; `text` is the last of it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Dataset:
     """Names of the classes; empty if the examples have none."""
     reference: str
     """As the user named it."""
+    notes: tuple[str, ...] = ()
+    """What a person should hear of these data."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -57,7 +62,7 @@ class Dataset:
         digest = hashlib.sha256()
         size = 0
         head = [self.task, list(self.labels)]
-        body = ([one.text, one.pair, one.label, one.answer, one.group] for one in self.examples)
+        body = (_summed(one) for one in self.examples)
         for value in (head, *body):
             line = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
             digest.update(line)
@@ -65,11 +70,16 @@ class Dataset:
         return Source(reference=self.reference, files={"examples": FileRecord(sha256=digest.hexdigest(), bytes=size)})
 
 
+def _summed(example: Example) -> list[object]:
+    fields: list[object] = [example.text, example.pair, example.label, example.answer, example.group]
+    return [*fields, [[turn.role, turn.content] for turn in example.conversation]] if example.conversation else fields
+
+
 def load_dataset(reference: str, options: DataOptions | None = None, labels: Sequence[str] | None = None) -> Dataset:
     """The examples that `reference` names.
 
-    A `.csv` or `.tsv` file with a header, a `.jsonl` or `.txt` file, a directory (its train file),
-    `builtin:tiny-topics`, or a hub data set `owner/name[:split]` (train by default).
+    A file that `spinecli.data.tables.read_table` reads, a directory (its train file), `builtin:tiny-topics`, or a hub
+    data set `owner/name[:split]` (train by default).
 
     Args:
         labels: names to map labels by; None takes those that the data set has.
@@ -89,12 +99,14 @@ def load_dataset(reference: str, options: DataOptions | None = None, labels: Seq
             "classification needs at least two, so name another column or file."
         )
     examples = tuple(
-        _example(table, index, columns, found.indices[index] if found else None) for index in range(len(table.rows))
+        _example(_Place(table, number), row, columns, found.indices[index] if found else None)
+        for index, (number, row) in enumerate(table)
     )
     if options.limit is not None and options.limit < len(examples):
         # evenly spread, because files are often sorted by label
         examples = tuple(examples[step * len(examples) // options.limit] for step in range(options.limit))
-    return Dataset(columns.task, examples, names, reference)
+    notes = (found.note,) if found and found.note else ()
+    return Dataset(columns.task, examples, names, reference, notes)
 
 
 def _read_table(reference: str) -> Table:
@@ -102,9 +114,9 @@ def _read_table(reference: str) -> Table:
         return builtin_table(reference)
     path = Path(reference).expanduser()
     if path.is_dir():
-        return read_file(find_training(path))
+        return read_table(find_training(path))
     if path.exists():
-        return read_file(path)
+        return read_table(path)
     if (hub := hub_name(reference)) is None:
         raise MissingPathError(
             f"{path} does not exist; name a file or directory of examples, {BUILTIN}tiny-topics, "
@@ -113,38 +125,70 @@ def _read_table(reference: str) -> Table:
     return read_hub(hub[0], hub[1] or "train")
 
 
-def _example(table: Table, index: int, columns: Columns, label: int | None) -> Example:
-    text = _text(table, index, columns.text)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a row stands, written out only in an error."""
+
+    table: Table
+    number: int
+
+    def __str__(self) -> str:
+        return self.table.place(self.number)
+
+
+def _example(place: _Place, row: Row, columns: Columns, label: int | None) -> Example:
+    group = _group(place, row, columns.group) if columns.group else None
+    if columns.conversation:
+        return _chat_example(place, row, columns, label, group)
+    text = _text(place, row, columns.text)
     pair = answer = None
     if columns.answer is not None:
-        answer = _text(table, index, columns.answer)
+        answer = _text(place, row, columns.answer)
     if columns.pair is not None:
-        optional = columns.answer is not None and table.rows[index].get(columns.pair) in (None, "")
-        pair = None if optional else _text(table, index, columns.pair)
+        optional = columns.answer is not None and row.get(columns.pair) in (None, "")
+        pair = None if optional else _text(place, row, columns.pair)
     if columns.task == "classification":
         # many tokenizers make a trailing space a token, and a causal model's class is read off the last token
         text, pair = text.strip(), pair.strip() if pair else None
-    group = _group(table, index, columns.group) if columns.group else None
     return Example(text, pair, label, answer, group)
 
 
-def _text(table: Table, index: int, column: str) -> str:
-    value = table.rows[index].get(column)
+def _chat_example(place: _Place, row: Row, columns: Columns, label: int | None, group: str | None) -> Example:
+    """The last answer of a conversation is learned; what comes behind it is not read."""
+    turns = read_conversation(row.get(columns.text), str(place), columns.text)
+    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    if not answers or answers[-1] == 0 or not turns[answers[-1]].content.strip():
+        raise DataError(
+            f"{place} has a conversation without an answer of the assistant to learn in column {columns.text!r}; "
+            "remove the row."
+        )
+    before = turns[: answers[-1]]
+    for turn in turns:
+        _refuse_surrogates(place, columns.text, turn.content)
+    return Example(before[-1].content, None, label, turns[answers[-1]].content, group, before)
+
+
+def _text(place: _Place, row: Row, column: str) -> str:
+    value = row.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise DataError(f"{table.place(index)} has an empty text in column {column!r}; fill it in or remove the row.")
+        raise DataError(f"{place} has an empty text in column {column!r}; fill it in or remove the row.")
     if not isinstance(value, str):
-        raise DataError(f"{table.place(index)} has {value!r:.40} in column {column!r}, which is no text; mend the row.")
+        raise DataError(f"{place} has {value!r:.40} in column {column!r}, which is no text; mend the row.")
+    _refuse_surrogates(place, column, value)
+    return value
+
+
+def _refuse_surrogates(place: _Place, column: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{table.place(index)} has half a surrogate pair in column {column!r}, which is no character; mend the row."
+            f"{place} has half a surrogate pair in column {column!r}, which is no character; mend the row."
         ) from error
-    return value
 
 
-def _group(table: Table, index: int, column: str) -> str:
-    value = table.rows[index].get(column)
+def _group(place: _Place, row: Row, column: str) -> str:
+    value = row.get(column)
     if isinstance(value, int) or (isinstance(value, str) and value.strip()):
         return str(value).strip()
-    raise DataError(f"{table.place(index)} has no group in column {column!r}; fill it in or remove the row.")
+    raise DataError(f"{place} has no group in column {column!r}; fill it in or remove the row.")

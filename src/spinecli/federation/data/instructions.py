@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from spinecli.data.conversations import Turn, render
 from spinecli.errors import DataError
 from spinecli.federation.data.examples import Dataset, Example
 
@@ -27,31 +28,54 @@ def render_prompt(example: Example) -> str:
     return f"### Instruction:\n{example.text}\n\n{given}### Response:\n"
 
 
-def encode_instructions(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Instructions:
+def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, reference: str) -> tuple[str, str]:
+    """The conversation up to the answer, and the answer with what the template ends it by."""
+    answer = example.answer or ""
+    prompt = render(example.conversation, tokenizer, reference, add_generation_prompt=True)
+    whole = render((*example.conversation, Turn("assistant", answer)), tokenizer, reference)
+    # a template may write past answers otherwise than it has a model begin one
+    return prompt, whole[len(prompt) :].rstrip() if whole.startswith(prompt) else answer
+
+
+def encode_instructions(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, start: int = 0
+) -> Instructions:
     """Prompts with the tokenizer's special tokens, then answers with an end token if the tokenizer has one.
+
+    Conversations are written by the chat template, which has all special tokens in it and may end the answer by itself.
 
     Too long a row first loses the beginning of its prompt, down to half of `max_length`, then the end of its answer, so
     that every row has answer tokens to learn.
 
-    Raises: DataError if an answer has no tokens.
+    Args:
+        start: how many examples lie before these, for the number that an error names.
+
+    Raises: DataError if an answer has no tokens or the template refuses a conversation, TokenizerError without one.
     """
     settings = {"return_attention_mask": False, "verbose": False}
-    prompts: list[list[int]] = tokenizer([render_prompt(one) for one in dataset.examples], **settings)["input_ids"]
-    texts = [one.answer or "" for one in dataset.examples]
+    chat = any(one.conversation for one in dataset.examples)
+    if chat:
+        written = [_render_chat(one, tokenizer, dataset.reference) for one in dataset.examples]
+    else:
+        written = [(render_prompt(one), one.answer or "") for one in dataset.examples]
+    texts = [answer for _, answer in written]
+    leads = [prompt for prompt, _ in written]
+    prompts: list[list[int]] = tokenizer(leads, add_special_tokens=not chat, **settings)["input_ids"]
     answers: list[list[int]] = tokenizer(texts, add_special_tokens=False, **settings)["input_ids"]
     end = tokenizer.eos_token_id
     rows: list[list[int]] = []
     prompt_lengths: list[int] = []
     shortened = 0
-    for prompt, answer in zip(prompts, answers, strict=True):
-        if end is not None:
-            if prompt and prompt[-1] == end:
-                prompt.pop()
+    for example, prompt, answer in zip(dataset.examples, prompts, answers, strict=True):
+        if end is not None and not chat and prompt and prompt[-1] == end:
+            prompt.pop()
+        # where a template writes more than the answer, it has ended it
+        if end is not None and (not chat or texts[len(rows)].strip() == (example.answer or "").strip()):
             answer.append(end)
         if not answer:
             raise DataError(
-                f"Example {len(rows) + 1} of {dataset.reference} has the answer {texts[len(rows)]!r:.40}, which the "
-                "tokenizer reads as nothing; mend or remove it."
+                f"Example {start + len(rows) + 1} of {dataset.reference} has the answer {texts[len(rows)]!r:.40}, "
+                "which the tokenizer reads as nothing; mend or remove it."
             )
         shortened += len(prompt) + len(answer) > max_length
         kept = answer[: max(max_length - len(prompt), max_length - max_length // 2)]

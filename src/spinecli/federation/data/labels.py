@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from spinecli.data.tables import Table
 from spinecli.errors import DataError
-from spinecli.federation.data.tables import Table
 
 # Not 007: leading zeros mean that the digits are a code and not a number.
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.0+)?")
@@ -25,6 +25,22 @@ class Labels:
     names: tuple[str, ...]
     indices: tuple[int, ...]
     """Into `names`, one for each row."""
+    note: str | None = None
+    """Names labels that differ by case or blanks alone, if there are any."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The values of a column with where they stand."""
+
+    table: Table
+    name: str
+    numbers: list[int]
+    values: list[_Value]
+
+    def place(self, index: int) -> str:
+        """The row as an error message names it."""
+        return self.table.place(self.numbers[index])
 
 
 def read_labels(table: Table, column: str, known: Sequence[str] | None = None) -> Labels:
@@ -38,63 +54,85 @@ def read_labels(table: Table, column: str, known: Sequence[str] | None = None) -
 
     Raises: DataError if a label is missing, fractional, of another kind than the first, or not among `known`.
     """
-    values = [_checked(table, index, column) for index in range(len(table.rows))]
-    _refuse_mixed(table, column, values)
+    found = _Column(table, column, [], [])
+    # one object a label instead of one a row
+    same: dict[tuple[type, _Value], _Value] = {}
+    written: dict[str, None] = {}
+    for number, row in table:
+        given = row.get(column)
+        if isinstance(given, str):
+            written[given] = None
+        value = _checked(table.place, number, column, given)
+        found.numbers.append(number)
+        found.values.append(same.setdefault((type(value), value), value))
+    _refuse_mixed(found)
     if known is not None:
         positions = {name: index for index, name in enumerate(known)}
-        return Labels(tuple(known), tuple(_find(table, index, value, positions) for index, value in enumerate(values)))
-    values = _converted(table, column, values)
+        indices = tuple(_find(found, index, positions) for index in range(len(found.values)))
+        return Labels(tuple(known), indices, _spelling_note(table, column, written))
+    values = _converted(found)
     names = tuple(_name(value) for value in sorted(set(values), key=_order))
     positions = {name: index for index, name in enumerate(names)}
-    return Labels(names, tuple(positions[_name(value)] for value in values))
+    return Labels(names, tuple(positions[_name(value)] for value in values), _spelling_note(table, column, written))
 
 
-def _checked(table: Table, index: int, column: str) -> _Value:
-    value = table.rows[index].get(column)
+def _checked(place: Callable[[int], str], number: int, column: str, value: object) -> _Value:
     if isinstance(value, str):
         value = value.strip()
     # a number that differs from itself is NaN
     if value is None or value != value or (isinstance(value, str) and value.lower() in ("", "nan")):
-        raise DataError(f"{table.place(index)} has no label in column {column!r}; fill it in or remove the row.")
+        raise DataError(f"{place(number)} has no label in column {column!r}; fill it in or remove the row.")
     if isinstance(value, float):
         if not value.is_integer():
-            raise _fraction(table, index, column)
+            raise _fraction(place(number), column)
         return int(value)
     if isinstance(value, (bool, int, str)):
         return value
-    raise DataError(
-        f"{table.place(index)} has a list or an object in column {column!r}; a label is a word or a number."
-    )
+    raise DataError(f"{place(number)} has a list or an object in column {column!r}; a label is a word or a number.")
 
 
-def _fraction(table: Table, index: int, column: str) -> DataError:
-    return DataError(
-        f"{table.place(index)} has no whole number in column {column!r}, but labels are classes; name another column."
-    )
+def _fraction(place: str, column: str) -> DataError:
+    return DataError(f"{place} has no whole number in column {column!r}, but labels are classes; name another column.")
 
 
-def _refuse_mixed(table: Table, column: str, values: Sequence[_Value]) -> None:
+def _refuse_mixed(column: _Column) -> None:
     kinds = {bool: "true or false", int: "a number", str: "text"}
-    for index, value in enumerate(values):
-        if type(value) is not type(values[0]):
+    first = type(column.values[0])
+    for index, value in enumerate(column.values):
+        if type(value) is not first:
             raise DataError(
-                f"{table.place(index)} has {kinds[type(value)]} in column {column!r} where the rows above have "
-                f"{kinds[type(values[0])]}; write all labels alike."
+                f"{column.place(index)} has {kinds[type(value)]} in column {column.name!r} where the rows above have "
+                f"{kinds[first]}; write all labels alike."
             )
 
 
-def _converted(table: Table, column: str, values: list[_Value]) -> list[_Value]:
+def _spelling_note(table: Table, column: str, written: Iterable[str]) -> str | None:
+    alike: dict[str, list[str]] = {}
+    for label in written:
+        alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    groups = [sorted(labels) for _, labels in sorted(alike.items()) if len(labels) > 1]
+    if not groups:
+        return None
+    listed = "; ".join(" and ".join(map(repr, labels)) for labels in groups[:_LISTED])
+    return (
+        f"{table.reference} has labels in column {column!r} that differ by case or blanks alone: {listed}; blanks "
+        "around a label do not count, and case does."
+    )
+
+
+def _converted(column: _Column) -> list[_Value]:
     """Words as the numbers or truth values that all of them are; other words, and all else, as they are."""
-    words = [value for value in values if isinstance(value, str)]
+    words = {value for value in column.values if isinstance(value, str)}
     if not words:
-        return values
+        return column.values
     if all(word.lower() in _TRUTH for word in words):
-        return [word.lower() == "true" for word in words]
+        return [str(word).lower() == "true" for word in column.values]
     if all(map(_WHOLE.fullmatch, words)):
-        return [_whole(word) for word in words]
+        return [_whole(str(word)) for word in column.values]
     if all(map(_NUMBER.fullmatch, words)) and any("." in word and not _WHOLE.fullmatch(word) for word in words):
-        raise _fraction(table, next(i for i, word in enumerate(words) if not _WHOLE.fullmatch(word)), column)
-    return values
+        fractions = (index for index, word in enumerate(column.values) if not _WHOLE.fullmatch(str(word)))
+        raise _fraction(column.place(next(fractions)), column.name)
+    return column.values
 
 
 def _whole(word: str) -> int:
@@ -109,7 +147,8 @@ def _order(value: _Value) -> tuple[int, str]:
     return (0, value) if isinstance(value, str) else (int(value), "")
 
 
-def _find(table: Table, index: int, value: _Value, positions: dict[str, int]) -> int:
+def _find(column: _Column, index: int, positions: dict[str, int]) -> int:
+    value = column.values[index]
     name = _name(value)
     if name in positions:
         return positions[name]
@@ -120,5 +159,5 @@ def _find(table: Table, index: int, value: _Value, positions: dict[str, int]) ->
             return positions[other]
     listed = ", ".join(list(positions)[:_LISTED]) + (", ..." if len(positions) > _LISTED else "")
     raise DataError(
-        f"{table.place(index)} has the label {name!r}, which the training set does not have; its labels are {listed}."
+        f"{column.place(index)} has the label {name!r}, which the training set does not have; its labels are {listed}."
     )

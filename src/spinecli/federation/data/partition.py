@@ -113,7 +113,8 @@ def _size(dataset: Dataset, index: int) -> int:
     if dataset.task == "classification":
         return 1
     example = dataset.examples[index]
-    return len(example.text) + len(example.answer or "")
+    said = example.text if not example.conversation else "".join(turn.content for turn in example.conversation)
+    return len(said) + len(example.answer or "")
 
 
 def _labels(dataset: Dataset, scheme: Dirichlet | Shards) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:

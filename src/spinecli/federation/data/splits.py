@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from spinecli.data.hub import hub_name, hub_splits
 from spinecli.errors import DataError, OptionError
 from spinecli.federation.data.builtin import TOPICS, TOPICS_VALIDATION
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.directory import evaluation_split, find_evaluation
 from spinecli.federation.data.examples import Dataset, load_dataset
-from spinecli.federation.data.hub import hub_name, hub_splits
 
 # keeps this draw apart from others of the same seed
 _STREAM = 1
@@ -24,6 +24,11 @@ class Splits:
 
     train: Dataset
     evaluation: Dataset
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should hear of these data."""
+        return tuple(dict.fromkeys((*self.train.notes, *self.evaluation.notes)))
 
 
 def load_splits(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
+from spinecli.data.tables import SUFFIXES, Numbered, Table
 from spinecli.errors import DataError, OfflineError
-from spinecli.federation.data.tables import SUFFIXES, Row, Table
 
 _REFERENCE = re.compile(r"^([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?$")
 
@@ -13,26 +15,43 @@ _REFERENCE = re.compile(r"^([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?$")
 def hub_name(reference: str) -> tuple[str, str | None] | None:
     """The data set and split that a reference names; None if it has the form of a path."""
     match = _REFERENCE.match(reference)
-    return None if match is None or match[1].endswith(SUFFIXES) else (match[1], match[2])
+    return None if match is None or match[1].lower().endswith(SUFFIXES) else (match[1], match[2])
 
 
-def read_hub(name: str, split: str) -> Table:
-    """The rows of one split; the data set is downloaded into the hub's own cache.
+def read_hub(name: str, split: str, *, streaming: bool = False) -> Table:
+    """The rows of one split.
+
+    Args:
+        streaming: fetch rows as they are read; else the data set is downloaded into the hub's own cache.
 
     Raises: OfflineError if it cannot be fetched, DataError if it cannot be used as it is.
     """
     import datasets
 
     try:
-        found = datasets.load_dataset(name, split=split)
+        found = datasets.load_dataset(name, split=split, **({"streaming": True} if streaming else {}))
     except ValueError as error:
         raise _unusable(name, error) from error
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
         raise _unreachable(name) from error
-    rows: list[Row] = list(found)
-    if not rows:
+
+    def rows() -> Iterator[Numbered]:
+        try:
+            yield from enumerate(found, start=1)
+        except ValueError as error:
+            raise _unusable(name, error) from error
+        except OSError as error:
+            raise _unreachable(name) from error
+
+    return Table(f"{name}:{split}", _columns(name, split, found, rows), rows, unit="row")
+
+
+def _columns(name: str, split: str, found: Any, rows: Any) -> tuple[str, ...]:
+    first = next(rows(), None)
+    if first is None:
         raise DataError(f"The hub data set {name} has no examples in its split {split}; name another split.")
-    return Table(f"{name}:{split}", tuple(found.column_names), rows, range(1, len(rows) + 1), unit="row")
+    # a stream may know its columns only by its rows
+    return tuple(getattr(found, "column_names", None) or first[1])
 
 
 def hub_splits(name: str) -> tuple[str, ...]:

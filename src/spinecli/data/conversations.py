@@ -1,0 +1,112 @@
+"""Conversations as chat data sets hold them, rendered by the chat template of a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from spinecli.errors import DataError, TokenizerError
+
+# what ShareGPT calls them
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Turn, ...]
+
+
+class ChatTokenizer(Protocol):
+    """What is asked of a tokenizer here, which any of transformers' has."""
+
+    chat_template: Any
+    bos_token: Any
+    all_special_tokens: Any
+
+    def apply_chat_template(self, conversation: Any, /, *, tokenize: bool, add_generation_prompt: bool) -> Any:
+        """The conversation as one string."""
+
+
+def read_conversation(value: object, place: str, column: str) -> Conversation:
+    """A list of messages, each with `role` and `content`, or with `from` and `value` as ShareGPT has them.
+
+    Args:
+        place: of the row, as an error names it.
+
+    Raises: DataError if the value is no such list.
+    """
+    where = f"{place} has in column {column!r}"
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise DataError(f"{where} no list of messages, but {value!r:.40}; mend or remove the row.")
+    return tuple(_turn(message, number, where) for number, message in enumerate(value, start=1))
+
+
+def _turn(message: object, number: int, where: str) -> Turn:
+    if isinstance(message, Mapping):
+        role = message.get("role") or message.get("from")
+        content = message.get("content") if message.get("role") else message.get("value")
+        if isinstance(content, list) and all(_is_text(part) for part in content):
+            content = "".join(part["text"] for part in content)
+        if isinstance(role, str) and isinstance(content, str):
+            return Turn(_ROLES.get(role, role), content)
+    raise DataError(
+        f"{where} a message {number} without role or text ({message!r:.40}); a message has role and content, or from "
+        "and value."
+    )
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def render(
+    conversation: Conversation, tokenizer: ChatTokenizer, reference: str, *, add_generation_prompt: bool = False
+) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Args:
+        reference: the data, as an error names them.
+
+    Raises: TokenizerError if there is no template, DataError if it refuses the conversation.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise TokenizerError(
+            f"{reference} holds conversations and the model's tokenizer has no chat template; name data with a text "
+            "column, or add the model's chat_template.jinja."
+        )
+    turns = [asdict(turn) for turn in conversation]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise DataError(
+            f"The model's chat template refuses a conversation of {reference} ({reason}); mend or remove it."
+        ) from error
+    return str(rendered)
+
+
+def joined(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, reference: str) -> str:
+    """Conversations one behind the other, as one text.
+
+    None begins with the beginning token, which every row of tokens gets by itself. A newline is put only behind one
+    that its template does not end by a newline or a special token.
+
+    Raises: as `render`.
+    """
+    ends = ("\n", *(str(token) for token in tokenizer.all_special_tokens))
+    pieces = []
+    for conversation in conversations:
+        piece = render(conversation, tokenizer, reference)
+        if tokenizer.bos_token:
+            piece = piece.removeprefix(str(tokenizer.bos_token))
+        pieces.append(piece if piece.endswith(ends) else f"{piece}\n")
+    return "".join(pieces)

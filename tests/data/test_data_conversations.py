@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conversing import chat_tokenizer
+
+from spinecli.data.conversations import Turn, read_conversation, render
+from spinecli.errors import DataError
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 1}],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}],
+    ],
+)
+def test_usual_layouts_are_one_conversation(messages: list[Any]) -> None:
+    assert read_conversation(messages, "x line 1", "messages") == (Turn("user", "a"), Turn("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("[{'role': 'user'}]", "no list of messages"),
+        (None, "no list of messages"),
+        ([], "no list of messages"),
+        (["a"], "message 1 without role or text"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "message 2 without role or text"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "message 1 without role or text"),
+    ],
+)
+def test_what_is_no_conversation_is_told(value: object, words: str) -> None:
+    with pytest.raises(DataError, match=f"^x line 1 has in column 'messages' .*{words}"):
+        read_conversation(value, "x line 1", "messages")
+
+
+def test_a_template_that_refuses_gives_its_own_reason() -> None:
+    made = chat_tokenizer("{{ raise_exception('Roles must alternate user/assistant') }}")
+    with pytest.raises(DataError, match=r"refuses a conversation of x \(Roles must alternate user/assistant\)"):
+        render((Turn("user", "a"),), made, "x")
