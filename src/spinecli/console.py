@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import typer
@@ -25,6 +25,17 @@ from spinecli.errors import SpineError
 from spinecli.progress import Progress, silent
 
 _INTERRUPTED = 130
+# Libraries that read what a user gives.
+_LIBRARIES = ("transformers", "tokenizers", "peft", "datasets", "lm_eval", "safetensors", "huggingface_hub")
+    "transformers",
+    "tokenizers",
+    "peft",
+    "datasets",
+    "lm_eval",
+    "safetensors",
+    "huggingface_hub",
+    "accelerate",
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,12 @@ class Terminal:
         except OSError as error:
             place = f" ({error.filename})" if error.filename else ""
             self._fail(f"{error.strerror or error}{place}.", 1)
+        except Exception as error:
+            # a library's own reason is what helps; a traceback through spine alone is spine's fault and stays one
+            if (library := _library_in(error.__traceback__)) is None:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            self._fail(f"{library} stopped: {reason}; --debug shows where.", 1)
 
     @contextmanager
     def _noting_what_the_library_says(self) -> Iterator[None]:
@@ -122,6 +139,16 @@ class Terminal:
             self.err.print_exception()
         self.err.print(f"[red]error:[/red] {escape(sentence)}", soft_wrap=True)
         raise typer.Exit(code) from None
+
+
+def _library_in(traceback: TracebackType | None) -> str | None:
+    """The first of the libraries that read what a user gives in which an error was raised; None if it is elsewhere."""
+    while traceback is not None:
+        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package in _LIBRARIES:
+            return package
+        traceback = traceback.tb_next
+    return None
 
 
 class _Notes(logging.Handler):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from families import Recipe, classifier, random_tokens, recipe
 from safetensors.torch import load_file, save_file
 
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.reload import probe, streamed_logits, verify_written
+from spinecli.calibration import reload
+from spinecli.calibration.reload import probe, streamed_logits, verify_reading, verify_written
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.tensors import held
 from spinecli.errors import SpineError, VerificationError
 
 TOKENS = random_tokens(2, 16)
@@ -70,3 +73,16 @@ def test_probe_is_a_corner_of_the_rows(opened: Callable[[Recipe], Checkpoint]) -
     assert probe(causal, random_tokens(1, 10)).shape == (1, 10)
     for whole in (recipe("bert"), classifier("bert"), classifier("llama")):  # what comes later bears on the answer
         assert probe(opened(whole), random_tokens(5, 100)).shape == (2, 100)
+
+
+@pytest.mark.parametrize("made", [recipe("llama", tied=True), recipe("gpt2", tied=True), recipe("opt"), recipe("bert")])
+def test_large_models_are_compared_with_their_blocks_left_on_disk(
+    opened: Callable[[Recipe], Checkpoint], made: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = opened(made)
+    monkeypatch.setattr(reload, "_WHOLE_MODEL_BYTES", 0)
+    verify_reading(checkpoint, TOKENS)
+    name = next(name for name in checkpoint.tensors if name.startswith(checkpoint.block_prefix(1)))
+    wrong = replace(checkpoint, tensors={**checkpoint.tensors, name: held(checkpoint.read(name) + 0.5)})
+    with pytest.raises(VerificationError, match="otherwise than transformers does"):
+        verify_reading(wrong, TOKENS)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,18 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spinecli.calibration.rows import CalibrationOptions, calibration_rows, load_tokenizer, token_rows
+from spinecli.calibration.rows import (
+    CalibrationOptions,
+    Frame,
+    calibration_rows,
+    fitting_tokenizer,
+    load_tokenizer,
+    token_rows,
+    tokenizer_of,
+)
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.text import Text
-from spinecli.errors import CalibrationTextError, OptionError, TokenizerError
+from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
 
 
 def text(content: str) -> Text:
@@ -180,3 +190,56 @@ def test_calibration_rows_of_a_checkpoint(opened: Callable[[Recipe], Checkpoint]
 def test_rows_longer_than_the_model_can_read(opened: Callable[[Recipe], Checkpoint]) -> None:
     with pytest.raises(OptionError, match=f"exceeds the model's {POSITIONS} positions"):
         calibration_rows(opened(recipe("opt")), "x", CalibrationOptions(rows=1, length=POSITIONS + 1))
+
+
+def changed_tokenizer(directory: Path, **settings: object) -> Path:
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return directory
+
+
+@pytest.mark.parametrize("token", ["pad_token", "bos_token", "eos_token"])
+def test_a_special_token_without_a_row_in_the_embedding_is_refused(
+    written: Callable[[Recipe], Path], tmp_path: Path, token: str
+) -> None:
+    directory = shutil.copytree(written(recipe("llama")), tmp_path / "copy")
+    changed_tokenizer(directory, **{token: "[NEW]"})
+    with pytest.raises(TokenizerError, match=rf"tokenizer_config.json has the {token} '\[NEW\]', number 320"):
+        tokenizer_of(Checkpoint.open(directory))
+
+
+def test_added_tokens_without_a_row_are_named_and_words_without_one_are_refused(
+    written: Callable[[Recipe], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gemma's tokenizer knows a token for images that its text models have no row for."""
+    directory = shutil.copytree(written(recipe("llama")), tmp_path / "copy")
+    made = load_tokenizer(directory)
+    made.add_tokens(["<image>"])
+    made.save_pretrained(directory)
+    tokenizer_of(Checkpoint.open(directory))
+    assert "knows <image>, for which the embedding has no row" in caplog.text
+    with pytest.raises(TokenizerError, match="another model"):
+        fitting_tokenizer(directory, 300)
+
+
+def test_a_tokenizer_with_far_fewer_tokens_than_rows_is_noted(
+    written: Callable[[Recipe], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    fitting_tokenizer(written(recipe("llama")), 512)
+    assert "has 320 tokens and the embedding 512 rows" in caplog.text
+
+
+@pytest.mark.parametrize(("file", "package"), [("tokenizer.model", "sentencepiece"), ("own.tiktoken", "tiktoken")])
+def test_a_package_that_a_tokenizer_needs_is_named(tmp_path: Path, file: str, package: str) -> None:
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    (tmp_path / file).write_bytes(b"pieces")
+    with pytest.raises(MissingPackageError, match=f"install it with: pip install {package}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_text_that_carries_its_own_beginning_begins_once() -> None:
+    frame = Frame((1,), (), ("<s>",))
+    begun = token_rows(tokenizer(), text("<s>" + sample_text()), 2, 16, frame=frame)
+    assert torch.equal(begun.tokens, token_rows(tokenizer(), text(sample_text()), 2, 16, frame=frame).tokens)
+    assert (begun.tokens[:, 0].tolist(), (begun.tokens == 1).sum()) == ([1, 1], 2)

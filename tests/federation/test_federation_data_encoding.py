@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import random
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from federated_samples import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerBase
 
 from spinecli.calibration.rows import load_tokenizer
@@ -289,3 +291,38 @@ def test_real_language_sets_are_encoded(name: str) -> None:
 def test_made_sets_encode_alike_every_time() -> None:
     dataset = labelled_set([0, 1, 2] * 5)
     assert ids(encode(dataset, tokenizer(), 16)) == ids(encode(dataset, tokenizer(), 16))
+
+
+def beginning(*tokens: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that puts special tokens in front of every text."""
+    made = copy.deepcopy(tokenizer())
+    numbers = [(token, int(made.convert_tokens_to_ids(token))) for token in tokens]
+    made.backend_tokenizer.post_processor = TemplateProcessing(single=" ".join((*tokens, "$A")), special_tokens=numbers)
+    return made
+
+
+@pytest.mark.parametrize("opening", [("<s>",), ("<s>", "<pad>")])
+def test_every_row_of_a_long_text_begins_as_the_tokenizer_begins_one(opening: tuple[str, ...]) -> None:
+    made = beginning(*opening)
+    text = " ".join(WORDS[:20])
+    plain = made(text, add_special_tokens=False)["input_ids"]
+    dataset = Dataset("language", (Example(text),), (), "texts")
+    encoded = encode(dataset, made, 8)
+    first = list(made.convert_tokens_to_ids(list(opening)))
+    assert all(row[: len(first)].tolist() == first for row in encoded.tokens)
+    assert max(len(row) for row in encoded.tokens) == 8
+    behind = [token for row in encoded.tokens for token in row[len(first) :].tolist()]
+    assert behind == [*plain, made.eos_token_id]
+    labels = collate(encoded, range(len(encoded))).labels[:, 1:]
+    assert sorted(labels[labels != IGNORED].tolist()) == sorted(behind)
+
+
+def test_a_shortened_prompt_still_begins_as_the_tokenizer_begins_a_text() -> None:
+    made = beginning("<s>")
+    example = Example(" ".join(WORDS[:40]), answer=" ".join(WORDS[:2]))
+    encoded = encode(Dataset("language", (example,), (), "instructions"), made, 16)
+    (row,) = encoded.tokens
+    assert (len(row), int(row[0])) == (16, made.bos_token_id)
+    answer = [*made(example.answer, add_special_tokens=False)["input_ids"], made.eos_token_id]
+    assert row[-len(answer) :].tolist() == answer
+    assert encoded.prompt_lengths.tolist() == [16 - len(answer)]

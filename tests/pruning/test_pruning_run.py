@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,18 @@ import pytest
 import torch
 from families import Recipe, recipe
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
-from spinecli.calibration.rows import CalibrationOptions
+from spinecli.calibration.rows import CalibrationOptions, SpecialTokens, load_tokenizer
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
-from spinecli.errors import OptionError, OutputExistsError
+from spinecli.checkpoints.tensors import held
+from spinecli.errors import OptionError, OutputExistsError, VerificationError
+from spinecli.masktuning.request import TuneOptions
+from spinecli.masktuning.request import open_request as open_tune
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.request import PruneOptions, Widths, open_request
@@ -189,3 +194,72 @@ def test_a_cut_that_removes_nothing_is_refused(options: Callable[..., PruneOptio
 def test_the_report_is_plain_json(options: Callable[..., PruneOptions]) -> None:
     report = decide(open_request(options(block_share=0.0))).report()
     assert json.loads(json.dumps(report)) == report
+
+
+# Of six blocks one sees everything, and it is none of those that are protected by default.
+ONE_GLOBAL = recipe(
+    "gemma3_text",
+    blocks=6,
+    grouped=True,
+    extra=(("layer_types", (*("sliding_attention",) * 2, "full_attention", *("sliding_attention",) * 3)),),
+)
+
+
+@pytest.mark.parametrize("method", ["shortgpt", "magnitude"])
+def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
+    options: Callable[..., PruneOptions], method: str
+) -> None:
+    share = None if method == "shortgpt" else 1.0
+    request = open_request(options(ONE_GLOBAL, method=method, sparsity=0.5, protect=(), block_share=share))
+    decision = decide(request)
+    assert 2 in decision.plan.masks.kept_blocks
+    assert decision.report()["kept_for_their_kind"]["2"] == "full_attention"
+    assert len(decision.report()["kept_for_their_kind"]) == 2
+
+
+def test_no_sparsity_takes_the_last_block_of_a_kind(options: Callable[..., PruneOptions]) -> None:
+    request = open_request(options(ONE_GLOBAL, method="shortgpt", sparsity=0.9, protect=()))
+    with pytest.raises(OptionError, match="only 4 may leave"):
+        decide(request)
+
+
+def test_rows_that_are_shorter_than_a_window_are_said(
+    options: Callable[..., PruneOptions], caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = replace(ONE_GLOBAL, extra=(*ONE_GLOBAL.extra, ("sliding_window", 32)))
+    open_request(options(wide, method="magnitude"))
+    assert "shorter than the sliding window of 32" in caplog.text
+
+
+def test_rows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(
+    options: Callable[..., PruneOptions], tmp_path: Path
+) -> None:
+    model = shutil.copytree(options().model, tmp_path / "begun")
+    made = load_tokenizer(model)
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made.save_pretrained(model)
+    begun = options(model=str(model), method="magnitude")
+    request = open_request(begun)
+    assert request.calibration.tokens[:, 0].tolist() == [1] * 8
+    assert str(request.calibration.frame) == "each opened by <s>"
+    manifest = prune(request, OutputOptions(tmp_path / "out"))
+    assert manifest.parameters["special_tokens"] == "auto"
+    tuned = open_tune(TuneOptions(tmp_path / "out"))
+    assert torch.equal(tuned.calibration.tokens, request.calibration.tokens)
+    plain = replace(begun, calibration=replace(begun.calibration, special_tokens=SpecialTokens.none))
+    text = made(Path(str(begun.calibration.text)).read_text(), add_special_tokens=False)["input_ids"]
+    assert open_request(plain).calibration.tokens[0].tolist() == text[:16]
+
+
+def test_a_model_that_spine_reads_otherwise_than_transformers_is_not_pruned(
+    options: Callable[..., PruneOptions], tmp_path: Path
+) -> None:
+    request = open_request(options(method="magnitude"))
+    name = "model.layers.0.mlp.down_proj.weight"
+    wrong = held(request.checkpoint.read(name) + 0.5)
+    request = replace(
+        request, checkpoint=replace(request.checkpoint, tensors={**request.checkpoint.tensors, name: wrong})
+    )
+    with pytest.raises(VerificationError, match="otherwise than transformers does"):
+        prune(request, OutputOptions(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

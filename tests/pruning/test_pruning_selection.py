@@ -9,7 +9,7 @@ from spinecli.checkpoints.shape import BlockShape
 from spinecli.pruning.allocation import Allocation
 from spinecli.pruning.method import UnitScores
 from spinecli.pruning.scores import Scores
-from spinecli.pruning.selection import protected_blocks, select
+from spinecli.pruning.selection import last_of_their_kind, protected_blocks, select
 
 SHAPE = BlockShape(heads=6, kv_heads=3, head_dim=4, channels=10)
 BLOCKS = 5
@@ -121,3 +121,11 @@ def test_scores_come_back_from_tensors() -> None:
     scores = scores_of(1)
     again = Scores.from_tensors(scores.tensors())
     assert all(torch.equal(again.tensors()[name], value) for name, value in scores.tensors().items())
+
+
+def test_the_most_influential_block_of_every_unprotected_kind_of_attention_stays() -> None:
+    kinds = ("window", "window", "global", "global", "none")
+    influence = torch.tensor([0.5, 0.9, 0.2, 0.3, 0.1])
+    assert last_of_their_kind(influence, kinds, NONE) == {1: "window", 3: "global", 4: "none"}
+    assert last_of_their_kind(influence, kinds, frozenset({0, 2})) == {4: "none"}
+    assert last_of_their_kind(influence, ("window",) * 5, frozenset({4})) == {}

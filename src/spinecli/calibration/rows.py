@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -222,13 +223,26 @@ def frame_of(
     """
     if special_tokens is SpecialTokens.none:
         return NO_FRAME
-    plain: list[int] = tokenizer(_SAMPLE, add_special_tokens=False, verbose=False)["input_ids"]
-    whole: list[int] = tokenizer(_SAMPLE, verbose=False)["input_ids"]
-    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
-    opening, closing = whole[:start], whole[start + len(plain) :]
+    opening, closing = _around(tokenizer)
     if checkpoint.family.kind != "encoder":
         closing = []
     return Frame(tuple(opening), tuple(closing), tuple(tokenizer.convert_ids_to_tokens([*opening, *closing])))
+
+
+def opening_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts in front of a text of itself."""
+    return tuple(_around(tokenizer)[0])
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts in front of a text and behind it."""
+    plain: list[int] = tokenizer(_SAMPLE, add_special_tokens=False, verbose=False)["input_ids"]
+    whole: list[int] = tokenizer(_SAMPLE, verbose=False)["input_ids"]
+    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), None)
+    if start is None:  # the text's own tokens depend on what stands in front of them
+        special = set(tokenizer.all_special_ids)
+        return list(takewhile(special.__contains__, whole)), []
+    return whole[:start], whole[start + len(plain) :]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ def inspect_directory(directory: Path, *, verify: bool = False) -> dict[str, Jso
     if (directory / "config.json").is_file() and not found.get("damaged"):
         found |= _describe_blocks(directory)
     elif not has_manifest:
+        if (directory / "adapter_config.json").is_file():
+            Checkpoint.open(directory)  # which says whose adapter it is
         raise ForeignArtifactError(
             f"{directory} has neither {MANIFEST_NAME} nor config.json: no spine artifact and no checkpoint."
         )

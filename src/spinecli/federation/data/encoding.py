@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from spinecli.calibration.rows import opening_of
 from spinecli.errors import DataError, OptionError, TokenizerError
 from spinecli.federation.data.columns import Task
 from spinecli.federation.data.examples import Dataset
@@ -79,9 +80,10 @@ def encode(
     never ends in the padding token, whatever the text says: causal classifiers take the last token that is not
     padding for the end of the text.
 
-    Language: a text with an end token behind it, if the tokenizer has one. A long text becomes several rows, each of
-    which begins with the last token of the one before, so that every token but the text's first is a target exactly
-    once. Instructions become a prompt that is not learned and the answer; see `encode_instructions`.
+    Language: a text with an end token behind it, if the tokenizer has one. A long text becomes several rows. Each of
+    them begins with what the tokenizer puts in front of a text, which is no target; where it puts nothing there, with
+    the last token of the row before. So every token that something stands before is a target exactly once.
+    Instructions become a prompt that is not learned and the answer; see `encode_instructions`.
 
     Args:
         vocabulary: size of the model's embedding, to refuse a tokenizer of another model.
@@ -192,16 +194,27 @@ def _encode_classes(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizer
 
 def _encode_texts(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     texts = [example.text for example in dataset.examples]
+    opening = list(opening_of(tokenizer))
     found: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     for row in found:
         if end is not None and row and row[-1] != end:
             row.append(end)
     _refuse_short(dataset, start, found, 2)
-    stride = max_length - 1
-    pieces = [[row[start : start + max_length] for start in range(0, len(row) - 1, stride)] for row in found]
+    if max_length <= len(opening):
+        raise OptionError(f"--max-length {max_length} leaves no room beside {len(opening)} special tokens; raise it.")
+    pieces = [_pieces(row, opening, max_length) for row in found]
     rows = list(chain.from_iterable(pieces))
-    return _language(dataset, tokenizer, rows, [0] * len(rows), [len(piece) for piece in pieces], shortened=0)
+    given = len(opening) if len(opening) > 1 else 0  # nothing predicts the first token of a row anyway
+    return _language(dataset, tokenizer, rows, [given] * len(rows), [len(piece) for piece in pieces], shortened=0)
+
+
+def _pieces(row: list[int], opening: list[int], max_length: int) -> list[list[int]]:
+    """A text's tokens as rows of at most `max_length`."""
+    if not opening or row[: len(opening)] != opening:
+        return [row[at : at + max_length] for at in range(0, len(row) - 1, max_length - 1)]
+    text, room = row[len(opening) :], max_length - len(opening)
+    return [opening + text[at : at + room] for at in range(0, len(text), room)]
 
 
 def _encode_answers(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from spinecli.calibration.rows import opening_of
 from spinecli.data.conversations import Turn, render
 from spinecli.errors import DataError
 from spinecli.federation.data.examples import Dataset, Example
@@ -37,6 +38,12 @@ def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, reference
     return prompt, whole[len(prompt) :].rstrip() if whole.startswith(prompt) else answer
 
 
+def _shortened(prompt: list[int], opening: list[int], room: int) -> list[int]:
+    """The end of a prompt behind what opens it."""
+    kept = opening if prompt[: len(opening)] == opening and len(opening) < room else []
+    return kept + prompt[len(prompt) - (room - len(kept)) :]
+
+
 def encode_instructions(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, start: int = 0
 ) -> Instructions:
@@ -44,8 +51,8 @@ def encode_instructions(
 
     Conversations are written by the chat template, which has all special tokens in it and may end the answer by itself.
 
-    Too long a row first loses the beginning of its prompt, down to half of `max_length`, then the end of its answer, so
-    that every row has answer tokens to learn.
+    Too long a row first loses the beginning of its prompt, but for the special tokens that open it, down to half of
+    `max_length`, then the end of its answer, so that every row has answer tokens to learn.
 
     Args:
         start: how many examples lie before these, for the number that an error names.
@@ -62,7 +69,7 @@ def encode_instructions(
     leads = [prompt for prompt, _ in written]
     prompts: list[list[int]] = tokenizer(leads, add_special_tokens=not chat, **settings)["input_ids"]
     answers: list[list[int]] = tokenizer(texts, add_special_tokens=False, **settings)["input_ids"]
-    end = tokenizer.eos_token_id
+    end, opening = tokenizer.eos_token_id, list(opening_of(tokenizer))
     rows: list[list[int]] = []
     prompt_lengths: list[int] = []
     shortened = 0
@@ -80,7 +87,7 @@ def encode_instructions(
         shortened += len(prompt) + len(answer) > max_length
         kept = answer[: max(max_length - len(prompt), max_length - max_length // 2)]
         room = max_length - len(kept)
-        lead = prompt[len(prompt) - min(room, len(prompt)) :]
+        lead = prompt if len(prompt) <= room else _shortened(prompt, opening, room)
         rows.append(lead + kept)
         prompt_lengths.append(len(lead))
     return Instructions(rows, prompt_lengths, shortened)
