@@ -27,15 +27,6 @@ from spinecli.progress import Progress, silent
 _INTERRUPTED = 130
 # Libraries that read what a user gives.
 _LIBRARIES = ("transformers", "tokenizers", "peft", "datasets", "lm_eval", "safetensors", "huggingface_hub")
-    "transformers",
-    "tokenizers",
-    "peft",
-    "datasets",
-    "lm_eval",
-    "safetensors",
-    "huggingface_hub",
-    "accelerate",
-)
 
 
 @dataclass(frozen=True)
