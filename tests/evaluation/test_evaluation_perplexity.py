@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny_checkpoint import POSITIONS, random_words
 from tokenizers import processors
 
@@ -204,3 +205,21 @@ def test_side_by_side_windows_hold_less_text_where_something_opens_them() -> Non
     assert Windowing(8, 7, 3, opening=1).cut(torch.arange(21)).tolist() == torch.arange(21).view(3, 7).tolist()
     with pytest.raises(OptionError, match="between 1 and the window's 7 tokens of text"):
         Windowing(8, 8, 3, opening=1)
+
+
+def test_a_head_of_its_own_counts_whichever_way_a_model_is_run(dense: Path, tmp_path: Path, text_file: Path) -> None:
+    """The configuration says that it is tied, as transformers 5 writes it after such a head was trained."""
+    model = shutil.copytree(dense, tmp_path / "own-head")
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = -tensors["model.embed_tokens.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    texts = PerplexitySettings(texts=(str(text_file),), window=16, rows=8)
+    found = [
+        evaluate_models(open_subjects([(str(directory), None)]), Settings(perplexity=texts, latency=latency)).models[0]
+        for directory, latency in ((dense, False), (model, False), (model, True))
+    ]
+    tied, streamed, loaded = (result.perplexity[0] for result in found)
+    assert (streamed.computed_by, loaded.computed_by) == ("block stream", "loaded model")
+    assert streamed.nll == pytest.approx(loaded.nll, abs=1e-6)
+    assert abs(streamed.nll - tied.nll) > 0.01
+    assert found[1].weights.parameters - found[0].weights.parameters == tensors["lm_head.weight"].numel()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import lm_eval.tasks
 import pytest
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
 from tiny_checkpoint import write_task
+from tokenizers.processors import TemplateProcessing
 
 from spinecli.calibration.rows import load_tokenizer
 from spinecli.errors import MissingPathError, OfflineError, OptionError
@@ -149,3 +153,21 @@ def test_figures_of_groups_filters_and_missing_errors() -> None:
         ("one", "em (strict)", 1.0, None),
     ]
     assert [figure.higher_is_better for figure in figures] == [None, True, None]
+
+
+def test_requests_begin_as_lm_eval_itself_begins_them(dense: Path, task_folder: Path, tmp_path: Path) -> None:
+    """With a tokenizer that puts a token in front of every text; a model that never saw it would answer otherwise."""
+    model = shutil.copytree(dense, tmp_path / "begun")
+    tokenizer = load_tokenizer(model)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save_pretrained(model)
+    tasks = _find(task_folder, "tiny_choice")
+    (subject,) = open_subjects([(str(model), None)])
+    with quiet_libraries():
+        loaded = load_model(subject, device="cpu", dtype="float32")
+        own = HFLM(pretrained=loaded, tokenizer=subject.tokenizer, batch_size=8)
+        alone = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=8)
+        assert own.tok_encode("bat") == alone.tok_encode("bat") == [1, tokenizer.convert_tokens_to_ids("bat")]
+        found = run_tasks(tasks, loaded, subject.tokenizer)
+        expected = simple_evaluate(alone, tasks=["tiny_choice"], task_manager=tasks.manager, log_samples=False)
+    assert found["results"] == json.loads(json.dumps(expected["results"]))
