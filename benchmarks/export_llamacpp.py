@@ -26,11 +26,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.rows import CalibrationOptions, load_tokenizer, token_rows
+from spinecli.calibration.rows import CalibrationOptions, token_rows
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.data.text import load_text
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.export import llamacpp

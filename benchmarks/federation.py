@@ -17,7 +17,7 @@ from typing import Any
 
 from resumable_runs import collected
 
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.encoding import encode

@@ -17,10 +17,11 @@ from pathlib import Path
 from settings import Setting, settings
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.calibration.rows import CalibrationOptions, load_tokenizer, token_rows
+from spinecli.calibration.rows import CalibrationOptions, token_rows
 from spinecli.calibration.stream import BlockStream
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.data.text import load_text
 from spinecli.masktuning.recovery import TuneMethod
 from spinecli.masktuning.request import TuneOptions

@@ -15,16 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spinecli.calibration.rows import (
-    CalibrationOptions,
-    Frame,
-    calibration_rows,
-    fitting_tokenizer,
-    load_tokenizer,
-    token_rows,
-    tokenizer_of,
-)
+from spinecli.calibration.rows import CalibrationOptions, Frame, calibration_rows, token_rows
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.tokenizer import fitting_tokenizer, load_tokenizer, tokenizer_of
 from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
 

@@ -796,3 +796,51 @@ def _(shop: Workshop) -> Arguments:
 def _(shop: Workshop) -> Arguments:
     model = shop.dense()
     return shop.plan("--out", model, model=model)
+
+
+_OPENERS: dict[str, Callable[[Workshop, Path], Arguments]] = {
+    "prune": lambda shop, model: shop.prune(model),
+    "sweep": lambda shop, model: ["sweep", str(model), "--sparsity", "0.3", "--out", str(shop.out), "--quiet"],
+    "plan": lambda shop, model: shop.plan(model=model),
+    "fed-launch": lambda shop, model: shop.fed_launch(model=model),
+    "split training": lambda shop, model: shop.fed_launch("--strategy", "mergesfl", model=model),
+    "eval": lambda shop, model: ["eval", str(model), "--latency", "--quiet"],
+    "bench": lambda shop, model: ["bench", str(model), "--engine", "torch", "--quiet"],
+    "export": lambda shop, model: ["export", str(model), "--format", "hf", "--out", str(shop.out), "--quiet"],
+}
+
+
+def _everywhere(title: str, change: Callable[[Path], object], *names: str) -> None:
+    """What every command that opens a checkpoint refuses in the same words."""
+    for command, build in _OPENERS.items():
+
+        @case(f"{command}: {title}", *names)
+        def _(shop: Workshop, build: Callable[[Workshop, Path], Arguments] = build) -> Arguments:
+            model = shop.dense()
+            change(model)
+            return build(shop, model)
+
+
+def _adapter_alone(model: Path) -> None:
+    (model / "config.json").unlink()
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "somebody/base"}')
+
+
+_everywhere(
+    "a padding token that the embedding has no row for",
+    lambda model: edit_json(model / "tokenizer_config.json", pad_token="[PAD]"),
+    "tokenizer_config.json",
+    "'[PAD]'",
+)
+_everywhere(
+    "a padding id that the embedding has no row for",
+    lambda model: edit_json(model / "config.json", pad_token_id=32_000),
+    "config.json",
+    "pad_token_id 32000",
+)
+_everywhere("an adapter for a checkpoint", _adapter_alone, "adapter of somebody/base", "--adapter")
+_everywhere(
+    "a tagger for a language model",
+    lambda model: edit_json(model / "config.json", architectures=["LlamaForTokenClassification"]),
+    "LlamaForTokenClassification",
+)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import POSITIONS, random_words
 from tokenizers import processors
 
-from spinecli.calibration.rows import load_tokenizer, token_rows
+from spinecli.calibration.rows import token_rows
 from spinecli.calibration.stream import ComputeOptions
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.data.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation import perplexity

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from tiny_checkpoint import write_task
 from tokenizers.processors import TemplateProcessing
 
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import MissingPathError, OfflineError, OptionError
 from spinecli.evaluation.models import load_model, open_subjects
 from spinecli.evaluation.quiet import quiet_libraries

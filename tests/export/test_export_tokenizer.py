@@ -10,8 +10,8 @@ from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spinecli.calibration.rows import load_tokenizer
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import TokenizerError
 from spinecli.export import llamacpp
 from spinecli.export.pre_tokenizer import _GPT4O, _LLAMA3, _QWEN2, _TEKKEN, pre_tokenizer_name

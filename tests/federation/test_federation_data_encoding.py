@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerBase
 
-from spinecli.calibration.rows import load_tokenizer
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import DataError, OptionError, TokenizerError
 from spinecli.federation.data import encoding
 from spinecli.federation.data.batches import IGNORED, collate

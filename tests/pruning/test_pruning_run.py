@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
-from spinecli.calibration.rows import CalibrationOptions, SpecialTokens, load_tokenizer
+from spinecli.calibration.rows import CalibrationOptions, SpecialTokens
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.tensors import held
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import OptionError, OutputExistsError, VerificationError
 from spinecli.masktuning.request import TuneOptions
 from spinecli.masktuning.request import open_request as open_tune

@@ -14,7 +14,7 @@ from spinecli.artifacts.directory import require_space
 from spinecli.benching.gguf_file import INSTALL_GGUF, GgufFile, read_gguf
 from spinecli.benching.models import Model
 from spinecli.benching.settings import Quantization
-from spinecli.calibration.rows import tokenizer_of
+from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.errors import MissingPackageError
 from spinecli.progress import Progress
 

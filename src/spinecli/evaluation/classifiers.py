@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from spinecli.artifacts.manifest import MANIFEST_NAME
-from spinecli.calibration.rows import tokenizer_of
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.skeleton import build_skeleton
+from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.errors import OptionError
 from spinecli.federation.data.encoding import padding_id
 from spinecli.lora.peft_adapter import adapter_tensors

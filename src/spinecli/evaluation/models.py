@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
-from spinecli.calibration.rows import fitting_tokenizer
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import size_of
 from spinecli.checkpoints.cuts import BlockCut, block_cuts
@@ -20,6 +19,7 @@ from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.checkpoints.tokenizer import fitting_tokenizer, require_fitting_tokenizer
 from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
 from spinecli.evaluation.classifiers import adapted_classifier, padded_classifier
 from spinecli.evaluation.results import Weights
@@ -103,6 +103,7 @@ def _open(reference: str, adapter: Path | None) -> Checkpoint:
     if adapter is not None:
         adapter_shapes(adapter)
     checkpoint = Checkpoint.open(resolve_checkpoint(reference))
+    require_fitting_tokenizer(checkpoint)
     if adapter is not None and adapter_config(adapter).classifies:
         return adapted_classifier(checkpoint, adapter, reference)
     if checkpoint.task is Task.classification:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.checkpoints.tokenizer import require_fitting_tokenizer
 from spinecli.choice import choice
 from spinecli.errors import MissingPackageError, OptionError
 from spinecli.export.merging import merge
@@ -75,6 +76,7 @@ def open_request(options: ExportOptions) -> ExportRequest:
     check = check_file_output if wanted is Format.gguf else check_directory_output
     check(options.out, options.overwrite, path)
     base = checkpoint = Checkpoint.open(path)
+    require_fitting_tokenizer(base)
     if options.adapter is not None:
         checkpoint = merge(base, options.adapter, rounded=wanted is Format.hf)
     return ExportRequest(options, wanted, base, checkpoint, quantization)

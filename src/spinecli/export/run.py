@@ -11,7 +11,7 @@ from spinecli.artifacts.hashing import sha256_file
 from spinecli.artifacts.manifest import record_files
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.calibration.reload import random_rows, verify_reading
-from spinecli.calibration.rows import tokenizer_of
+from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.export.huggingface import write_huggingface
 from spinecli.export.merging import adapted_modules
 from spinecli.export.output import whole_directory, whole_file

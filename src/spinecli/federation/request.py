@@ -9,10 +9,10 @@ from pydantic import JsonValue
 
 from spinecli.artifacts.lineage import lineage_behind
 from spinecli.artifacts.manifest import Source, Step
-from spinecli.calibration.rows import tokenizer_of
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.errors import OptionError
 from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.data.encoding import Encoded, encode

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from spinecli.calibration.rows import tokenizer_of
 from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.errors import FederationError, SpineError
 from spinecli.federation.conditions import Conditions
 from spinecli.federation.data.columns import DataOptions

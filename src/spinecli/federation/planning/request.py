@@ -12,6 +12,7 @@ from spinecli.artifacts.lineage import lineage_behind
 from spinecli.artifacts.manifest import Source, Step
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.checkpoints.tokenizer import require_fitting_tokenizer
 from spinecli.errors import OptionError
 from spinecli.federation.fleet import Fleet, load_fleet
 from spinecli.federation.planning.workload import LocalWork, Workload, head_of
@@ -100,6 +101,7 @@ def open_request(options: PlanOptions) -> PlanRequest:
     _check_options(options)
     fleet = load_fleet(options.fleet)
     checkpoint = Checkpoint.open(resolve_checkpoint(options.model))
+    require_fitting_tokenizer(checkpoint)
     labels = options.labels if options.labels is not None else checkpoint.labels
     if labels is None and checkpoint.family.kind == "encoder":
         raise OptionError(f"{options.model} is an encoder and predicts no next token; name the classes with --labels.")
