@@ -7,6 +7,7 @@ import torch
 from families import recipe
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from written_gguf import write_gguf_file
@@ -14,6 +15,7 @@ from written_gguf import write_gguf_file
 from spinecli.benching.cost import Cost, checkpoint_cost
 from spinecli.benching.gguf_file import read_gguf
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import DamagedCheckpointError, MissingPathError, UnsupportedFamilyError
 
 LENGTH = 24
@@ -108,3 +110,12 @@ def test_a_file_without_a_language_model(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(UnsupportedFamilyError, match=r"\(clip\) holds no language model"):
         read_gguf(tmp_path / "vision.gguf")
+
+
+def test_the_prompt_of_a_file_begins_as_llama_cpp_begins_a_text(tmp_path: Path) -> None:
+    model = recipe("llama").write(tmp_path / "model")
+    assert read_gguf(write_gguf_file(model, tmp_path / "plain.gguf", "f32")).opening == ()
+    tokenizer = load_tokenizer(model)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save_pretrained(model)
+    assert read_gguf(write_gguf_file(model, tmp_path / "begun.gguf", "f32")).opening == (1,)

@@ -61,6 +61,8 @@ def test_models_take_turns_and_use_their_cache() -> None:
 def test_the_prompt_is_always_the_same() -> None:
     assert torch.equal(random_prompt(50, 6, 2), random_prompt(50, 6, 2))
     assert random_prompt(50, 6, 2).shape == (2, 6)
+    assert random_prompt(50, 6, 2, (7, 8))[:, :2].tolist() == [[7, 8]] * 2
+    assert random_prompt(50, 1, 1, (7, 8)).tolist() == [[7]]
 
 
 def test_a_generation_longer_than_the_model_is_refused() -> None:

@@ -19,6 +19,7 @@ SUFFIX = ".gguf"
 INSTALL_GGUF = "install it with pip install 'spinecli[gguf]'"
 
 _IN_BLOCKS = "blk."
+_OPENING = (("add_bos", ""), ("bos", "_id"))
 _EMBEDDING = "token_embd.weight"
 _HEAD = "output.weight"
 # matrices of which a token meets only the chosen experts'
@@ -52,6 +53,8 @@ class GgufFile:
     metadata: dict[str, Any]
     """The architecture's own keys, without its name before them."""
     tensors: tuple[StoredMatrix, ...]
+    opening: tuple[int, ...] = ()
+    """The token that llama.cpp puts in front of a text, if the file asks for that."""
 
     @property
     def blocks(self) -> int:
@@ -142,6 +145,8 @@ def read_gguf(path: Path) -> GgufFile:
             for name, field in reader.fields.items()
             if name.startswith(prefix)
         }
+        begun, first = (reader.fields.get(f"tokenizer.ggml.{name}_token{end}") for name, end in _OPENING)
+        opening = (int(first.contents()),) if begun and first and begun.contents() else ()
         tensors = tuple(
             StoredMatrix(
                 tensor.name,
@@ -153,7 +158,7 @@ def read_gguf(path: Path) -> GgufFile:
         )
     except (ValueError, LookupError, TypeError, OverflowError, ArithmeticError) as error:
         raise DamagedCheckpointError(f"{path} is not a whole GGUF file ({_reason(error)}); write it again.") from error
-    found = GgufFile(path, architecture, metadata, tensors)
+    found = GgufFile(path, architecture, metadata, tensors, opening)
     try:
         found.cost()
         _ = found.vocabulary

@@ -51,7 +51,7 @@ def bench_llama_cpp(
     """
     version = str(import_llama_cpp().__version__)
     length, batch = generation.prompt_length or DEFAULT_PROMPT_LENGTH, generation.batch_size
-    prompts = [random_prompt(each.file.vocabulary, length, batch).tolist() for each in files]
+    prompts = [random_prompt(each.file.vocabulary, length, batch, each.file.opening).tolist() for each in files]
     memories = []
     with stopwatch("llama.cpp memory"):
         for each, prompt in zip(files, prompts, strict=True):

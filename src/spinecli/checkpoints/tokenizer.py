@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.source import TOKENIZER_PATTERNS
 from spinecli.errors import MissingPackageError, TokenizerError
 
 _log = logging.getLogger(__name__)
@@ -19,6 +18,7 @@ _IN_USE = ("pad_token", "bos_token", "eos_token", "cls_token", "sep_token", "mas
 _SUSPICIOUS_SHARE = 0.8
 # Files that only these packages read.
 _PACKAGES = {"*.model": "sentencepiece", "*.tiktoken": "tiktoken"}
+_FILES = ("tokenizer*", "vocab.*", "tekken.json", *_PACKAGES)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -35,13 +35,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         )
     # the tokenizers library raises bare Exception on malformed files
     except Exception as error:
-        missing = [name for pattern, name in _PACKAGES.items() if any(directory.glob(pattern)) and not find_spec(name)]
+        alone = not (directory / "tokenizer.json").is_file()
+        needed = [name for pattern, name in _PACKAGES.items() if alone and any(directory.glob(pattern))]
+        missing = [name for name in needed if not find_spec(name)]
         if missing:
             way_out = f"install it with: pip install {missing[0]}"
             raise MissingPackageError(
                 f"The tokenizer in {directory} needs the package {missing[0]}; {way_out}"
             ) from error
-        if not _has_tokenizer(directory):
+        if not has_tokenizer(directory):
             raise TokenizerError(f"{directory} has no tokenizer; fetch its files, such as tokenizer.json.") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise TokenizerError(
@@ -89,9 +91,10 @@ def fitting_tokenizer(directory: Path, rows: int) -> PreTrainedTokenizerBase:
 
 def require_fitting_tokenizer(checkpoint: Checkpoint) -> None:
     """Raise TokenizerError if a checkpoint has a tokenizer and it does not fit; a checkpoint may also have none."""
-    if _has_tokenizer(checkpoint.path):
+    if has_tokenizer(checkpoint.path):
         tokenizer_of(checkpoint)
 
 
-def _has_tokenizer(directory: Path) -> bool:
-    return any(path for pattern in TOKENIZER_PATTERNS for path in directory.glob(pattern))
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory has files of a tokenizer."""
+    return any(path for pattern in _FILES for path in directory.glob(pattern))

@@ -58,9 +58,16 @@ def fit_generation(
     return settings.model_copy(update={"prompt_length": length})
 
 
-def random_prompt(vocabulary: int, length: int, batch_size: int) -> Tensor:
-    """Token ids to time with, always the same: (batch_size, length) int64. What they say does not change the time."""
-    return torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
+def random_prompt(vocabulary: int, length: int, batch_size: int, opening: Sequence[int] = ()) -> Tensor:
+    """Token ids to time with, always the same: (batch_size, length) int64. What they say does not change the time.
+
+    Args:
+        opening: special tokens that a prompt begins with, as far as it has room for them.
+    """
+    prompt = torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
+    kept = torch.tensor(opening[:length], dtype=torch.int64)
+    prompt[:, : len(kept)] = kept
+    return prompt
 
 
 @torch.no_grad()

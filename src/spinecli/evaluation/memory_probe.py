@@ -33,7 +33,7 @@ def main() -> None:
     with quiet_libraries():
         before = peak_memory() or 0
         model = load_model(subject, device=request["device"], dtype=request["dtype"])
-        prompt = random_prompt(subject.vocabulary, request["prompt_length"], request["batch_size"])
+        prompt = random_prompt(subject.vocabulary, request["prompt_length"], request["batch_size"], subject.opening)
         prompt = prompt.to(request["device"])
         if subject.classifies:
             time_forward(model, prompt)

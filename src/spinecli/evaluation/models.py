@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
+from spinecli.calibration.rows import opening_of
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import size_of
 from spinecli.checkpoints.cuts import BlockCut, block_cuts
@@ -19,11 +20,11 @@ from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.checkpoints.tokenizer import fitting_tokenizer, require_fitting_tokenizer
+from spinecli.checkpoints.tokenizer import fitting_tokenizer, has_tokenizer, require_fitting_tokenizer
 from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
 from spinecli.evaluation.classifiers import adapted_classifier, padded_classifier
 from spinecli.evaluation.results import Weights
-from spinecli.lora.peft_adapter import adapter_config, adapter_shapes, attach_adapter, embedding_rows, has_tokenizer
+from spinecli.lora.peft_adapter import adapter_config, adapter_shapes, attach_adapter, embedding_rows
 from spinecli.lora.peft_format import PEFT_PREFIX
 
 # Tokens of context at which the cost of attention scores is counted.
@@ -58,6 +59,11 @@ class Subject:
         grown = self.adapter is not None and self.vocabulary != int(self.checkpoint.config.vocab_size)
         own = self.adapter if grown and self.adapter and has_tokenizer(self.adapter) else self.path
         return fitting_tokenizer(own, self.vocabulary)
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The special tokens that its tokenizer puts in front of a text; none without a tokenizer."""
+        return opening_of(self.tokenizer) if has_tokenizer(self.path) else ()
 
     @property
     def classifies(self) -> bool:

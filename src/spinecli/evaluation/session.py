@@ -163,7 +163,7 @@ class Session:
         generation = settings.generation
         length = generation.prompt_length or DEFAULT_PROMPT_LENGTH
         prompts = [
-            random_prompt(subject.vocabulary, length, generation.batch_size).to(settings.device)
+            random_prompt(subject.vocabulary, length, generation.batch_size, subject.opening).to(settings.device)
             for subject in self.subjects
         ]
         measure = measure_forward if self.subjects[0].classifies else measure_latency

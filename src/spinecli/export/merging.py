@@ -26,6 +26,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.tensors import MadeTensor, TensorSource, held
+from spinecli.checkpoints.tokenizer import has_tokenizer
 from spinecli.errors import OptionError
 from spinecli.lora.peft_adapter import (
     AdapterConfig,
@@ -34,7 +35,6 @@ from spinecli.lora.peft_adapter import (
     attach_adapter,
     embedding_rows,
     finite_values,
-    has_tokenizer,
 )
 from spinecli.lora.peft_format import PEFT_PREFIX, WEIGHTS_NAME
 

@@ -176,11 +176,6 @@ def _grow(model: PreTrainedModel, rows: int) -> None:
         model.tie_weights()
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether an adapter comes with the tokenizer that it was trained with, as one that grew the vocabulary should."""
-    return (directory / "tokenizer_config.json").is_file()
-
-
 def attach_adapter(model: PreTrainedModel, directory: Path, base: str) -> PeftModel:
     """The model, called `base` by the user, with the adapter on it, unmerged, in evaluation mode.
 
