@@ -246,7 +246,7 @@ def commands(log: Log, model: Path, rows: int) -> dict[str, dict[str, Any]]:
             "export --format hf", "export", "pruned", "--adapter", "fed", "--format", "hf", "--out", "merged"
         ),
         "gguf": log.spine("export --format gguf", "export", "pruned", "--format", "gguf", "--out", "pruned.gguf"),
-        "bench": log.spine("bench", "bench", "pruned", "--against", model, "--engine", "torch", "--repeats", 2),
+        "bench": log.spine("bench", "bench", "pruned", model, "--engine", "torch", "--repeats", 2),
         "verify": log.spine("inspect --verify", "inspect", "tuned", "--verify"),
     }
 

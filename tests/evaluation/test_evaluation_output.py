@@ -91,9 +91,9 @@ def test_windows_fit_the_shortest_model(dense: Path, text_file: Path) -> None:
     session = open_session(subjects, Settings(perplexity=texts), Listeners(note=notes.append))
     assert session.passages[0].windows[0].tokens.shape == (10, 96)
     assert notes == [
-        "Windows have 96 tokens instead of 256, because dense has no more positions.",
+        "Windows have at most 96 tokens instead of 256, because dense has no more positions.",
         "words.txt has 10 windows, fewer than 40.",
     ]
     asked = texts.model_copy(update={"window": 97})
-    with pytest.raises(OptionError, match="97 tokens exceeds the 96 positions of dense; lower --window"):
+    with pytest.raises(OptionError, match="97 tokens exceed the 96 positions of dense; lower --window"):
         open_session(subjects, Settings(perplexity=asked))

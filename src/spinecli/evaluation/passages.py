@@ -51,7 +51,7 @@ def read_passages(
     Raises: OptionError, CalibrationTextError, TokenizerError, OfflineError.
     """
     positions = {subject.label: subject.positions for subject in subjects}
-    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note)
+    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note, "Windows")
     tokenizers = [subject.tokenizer for subject in subjects]
     frames = [
         frame_of(subject.checkpoint, tokenizer, SpecialTokens(settings.special_tokens))

@@ -13,12 +13,14 @@ def fit_row_length(
     positions: Mapping[str, int | None],
     option: str,
     note: Callable[[str], None],
+    rows: str = "Rows",
 ) -> int:
     """The length that was asked for; else the default, or as many tokens as every model has positions for.
 
     Args:
         positions: label -> positions of a model; None if it has no limit.
         option: the command-line option that asks for a length.
+        rows: what the rows are called.
 
     Raises: OptionError if a model has no room for the length that was asked for.
     """
@@ -27,7 +29,7 @@ def fit_row_length(
         if limit is None or length <= limit:
             continue
         if asked is not None:
-            raise OptionError(f"Rows of {length} tokens exceed the {limit} positions of {label}; lower {option}.")
-        note(f"Rows have at most {limit} tokens instead of {length}, because {label} has no more positions.")
+            raise OptionError(f"{rows} of {length} tokens exceed the {limit} positions of {label}; lower {option}.")
+        note(f"{rows} have at most {limit} tokens instead of {length}, because {label} has no more positions.")
         length = limit
     return length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from spinecli.errors import VerificationError
 
+_log = logging.getLogger(__name__)
 TEXTS = (
     "Hello world",
     " The quick brown fox, who's 12345 years old, didn't jump over 67 lazy dogs!",
@@ -26,9 +28,17 @@ TEXTS = (
 """Texts on which a written tokenizer is compared with the checkpoint's."""
 
 
+@cache
 def available() -> bool:
-    """Whether llama-cpp-python is installed."""
-    return find_spec("llama_cpp") is not None
+    """Whether llama-cpp-python is installed and can be imported."""
+    if find_spec("llama_cpp") is None:
+        return False
+    try:
+        import llama_cpp  # noqa: F401
+    except (ImportError, OSError) as error:  # without its own dependencies, or its shared library
+        _log.warning(f"llama-cpp-python cannot be imported ({error}), so the file is not compared in llama.cpp.")
+        return False
+    return True
 
 
 @contextmanager
