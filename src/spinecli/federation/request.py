@@ -30,6 +30,8 @@ from spinecli.federation.strategies.strategy import Tuning
 from spinecli.lora.targets import target_projections
 
 _MOST_EVALUATED = 2000
+SMALLEST_RATE = 1e-30
+"""Of learning: steps of a tenth of it, where schedules end, still are numbers in float32."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,10 @@ def _check_options(options: FederatedOptions) -> None:
     ):
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"{name} must be above 0, not {value:g}.")
+    if tuning.learning_rate < SMALLEST_RATE:
+        raise OptionError(
+            f"--learning-rate {tuning.learning_rate:g} changes no weight in float32; take at least {SMALLEST_RATE:g}."
+        )
     if not 0 <= tuning.sparsity < 1:
         raise OptionError(f"--sparsity must be at least 0 and below 1, not {tuning.sparsity:g}.")
     if options.target_accuracy is not None and not 0 < options.target_accuracy <= 1:

@@ -10,17 +10,18 @@ from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_out
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.errors import FederationError
 from spinecli.evaluation.plots import can_plot
 from spinecli.federation.deploy import deploy, merged_checkpoint, verify_deployed
 from spinecli.federation.engine import Connect
-from spinecli.federation.evaluation import evaluate
+from spinecli.federation.evaluation import evaluate, probe
 from spinecli.federation.history import HISTORY_NAME, History, Measurement, RoundRecord, read_history
 from spinecli.federation.plots import PICTURE_NAME, save_picture
 from spinecli.federation.request import FederatedRequest
-from spinecli.federation.results import ClassResult, FederatedResult, summarised
+from spinecli.federation.results import ClassResult, FederatedResult, require_accepted, summarised
 from spinecli.federation.rounds import Listener, Loop
 from spinecli.federation.setup import Federation, set_up
-from spinecli.federation.state import RunState, load_state
+from spinecli.federation.state import RunState, forget_state, load_state
 from spinecli.federation.strategies.strategy import GlobalModel
 from spinecli.lora.peft_format import save_adapter
 
@@ -65,6 +66,7 @@ def launch(
             engine = devices.enter_context(connect(work.state)) if connect else None
             federation = set_up(request, engine)
         history = _run_rounds(request, federation, work, stopwatch, listener)
+        require_learned(history, request.options.deadline, work)
         with stopwatch("writing"):
             result = _write(request, federation, history.rounds, work.files)
         return run.publish(work, summary_of(request, result), result.model_dump(mode="json"), stopwatch.measured())
@@ -89,7 +91,13 @@ def _run_rounds(
         with stopwatch("saving"):
             reached.save(work.state)
 
-    loop = Loop(request.round_options(), federation.engine, federation.strategy, federation.setting, measure, save)
+    def look(model: GlobalModel) -> Measurement:
+        with stopwatch("evaluating"):
+            return probe(federation.base, model, request.evaluation)
+
+    loop = Loop(
+        request.round_options(), federation.engine, federation.strategy, federation.setting, measure, save, look
+    )
     with stopwatch("training"):
         loop.run(history, listener)
     return history
@@ -103,6 +111,15 @@ def history_so_far(work: WorkDirectory, restore: Callable[[RunState], None]) -> 
         return History(path)
     restore(state)
     return History(path, read_history(path)[: state.rounds])
+
+
+def require_learned(history: History, deadline: float | None, work: WorkDirectory) -> None:
+    """Refuse to publish a run without an accepted answer; FederationError. Resumed, it begins with its first round."""
+    try:
+        require_accepted(history.rounds, deadline, work.files)
+    except FederationError:
+        forget_state(work.state)
+        raise
 
 
 def _write(
