@@ -22,6 +22,7 @@ from spinecli.federation.data.schemes import options_for, parse_partition
 from spinecli.federation.data.splits import Splits, load_splits
 from spinecli.federation.engine import Clock
 from spinecli.federation.fleet import Fleet, load_fleet
+from spinecli.federation.memory import Place, places_of
 from spinecli.federation.planning.artifact import LoraPlan, read_plan
 from spinecli.federation.rounds import RoundOptions
 from spinecli.federation.schedule import Schedule
@@ -95,6 +96,12 @@ class FederatedRequest:
     def longest(self) -> int:
         """Tokens of the longest row that a device may have; of rows that lie elsewhere only the limit is known."""
         return int(self.train.lengths.max()) if self.parts else self.options.max_length
+
+    def places(self) -> list[Place]:
+        """The fleet's devices by what they hold."""
+        sizes = [len(part) for part in self.parts] or [self.options.tuning.batch_size] * len(self.fleet.devices)
+        kinds = [(spec.device_class.name, spec.device_class.memory_bytes) for spec in self.fleet.devices]
+        return places_of((name, memory, size) for (name, memory), size in zip(kinds, sizes, strict=True))
 
     @property
     def inputs(self) -> dict[str, Source]:

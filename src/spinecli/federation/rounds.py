@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -90,6 +90,7 @@ class Loop:
         options, setting = self.options, self.setting
         cohort = draw_cohort(setting.nodes, options.cohort, setting.seed, number)
         assignments = self.strategy.assign(number, cohort)
+        self._require_memory(assignments)
         rate = learning_rate(setting.tuning.learning_rate, options.schedule, number, options.rounds)
         jobs = [
             self._job(number, device, assignment, rate, acknowledged.get(device))
@@ -134,6 +135,19 @@ class Loop:
             what = str(error).rstrip(".") if isinstance(error, MessageError) else "its factors have no decomposition"
             raise diverged(number, self.options.rounds, f"{what}, from {named(answered)}") from error
         return measured(self.options, number, self.strategy.model(), answered, self.evaluate, self.probe)
+
+    def _require_memory(self, assignments: Mapping[str, Assignment]) -> None:
+        """Whatever a strategy orders, no device is asked for more than it has said that it holds."""
+        memory = self.setting.memory
+        needed = {ranks: memory.needed(ranks) for ranks in {each.ranks for each in assignments.values()}}
+        for node in self.setting.nodes:
+            found = assignments.get(node.name)
+            if found is not None and needed[found.ranks] > node.memory_bytes:
+                raise FederationError(
+                    f"{node.name} has {node.memory_bytes / 1e9:.3g} GB and would need "
+                    f"{needed[found.ranks] / 1e9:.3g} GB for what the strategy orders; lower --batch-size or "
+                    "--max-length, or name a fleet with more memory."
+                )
 
     def _ratio(self, device: str) -> float:
         """Where a device stands whose answer is lost: where it stood before."""

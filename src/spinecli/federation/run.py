@@ -20,7 +20,7 @@ from spinecli.federation.plots import PICTURE_NAME, save_picture
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.results import ClassResult, FederatedResult, require_accepted, summarised
 from spinecli.federation.rounds import Listener, Loop
-from spinecli.federation.setup import Federation, set_up
+from spinecli.federation.setup import Federation, require_memory, set_up
 from spinecli.federation.state import RunState, forget_state, load_state
 from spinecli.federation.strategies.strategy import GlobalModel
 from spinecli.lora.peft_format import save_adapter
@@ -45,8 +45,8 @@ def launch(
     Args:
         connect: opens the engine that reaches the devices; None simulates the fleet in this process.
 
-    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, FederationError, VerificationError, and what reading
-    can raise.
+    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, OptionError if the fleet's memory does not hold what
+    the strategy asks for, FederationError, VerificationError, and what reading can raise.
     """
     stopwatch = stopwatch or Stopwatch()
     run = Run(
@@ -61,6 +61,7 @@ def launch(
         return finished
     inputs = [request.checkpoint.path, *([request.options.plan] if request.options.plan else [])]
     check_output(output, inputs)
+    require_memory(request)
     with run.working(output) as work, ExitStack() as devices:
         with stopwatch("loading"):
             engine = devices.enter_context(connect(work.state)) if connect else None

@@ -160,7 +160,8 @@ class SplitLoop:
 
     def _look(self) -> int:
         """Find out how fast every device is, and how many bytes that took."""
-        look = look_at(self.engine, self.population.names, self.row_bytes, self.options.deadline)
+        limits = dict(zip(self.population.names, self.population.memory_limits, strict=True))
+        look = look_at(self.engine, limits, self.row_bytes, self.options.deadline)
         self.state = self.state.after_round(look.paces, [])
         return look.bytes
 

@@ -39,8 +39,8 @@ def launch(
     Args:
         connect: opens the engine that reaches the devices; None simulates the fleet in this process.
 
-    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, FederationError, VerificationError, and what reading
-    can raise.
+    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, OptionError if the fleet's memory does not hold what
+    the strategy asks for, FederationError, VerificationError, and what reading can raise.
     """
     stopwatch = stopwatch or Stopwatch()
     federated = request.federated
@@ -55,6 +55,7 @@ def launch(
     if finished := run.finished(output):
         return finished
     check_output(output, [federated.checkpoint.path])
+    request.require_memory()
     with run.working(output) as work, ExitStack() as devices:
         with stopwatch("loading"):
             engine = devices.enter_context(connect(work.state)) if connect else None
