@@ -133,11 +133,9 @@ def memory_view(needs: Sequence[Need], strategy: str, refused: str | None) -> li
         )
         for need in needs
     ]
-    note = (
-        "Counted from shapes, of the uncut model; least: the least that the strategy can ask for, most: what it will."
-    )
+    note = "Of the uncut model, counted from shapes: the least that can be asked for, and the most that will be."
     told = ["nothing was trained"] if refused is None else [f"a run would be refused: {refused}"]
-    return [table(f"Memory under {strategy}", columns, rows, words=(5, 6), note=note), "", *told]
+    return [table(f"Memory under {strategy}", columns, rows, words=(0, 5, 6), note=note), "", *told]
 
 
 def need_values(needs: Sequence[Need]) -> list[dict[str, Any]]:
