@@ -14,6 +14,8 @@ from spine_process import Here, Step, run_step, spine
 from sums import contents
 from tiny_llama import labelled_rows
 
+from spinecli.federation.strategies import SPLITTING, STRATEGIES
+
 ROUNDS = 8
 
 
@@ -93,6 +95,37 @@ def test_a_dry_run_shows_the_labels_and_writes_nothing(
     assert shown.code == 0, shown.stderr
     assert "early" in shown.stdout
     assert "nothing was trained" in shown.stdout
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *SPLITTING])
+def test_a_dry_run_compares_need_and_limit_under_every_strategy(
+    common: tuple[object, ...], strategy: str, spine_here: Here
+) -> None:
+    done = spine_here(*common, "--strategy", strategy, "--dry-run", "--json")
+    assert done.code == 0, done.stderr
+    assert [row["class"] for row in done.json["memory"]] == ["low", "mid", "high"]
+    assert all(row["least_bytes"] <= row["most_bytes"] <= row["limit_bytes"] for row in done.json["memory"])
+    assert all(row["fits"] and row["work"] for row in done.json["memory"])
+    assert done.json["refused"] is None
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "fedspine-model", "mergesfl"])
+def test_a_dry_run_says_what_a_run_would_be_refused_for(
+    common: tuple[object, ...], strategy: str, tmp_path: Path, spine_here: Here
+) -> None:
+    fleet = tmp_path / "dwarfs.toml"
+    kind = 'name = "dwarf"\ncount = 2\nmodes = 1e9\nup_mbps = 1\ndown_mbps = 1\nmemory_gb = 0.00001\n'
+    fleet.write_text(f'name = "dwarfs"\n[[class]]\n{kind}')
+    asked = (*common, "--strategy", strategy, "--fleet", fleet)
+    shown = spine_here(*asked, "--dry-run")
+    assert shown.code == 0, shown.stderr
+    assert "too" in shown.stdout
+    refused = spine_here(*asked, "--out", tmp_path / "out")
+    assert refused.code == 2
+    sentence = refused.stderr.partition("error: ")[2].strip()
+    assert "class dwarf have 1e-05 GB and need at least" in sentence
+    assert f"a run would be refused: {sentence}" in shown.stdout
+    assert list(tmp_path.iterdir()) == [fleet]
 
 
 def test_a_plan_is_where_legend_starts(

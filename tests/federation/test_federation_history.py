@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from spinecli.federation.history import DeviceRecord, History, Measurement, RoundRecord, read_history
+from spinecli.errors import FederationError
+from spinecli.federation.history import (
+    DeviceRecord,
+    History,
+    IterationRecord,
+    Measurement,
+    RoundRecord,
+    SplitRecord,
+    read_history,
+)
+from spinecli.federation.results import require_accepted
 
 
 def record(number: int, *devices: DeviceRecord, loss: float = 1.0, **changes: Any) -> RoundRecord:
@@ -102,3 +112,29 @@ def test_a_kill_while_it_is_cut_back_loses_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(Killed):
             History(path, history.rounds[:1])
     assert read_history(path) == history.rounds
+
+
+def test_a_run_that_accepted_nothing_is_refused_with_counts_and_a_way_out(tmp_path: Path) -> None:
+    late = DeviceRecord(device="d", lost="late", explanation="its answer would have come after 7 s")
+    require_accepted([record(0, DEVICES[2]), record(1, *DEVICES)], 5.0, tmp_path)
+    with pytest.raises(FederationError) as raised:
+        require_accepted([record(0, DEVICES[2], late), record(1, late)], 5.0, tmp_path)
+    told = str(raised.value)
+    assert "any of the 2 rounds (1 failed, 2 late; first c in round 1: it left)" in told
+    assert "a longer --deadline, above 5 s, or none and more --rounds or a larger --cohort." in told
+    assert str(tmp_path / "history.jsonl") in told
+    with pytest.raises(FederationError, match=r"\(no device took part\).*a larger --cohort or another fleet"):
+        require_accepted([record(0)], None, tmp_path)
+
+
+def test_a_split_round_without_a_step_has_accepted_nothing() -> None:
+    def split(*losses: float | None) -> SplitRecord:
+        steps = tuple(IterationRecord(ended=1.0, rows=2, loss=loss) for loss in losses)
+        return SplitRecord(
+            divergence=0.0, selected_divergence=0.0, feasible=True, predicted_seconds=None, iterations=steps
+        )
+
+    assert not record(0, DEVICES[0], split=split(None, None)).accepted
+    assert record(0, DEVICES[0], split=split(None, 0.5)).accepted
+    assert not record(0, DEVICES[2], split=split(None, 0.5)).accepted
+    assert record(0, DEVICES[0], split=split()).accepted, "without iterations nothing is split"

@@ -13,11 +13,14 @@ from small_splits import SplitMaker, Watched, planned
 from sums import digest
 from torch import Tensor
 
+from spinecli.artifacts.directory import OutputOptions
+from spinecli.errors import FederationError
 from spinecli.federation.data.columns import Task
 from spinecli.federation.messages import Message
 from spinecli.split import rounds
 from spinecli.split.device import SplitDevice, handle
-from spinecli.split.messages import BEGIN, FINISH, GRADIENT, LOCAL, STEP
+from spinecli.split.messages import BEGIN, FINISH, GRADIENT, LOCAL, STEP, diverged_message
+from spinecli.split.run import launch
 from spinecli.split.server import UnusableFeaturesError
 
 COHORT = {"slow-00": 4, "slow-01": 3, "slow-02": 2, "fast-00": 5, "fast-01": 4}
@@ -379,3 +382,91 @@ def test_gradients_go_only_to_those_who_took_part(splits: SplitMaker) -> None:
         assert [job.device for job, _ in exchange] == OTHERS
     sent = [{name for job, _ in exchange for name in job.message.tensors} for exchange in watched.exchanges[1:]]
     assert sent == [set(), {f"{GRADIENT}values"}, {f"{GRADIENT}values"}]
+
+
+EVERY_SPLIT = ["mergesfl", "sfl-fm", "sfl-br", "splitfed", "fedavg"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("strategy", EVERY_SPLIT)
+def test_a_run_that_diverges_stops_in_its_round_with_device_and_round(
+    splits: SplitMaker, strategy: str, optimizer: Any
+) -> None:
+    watched = Watched(splits(strategy=strategy, optimizer=optimizer, learning_rate=1e30, rounds=3, evaluate_every=3))
+    with pytest.raises(FederationError, match=r"diverged in round 1 of 3: .*(slow|fast)-0.*--learning-rate") as raised:
+        watched.go_on()
+    assert raised.value.exit_code == 1
+    assert watched.rounds == []
+    assert watched.states == []
+
+
+@pytest.mark.parametrize("kind", [STEP, FINISH])
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e30])
+def test_a_device_that_finds_its_own_numbers_broken_ends_the_run_and_is_named(
+    splits: SplitMaker, kind: str, factor: float
+) -> None:
+    def broken(asked: str, message: Message, device: SplitDevice) -> Message:
+        if asked == kind and message.header["round"] == 1 and device.session is not None:
+            for value in device.session.bottom.values():
+                value.data.mul_(factor if math.isfinite(factor) else math.nan)
+        return handle(asked, message, device)
+
+    watched = Watched(splits(local_steps=2, rounds=3), {CULPRIT: broken})
+    with pytest.raises(
+        FederationError, match=rf"diverged in round 2 of 3: the (features|weights|gradient) of {CULPRIT} "
+    ):
+        watched.go_on()
+    assert [state.rounds for state in watched.states] == [1]
+    assert all(bool(torch.isfinite(value).all()) for value in watched.states[0].strategy.tensors.values())
+
+
+def test_all_that_diverge_in_an_exchange_are_named(splits: SplitMaker) -> None:
+    def diverging(kind: str, message: Message, device: SplitDevice) -> Message:
+        return diverged_message("features") if kind == STEP else handle(kind, message, device)
+
+    watched = Watched(splits(rounds=1), {"slow-00": diverging, "fast-00": diverging})
+    with pytest.raises(FederationError, match="the features of slow-00 and fast-00 left"):
+        watched.go_on()
+
+
+def test_a_device_that_says_so_in_other_words_is_refused(splits: SplitMaker) -> None:
+    watched = Watched(splits(rounds=1), {CULPRIT: lambda *_: Message({"diverged": "the server"}, {})})
+    (record,) = watched.go_on()
+    assert lost_of(record) == {CULPRIT: ("refused", "Its figures are malformed at 'diverged'.")}
+
+
+@pytest.mark.parametrize("evaluate_every", [1, 5])
+def test_a_joined_model_without_numbers_ends_the_run_before_it_is_saved(
+    splits: SplitMaker, evaluate_every: int
+) -> None:
+    watched = Watched(splits(rounds=3, evaluate_every=evaluate_every))
+    watched.go_on(1)
+    end = watched.loop.top.end
+
+    def poisoned(weights: Any) -> None:
+        end(weights)
+        watched.loop.top.trained = {name: value * math.nan for name, value in watched.loop.top.trained.items()}
+
+    watched.loop.top.end = poisoned  # type: ignore[method-assign]
+    with pytest.raises(
+        FederationError, match=r"diverged in round 2 of 3: its loss on held-out data is nan, after slow-00"
+    ):
+        watched.go_on()
+    assert [state.rounds for state in watched.states] == [1]
+
+
+@pytest.mark.parametrize("strategy", ["mergesfl", "splitfed", "fedavg"])
+def test_a_split_run_without_an_accepted_answer_publishes_nothing(
+    splits: SplitMaker, strategy: str, tmp_path: Any
+) -> None:
+    request = splits(strategy=strategy, rounds=2, deadline=1e-6)
+    with pytest.raises(FederationError, match=r"any of the 2 rounds \(10 late; .*--deadline"):
+        launch(request, OutputOptions(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_every_step_was_dropped_has_learned_nothing(splits: SplitMaker) -> None:
+    """With one iteration a round, one device that is lost in it leaves nothing to learn for the others."""
+    spoil, _ = FEATURES["NaN"]
+    watched = Watched(splits(local_steps=1, rounds=2), {CULPRIT: spoiling(BEGIN, 1, spoil, first_round_only=False)})
+    assert [record.accepted for record in watched.go_on()] == [False, False]

@@ -125,7 +125,7 @@ def test_the_first_look_shows_every_devices_pace(splits: SplitMaker, strategy: s
     before = {name: value.clone() for name, value in watched.trained.items()}
     row_bytes = watched.request.row_bytes
     names = [node.name for node in watched.engine.nodes()]
-    look = look_at(watched.engine, names, row_bytes, None)
+    look = look_at(watched.engine, dict.fromkeys(names, 64), row_bytes, None)
     assert list(look.paces) == names
     for device, found in look.paces.items():
         now = conditions_of(watched, device)
@@ -154,7 +154,7 @@ def test_only_strategies_that_follow_paces_look_first(splits: SplitMaker) -> Non
 def test_who_fails_while_it_is_looked_at_is_not_known(splits: SplitMaker) -> None:
     watched = Watched(splits(fleet={"dropout": 0.6}, seed=2))
     names = [node.name for node in watched.engine.nodes()]
-    look = look_at(watched.engine, names, watched.request.row_bytes, None)
+    look = look_at(watched.engine, dict.fromkeys(names, 64), watched.request.row_bytes, None)
     assert 0 < len(look.paces) < len(names)
     watched.go_on()
     assert len(watched.rounds) == 3

@@ -12,7 +12,15 @@ import typer
 from spinecli.commands import fed_launch_options as federated
 from spinecli.commands import options
 from spinecli.commands.fed_launch_request import federated_options, split_choices
-from spinecli.commands.fed_launch_view import label_view, live_rounds, opening, result_view, split_opening
+from spinecli.commands.fed_launch_view import (
+    label_view,
+    live_rounds,
+    memory_view,
+    need_values,
+    opening,
+    result_view,
+    split_opening,
+)
 from spinecli.console import Terminal
 
 if TYPE_CHECKING:
@@ -90,6 +98,7 @@ def fed_launch(
         from spinecli.federation.request import open_request
         from spinecli.federation.results import FederatedResult
         from spinecli.federation.run import launch
+        from spinecli.federation.setup import memory_needs, memory_objection
         from spinecli.federation.strategies import SPLITTING
         from spinecli.remote.available import require_flower, require_nvflare
         from spinecli.split.request import split_options, split_request
@@ -181,7 +190,10 @@ def fed_launch(
         split = split_request(request, split_options(chosen, request.options)) if strategy in SPLITTING else None
         if dry_run or out is None:
             labels = request.label_table()
-            terminal.result(asdict(labels), *label_view(labels))
+            needs = memory_needs(request) if split is None else split.needs()
+            refused = memory_objection(request, needs) if split is None else split.memory_objection(needs)
+            value = {**asdict(labels), "memory": need_values(needs), "refused": refused}
+            terminal.result(value, *label_view(labels), "", *memory_view(needs, strategy, refused))
             return
         terminal.note(opening(request))
         if plan is not None and strategy != "legend":

@@ -373,4 +373,6 @@ Clock = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show how the data lies on the devices and train nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show where labels lie and what memory is needed; train nothing.")
+]

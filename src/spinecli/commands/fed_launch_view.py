@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spinecli.federation.data.label_table import LabelTable
     from spinecli.federation.engine import Clock
     from spinecli.federation.history import RoundRecord
+    from spinecli.federation.memory import Need
     from spinecli.federation.request import FederatedRequest
     from spinecli.federation.results import FederatedResult
     from spinecli.federation.rounds import Listener
@@ -114,7 +115,43 @@ def label_view(labels: LabelTable) -> list[Any]:
         for row in (*labels.rows, labels.fleet)
     ]
     note = "Divergence: mean Kullback-Leibler divergence of a device's labels from all labels, in nats."
-    return [table("Examples by label", columns, rows, note=note), "", "nothing was trained"]
+    return [table("Examples by label", columns, rows, note=note)]
+
+
+def memory_view(needs: Sequence[Need], strategy: str, refused: str | None) -> list[Any]:
+    """What the strategy asks of the devices' memory, a line for each class, and whether a run would begin."""
+    columns = ("class", "devices", "limit", "least", "most", "for", "")
+    rows = [
+        (
+            need.device_class,
+            str(need.devices),
+            size(need.limit_bytes),
+            size(need.least_bytes),
+            size(need.most_bytes),
+            need.work,
+            "" if need.fits else "too little" if refused else "sits out",
+        )
+        for need in needs
+    ]
+    note = "Of the uncut model, counted from shapes: the least that can be asked for, and the most that will be."
+    told = ["nothing was trained"] if refused is None else [f"a run would be refused: {refused}"]
+    return [table(f"Memory under {strategy}", columns, rows, words=(0, 5, 6), note=note), "", *told]
+
+
+def need_values(needs: Sequence[Need]) -> list[dict[str, Any]]:
+    """The same for a program."""
+    return [
+        {
+            "class": need.device_class,
+            "devices": need.devices,
+            "limit_bytes": need.limit_bytes,
+            "least_bytes": need.least_bytes,
+            "most_bytes": need.most_bytes,
+            "work": need.work,
+            "fits": need.fits,
+        }
+        for need in needs
+    ]
 
 
 def result_view(result: FederatedResult, request: FederatedRequest, out: Path, seconds: float) -> list[Any]:

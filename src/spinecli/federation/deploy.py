@@ -19,15 +19,13 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.errors import VerificationError
 from spinecli.federation.data import columns as data_columns
-from spinecli.federation.data.batches import IGNORED, Batch, collate
+from spinecli.federation.data.batches import IGNORED, Batch
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.objective import answers_of
-from spinecli.federation.evaluation import adapter_for
+from spinecli.federation.evaluation import adapter_for, probe_batch
 from spinecli.federation.strategies.strategy import GlobalModel, Served
 
-PROBE_ROWS = 4
-"""Held-out examples that a written checkpoint is tried on."""
 _TOLERANCE = 1e-3
 _COARSE_TOLERANCE = 0.05
 """For checkpoints stored in half precision, to which the merged weights are rounded."""
@@ -69,7 +67,7 @@ def verify_deployed(directory: Path, base: BaseModel, model: GlobalModel, served
 
     Raises: VerificationError.
     """
-    batch = collate(probe, list(range(min(PROBE_ROWS, len(probe)))))
+    batch = probe_batch(probe)
     with base.lent(model.head, served.masks):
         base.attach(adapter_for(base, model, served), trainable=False)
         expected, _ = answers_of(base, batch)
@@ -97,6 +95,12 @@ def verify_answers(
     inputs = {name: value.to(compute.device) for name, value in batch.model_inputs().items()}
     logits = written.to(compute.device).eval()(**inputs).logits.float()
     found = logits if task == "classification" else logits[:, :-1][batch.labels[:, 1:] != IGNORED]
+    if not bool(torch.isfinite(found).all()):
+        raise VerificationError(
+            f"The checkpoint in {directory} gives no finite numbers, while the trained model does: trained weights are "
+            f"beyond what its {checkpoint.storage_dtype} holds; nothing was published, so train from a checkpoint in "
+            "float32 or with a lower --learning-rate."
+        )
     difference = float((found - expected).abs().max())
     precise = checkpoint.storage_dtype is torch.float32 and compute.dtype is torch.float32
     tolerance = (_TOLERANCE if precise else _COARSE_TOLERANCE) * max(1.0, float(expected.abs().max()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spinecli.federation.data.batches import evaluation_batches
+from spinecli.federation.data.batches import Batch, collate, evaluation_batches
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.objective import Tally, tally
@@ -15,12 +15,28 @@ from spinecli.lora.factors import Factors
 
 EVALUATION_BATCH = 64
 """Rows that are evaluated together."""
+PROBE_ROWS = 4
+"""Held-out rows that show whether a model gives numbers at all."""
 
 
 def evaluate(base: BaseModel, model: GlobalModel, data: Encoded) -> Measurement:
     """Loss and accuracy of the model of each group, averaged over the devices of the groups."""
+    return _over_groups(base, model, list(evaluation_batches(data, EVALUATION_BATCH)))
+
+
+def probe(base: BaseModel, model: GlobalModel, data: Encoded) -> Measurement:
+    """The same on the first few rows."""
+    return _over_groups(base, model, [probe_batch(data)])
+
+
+def probe_batch(data: Encoded) -> Batch:
+    """The first few rows."""
+    return collate(data, list(range(min(PROBE_ROWS, len(data)))))
+
+
+def _over_groups(base: BaseModel, model: GlobalModel, batches: Sequence[Batch]) -> Measurement:
     devices = sum(served.devices for served in model.served)
-    groups = [(served.devices / devices, _measured(base, model, served, data)) for served in model.served]
+    groups = [(served.devices / devices, _measured(base, model, served, batches)) for served in model.served]
     return Measurement(
         loss=sum(share * found.loss for share, found in groups),
         accuracy=sum(share * found.accuracy for share, found in groups),
@@ -33,10 +49,10 @@ def adapter_for(base: BaseModel, model: GlobalModel, served: Served) -> dict[str
     return {name: restricted(factors, rows.get(name), columns.get(name)) for name, factors in model.adapter.items()}
 
 
-def _measured(base: BaseModel, model: GlobalModel, served: Served, data: Encoded) -> Measurement:
+def _measured(base: BaseModel, model: GlobalModel, served: Served, batches: Sequence[Batch]) -> Measurement:
     with base.lent(model.head, served.masks):
         base.attach(adapter_for(base, model, served), trainable=False)
-        return measurement_of([tally(base, batch) for batch in evaluation_batches(data, EVALUATION_BATCH)])
+        return measurement_of([tally(base, batch) for batch in batches])
 
 
 def measurement_of(tallies: Sequence[Tally]) -> Measurement:

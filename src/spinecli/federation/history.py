@@ -102,6 +102,13 @@ class RoundRecord(_Record):
         return probed + sum(device.bytes_down + device.bytes_up for device in self.devices)
 
     @property
+    def accepted(self) -> bool:
+        """Whether the model could learn from this round: from a device's answer and, where it is split, in a step."""
+        steps = self.split.iterations if self.split else ()
+        answered = any(device.lost is None for device in self.devices)
+        return answered and (not steps or any(step.loss is not None for step in steps))
+
+    @property
     def idle_share(self) -> float:
         """Share of the round that its devices spent waiting, on average; a lost device does not count."""
         answered = [device for device in self.devices if device.lost is None]

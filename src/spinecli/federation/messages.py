@@ -67,8 +67,10 @@ def checked_header(kind: type[Header], message: Message, what: str) -> Header:
     try:
         return kind.model_validate(message.header)
     except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"{what} malformed at {field!r}.") from error
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        wrong = "not finite" if first["type"] == "finite_number" else "malformed"
+        raise MessageError(f"{what} {wrong} at {field!r}.") from error
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -22,6 +22,7 @@ from spinecli.federation.data.schemes import options_for, parse_partition
 from spinecli.federation.data.splits import Splits, load_splits
 from spinecli.federation.engine import Clock
 from spinecli.federation.fleet import Fleet, load_fleet
+from spinecli.federation.memory import Place, places_of
 from spinecli.federation.planning.artifact import LoraPlan, read_plan
 from spinecli.federation.rounds import RoundOptions
 from spinecli.federation.schedule import Schedule
@@ -30,6 +31,8 @@ from spinecli.federation.strategies.strategy import Tuning
 from spinecli.lora.targets import target_projections
 
 _MOST_EVALUATED = 2000
+SMALLEST_RATE = 1e-30
+"""Of learning: steps of a tenth of it, where schedules end, still are numbers in float32."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,12 @@ class FederatedRequest:
     def longest(self) -> int:
         """Tokens of the longest row that a device may have; of rows that lie elsewhere only the limit is known."""
         return int(self.train.lengths.max()) if self.parts else self.options.max_length
+
+    def places(self) -> list[Place]:
+        """The fleet's devices by what they hold."""
+        sizes = [len(part) for part in self.parts] or [self.options.tuning.batch_size] * len(self.fleet.devices)
+        kinds = [(spec.device_class.name, spec.device_class.memory_bytes) for spec in self.fleet.devices]
+        return places_of((name, memory, size) for (name, memory), size in zip(kinds, sizes, strict=True))
 
     @property
     def inputs(self) -> dict[str, Source]:
@@ -251,6 +260,10 @@ def _check_options(options: FederatedOptions) -> None:
     ):
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"{name} must be above 0, not {value:g}.")
+    if tuning.learning_rate < SMALLEST_RATE:
+        raise OptionError(
+            f"--learning-rate {tuning.learning_rate:g} changes no weight in float32; take at least {SMALLEST_RATE:g}."
+        )
     if not 0 <= tuning.sparsity < 1:
         raise OptionError(f"--sparsity must be at least 0 and below 1, not {tuning.sparsity:g}.")
     if options.target_accuracy is not None and not 0 < options.target_accuracy <= 1:

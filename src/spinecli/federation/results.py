@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from spinecli.federation.history import RoundRecord
+from spinecli.errors import FederationError
+from spinecli.federation.history import HISTORY_NAME, RoundRecord
 
 
 class ClassResult(BaseModel):
@@ -75,6 +77,37 @@ def summarised(
         groups=tuple(groups),
         divergence=sum(split.divergence for split in splits) / len(splits) if splits else None,
         infeasible_rounds=sum(not split.feasible for split in splits),
+    )
+
+
+def require_accepted(rounds: Sequence[RoundRecord], deadline: float | None, kept: Path) -> None:
+    """Refuse to publish a run that learned nothing.
+
+    Args:
+        deadline: seconds that the run waited for answers.
+        kept: where the history lies.
+
+    Raises: FederationError that says why no answer was accepted, and what would change that.
+    """
+    if any(record.accepted for record in rounds):
+        return
+    lost = [(record.round, device) for record in rounds for device in record.devices if device.lost is not None]
+    counts = Counter(str(device.lost) for _, device in lost)
+    told = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no device took part"
+    if lost:
+        number, first = lost[0]
+        told += f"; first {first.device} in round {number + 1}: {first.explanation.rstrip('.')}"
+    waited = f", above {deadline:g} s, or none" if deadline is not None else ""
+    ways = {
+        "late": f"a longer --deadline{waited}",
+        "refused": "a lower --learning-rate",
+        "failed": "more --rounds or a larger --cohort",
+    }
+    way = " and ".join(way for reason, way in ways.items() if counts[reason]) or "a larger --cohort or another fleet"
+    raise FederationError(
+        f"No answer was accepted in any of the {len(rounds)} rounds ({told}), so nothing was learned and nothing is "
+        f"published; see {kept / HISTORY_NAME}, run the rounds again with --resume, or start anew with --overwrite and "
+        f"{way}."
     )
 
 

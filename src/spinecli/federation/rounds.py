@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from spinecli.errors import MessageError
+import torch
+
+from spinecli.errors import FederationError, MessageError
 from spinecli.federation.cohort import draw_cohort
 from spinecli.federation.device.device import importance_tensors
 from spinecli.federation.device.handle import TRAIN
@@ -14,12 +18,15 @@ from spinecli.federation.device.order import PruningOrder, TrainingOrder
 from spinecli.federation.device.wire import FOLDED, adapter_tensors, head_tensors, outputs_tensors
 from spinecli.federation.engine import Engine, Job, Lost, Reply
 from spinecli.federation.history import DeviceRecord, History, Measurement, RoundRecord
-from spinecli.federation.messages import Message
+from spinecli.federation.messages import Message, require_finite
 from spinecli.federation.schedule import Schedule, learning_rate
 from spinecli.federation.state import RunState
 from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Setting, Strategy, Update
 from spinecli.federation.updates import checked_update
 from spinecli.freed_memory import return_freed_memory
+
+_LOG = logging.getLogger(__name__)
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,15 @@ class Loop:
     setting: Setting
     evaluate: Callable[[GlobalModel], Measurement]
     save: Callable[[RunState], None]
+    probe: Callable[[GlobalModel], Measurement] | None = None
+    """Measures on a few rows, in rounds that are not evaluated, whether the model still gives numbers."""
 
     def run(self, history: History, listener: Listener) -> None:
-        """Run what rounds are left after those in the history. A round that every device sits out takes no time."""
+        """Run what rounds are left after those in the history. A round that every device sits out takes no time.
+
+        Raises: FederationError if a device would be asked for more than its memory holds, or if what the answers of a
+        round have led to gives no finite numbers; the state saved is then that of the round before.
+        """
         acknowledged = {
             device.device: record.round for record in history.rounds for device in record.devices if device.lost is None
         }
@@ -77,6 +90,7 @@ class Loop:
         options, setting = self.options, self.setting
         cohort = draw_cohort(setting.nodes, options.cohort, setting.seed, number)
         assignments = self.strategy.assign(number, cohort)
+        self._require_memory(assignments)
         rate = learning_rate(setting.tuning.learning_rate, options.schedule, number, options.rounds)
         jobs = [
             self._job(number, device, assignment, rate, acknowledged.get(device))
@@ -98,15 +112,42 @@ class Loop:
                 lost.append(checked)
             ratio = checked.ratio if isinstance(checked, Update) else self._ratio(job.device)
             devices.append(_device_record(job.device, assignment, outcome, checked, ended, ratio))
-        self.strategy.absorb(number, updates, lost)
+        evaluation = self._absorbed(number, updates, lost)
         return RoundRecord(
             round=number,
             began=began,
             ended=ended,
             learning_rate=rate,
-            evaluation=self.evaluate(self.strategy.model()) if options.evaluates(number) else None,
+            evaluation=evaluation,
             devices=tuple(devices),
         )
+
+    def _absorbed(self, number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> Measurement | None:
+        """Learn from the answers; what is measured of the new model where that is due.
+
+        Every answer is finite by itself; what many of them come to over the rounds needs not be.
+        """
+        answered = [update.device for update in updates]
+        try:
+            self.strategy.absorb(number, updates, lost)
+            require_finite(self.strategy.snapshot().tensors)
+        except (MessageError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            what = str(error).rstrip(".") if isinstance(error, MessageError) else "its factors have no decomposition"
+            raise diverged(number, self.options.rounds, f"{what}, from {named(answered)}") from error
+        return measured(self.options, number, self.strategy.model(), answered, self.evaluate, self.probe)
+
+    def _require_memory(self, assignments: Mapping[str, Assignment]) -> None:
+        """Whatever a strategy orders, no device is asked for more than it has said that it holds."""
+        memory = self.setting.memory
+        needed = {ranks: memory.needed(ranks) for ranks in {each.ranks for each in assignments.values()}}
+        for node in self.setting.nodes:
+            found = assignments.get(node.name)
+            if found is not None and needed[found.ranks] > node.memory_bytes:
+                raise FederationError(
+                    f"{node.name} has {node.memory_bytes / 1e9:.3g} GB and would need "
+                    f"{needed[found.ranks] / 1e9:.3g} GB for what the strategy orders; lower --batch-size or "
+                    "--max-length, or name a fleet with more memory."
+                )
 
     def _ratio(self, device: str) -> float:
         """Where a device stands whose answer is lost: where it stood before."""
@@ -162,10 +203,13 @@ def run_rounds(
 ) -> None:
     """Run what rounds are left after those in the history, up to the target accuracy.
 
+    Every device whose answer is refused is named in a note when that happens for the first time.
+
     Args:
         play: runs the round of this number.
         keep: saves what so many finished rounds have left.
     """
+    refused: set[str] = set()
     for number in range(len(history.rounds), options.rounds):
         if _reached_target(history.rounds, options.target_accuracy):
             return
@@ -173,7 +217,56 @@ def run_rounds(
         history.append(record)
         keep(number + 1)
         return_freed_memory()
+        for device in record.devices:
+            if device.lost == "refused" and device.device not in refused:
+                refused.add(device.device)
+                _LOG.warning("round %d goes on without %s: %s", number + 1, device.device, device.explanation)
         listener(record)
+
+
+_Model = TypeVar("_Model")
+
+
+def measured(
+    options: RoundOptions,
+    number: int,
+    model: _Model,
+    answered: Sequence[str],
+    evaluate: Callable[[_Model], Measurement],
+    probe: Callable[[_Model], Measurement] | None,
+) -> Measurement | None:
+    """What is measured of a round's model where that is due; in other rounds only that a few rows give numbers.
+
+    Args:
+        answered: devices that the model has learned from in this round.
+
+    Raises: FederationError if its loss is no finite number.
+    """
+    due = options.evaluates(number)
+    look = evaluate if due else probe
+    found = None if look is None else look(model)
+    if found is not None and not math.isfinite(found.loss):
+        raise diverged(number, options.rounds, f"its loss on held-out data is {found.loss}, after {named(answered)}")
+    return found if due else None
+
+
+def diverged(number: int, rounds: int, what: str) -> FederationError:
+    """The end of a run whose numbers have left the finite range in this round.
+
+    Args:
+        what: the numbers, and whose they are.
+    """
+    return FederationError(
+        f"The model has diverged in round {number + 1} of {rounds}: {what}; nothing is published and the rounds before "
+        "are kept, so --resume tries this one again, or start anew with --overwrite and a lower --learning-rate."
+    )
+
+
+def named(devices: Sequence[str]) -> str:
+    """Devices in a sentence: the first few by name."""
+    shown, more = list(devices[:_MOST_NAMED]), len(devices) - _MOST_NAMED
+    parts = [*shown, f"{more} others"] if more > 0 else shown
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "no device"
 
 
 def _reached_target(rounds: Sequence[RoundRecord], target: float | None) -> bool:

@@ -10,17 +10,18 @@ from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_out
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.errors import FederationError
 from spinecli.evaluation.plots import can_plot
 from spinecli.federation.deploy import deploy, merged_checkpoint, verify_deployed
 from spinecli.federation.engine import Connect
-from spinecli.federation.evaluation import evaluate
+from spinecli.federation.evaluation import evaluate, probe
 from spinecli.federation.history import HISTORY_NAME, History, Measurement, RoundRecord, read_history
 from spinecli.federation.plots import PICTURE_NAME, save_picture
 from spinecli.federation.request import FederatedRequest
-from spinecli.federation.results import ClassResult, FederatedResult, summarised
+from spinecli.federation.results import ClassResult, FederatedResult, require_accepted, summarised
 from spinecli.federation.rounds import Listener, Loop
-from spinecli.federation.setup import Federation, set_up
-from spinecli.federation.state import RunState, load_state
+from spinecli.federation.setup import Federation, require_memory, set_up
+from spinecli.federation.state import RunState, forget_state, load_state
 from spinecli.federation.strategies.strategy import GlobalModel
 from spinecli.lora.peft_format import save_adapter
 
@@ -44,8 +45,8 @@ def launch(
     Args:
         connect: opens the engine that reaches the devices; None simulates the fleet in this process.
 
-    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, FederationError, VerificationError, and what reading
-    can raise.
+    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, OptionError if the fleet's memory does not hold what
+    the strategy asks for, FederationError, VerificationError, and what reading can raise.
     """
     stopwatch = stopwatch or Stopwatch()
     run = Run(
@@ -60,11 +61,13 @@ def launch(
         return finished
     inputs = [request.checkpoint.path, *([request.options.plan] if request.options.plan else [])]
     check_output(output, inputs)
+    require_memory(request)
     with run.working(output) as work, ExitStack() as devices:
         with stopwatch("loading"):
             engine = devices.enter_context(connect(work.state)) if connect else None
             federation = set_up(request, engine)
         history = _run_rounds(request, federation, work, stopwatch, listener)
+        require_learned(history, request.options.deadline, work)
         with stopwatch("writing"):
             result = _write(request, federation, history.rounds, work.files)
         return run.publish(work, summary_of(request, result), result.model_dump(mode="json"), stopwatch.measured())
@@ -89,7 +92,13 @@ def _run_rounds(
         with stopwatch("saving"):
             reached.save(work.state)
 
-    loop = Loop(request.round_options(), federation.engine, federation.strategy, federation.setting, measure, save)
+    def look(model: GlobalModel) -> Measurement:
+        with stopwatch("evaluating"):
+            return probe(federation.base, model, request.evaluation)
+
+    loop = Loop(
+        request.round_options(), federation.engine, federation.strategy, federation.setting, measure, save, look
+    )
     with stopwatch("training"):
         loop.run(history, listener)
     return history
@@ -103,6 +112,15 @@ def history_so_far(work: WorkDirectory, restore: Callable[[RunState], None]) -> 
         return History(path)
     restore(state)
     return History(path, read_history(path)[: state.rounds])
+
+
+def require_learned(history: History, deadline: float | None, work: WorkDirectory) -> None:
+    """Refuse to publish a run without an accepted answer; FederationError. Resumed, it begins with its first round."""
+    try:
+        require_accepted(history.rounds, deadline, work.files)
+    except FederationError:
+        forget_state(work.state)
+        raise
 
 
 def _write(

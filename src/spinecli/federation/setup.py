@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spinecli.errors import FederationError, OptionError
 from spinecli.federation.device.base_model import BaseModel
 from spinecli.federation.device.device import Device, DeviceMemory
 from spinecli.federation.device.handle import handle
 from spinecli.federation.engine import Engine
 from spinecli.federation.engines.local import LocalEngine, Simulated
 from spinecli.federation.engines.virtual_clock import VirtualMeter
+from spinecli.federation.memory import Need, Place, TrainingMemory, needs_of, objection, places_of, sitting_out
 from spinecli.federation.planning.workload import head_of
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.strategies import strategy_of
+from spinecli.federation.strategies.server import AdapterServer
 from spinecli.federation.strategies.strategy import Projection, Setting, Strategy
 from spinecli.lora.cost import TrainingCosts
+from spinecli.lora.targets import target_projections
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +40,8 @@ def set_up(request: FederatedRequest, engine: Engine | None = None) -> Federatio
 
     Args:
         engine: where the devices are; None lends the base model to every device of a fleet simulated in this process.
+
+    Raises: FederationError if the devices' memory does not hold what the strategy asks of them.
     """
     options, checkpoint = request.options, request.checkpoint
     base = BaseModel(
@@ -65,7 +75,69 @@ def set_up(request: FederatedRequest, engine: Engine | None = None) -> Federatio
         bytes_per_weight=options.compute.dtype.itemsize,
         plan=request.plan,
     )
+    known = places_of((node.device_class, node.memory_bytes, node.examples) for node in setting.nodes)
+    needs = memory_needs(request, known)
+    if refused := memory_objection(request, needs):
+        raise FederationError(refused)
+    for note in sitting_out(needs, options.strategy):
+        _LOG.warning("%s", note)
     return Federation(base, engine, setting, strategy_of(options.strategy)(setting))
+
+
+def require_memory(request: FederatedRequest) -> None:
+    """Raise OptionError if the memory of the request's fleet does not hold what the strategy asks of its devices."""
+    if request.fleet.devices and (refused := memory_objection(request, memory_needs(request))):
+        raise OptionError(refused)
+
+
+def memory_needs(request: FederatedRequest, places: Sequence[Place] | None = None) -> list[Need]:
+    """What the strategy asks of the devices' memory; empty for a strategy that does not say.
+
+    Args:
+        places: the devices that have enrolled; None: those of the request's fleet.
+    """
+    options, checkpoint = request.options, request.checkpoint
+    places = request.places() if places is None else places
+    strategy = strategy_of(options.strategy)
+    if not (isinstance(strategy, type) and issubclass(strategy, AdapterServer)):
+        return []
+    server: type[AdapterServer] = strategy
+    head = head_of(checkpoint, request.labels)
+    targets = target_projections(checkpoint.family, options.targets)
+    costs = TrainingCosts.of(checkpoint, targets, head.weights, head.per_token, head_trained=head.trained)
+    tuning, weight = options.tuning, options.compute.dtype.itemsize
+    memory = TrainingMemory(costs, checkpoint.shapes, tuning.batch_size, tuning.length, weight)
+    limits = {place.memory_bytes for place in places}
+
+    def menu(place: Place) -> list[Sequence[int]]:
+        return server.menu(tuning, checkpoint.blocks, request.plan, place.memory_bytes, limits)
+
+    def least(place: Place) -> int:
+        return memory.needed(menu(place)[0])
+
+    def most(place: Place) -> tuple[int, str]:
+        offered = menu(place)
+        ranks = (memory.fitting(offered, place.memory_bytes) or offered[:1])[-1]
+        return memory.needed(ranks), _in_words(ranks)
+
+    return needs_of(places, least, most)
+
+
+def memory_objection(request: FederatedRequest, needs: Sequence[Need]) -> str | None:
+    """Why a run with these needs cannot begin; None if it can."""
+    name = request.options.strategy
+    strategy = strategy_of(name)
+    leaves_out = bool(getattr(strategy, "leaves_out", False))
+    rank = "--smallest-rank" if leaves_out and name != "legend" else "--rank"
+    other = "" if name == "legend" else "take legend, which trains as many blocks as each device holds, "
+    remedy = f"lower --batch-size, --max-length or {rank}, {other}or name a fleet with more memory"
+    return objection(needs, name, remedy, leaves_out=leaves_out)
+
+
+def _in_words(ranks: Sequence[int]) -> str:
+    held = [rank for rank in ranks if rank]
+    span = f"rank {held[0]}" if held[0] == held[-1] else f"ranks {held[0]} to {held[-1]}"
+    return f"{span} in {'all' if len(held) == len(ranks) else f'the last {len(held)} of'} {len(ranks)} blocks"
 
 
 def _simulated(request: FederatedRequest, base: BaseModel, costs: TrainingCosts) -> LocalEngine[Device]:

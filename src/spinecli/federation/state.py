@@ -36,6 +36,11 @@ class RunState:
         temporary.rename(directory / _NAME)
 
 
+def forget_state(directory: Path) -> None:
+    """Let a resumed run begin with its first round."""
+    (directory / _NAME).unlink(missing_ok=True)
+
+
 def load_state(directory: Path) -> RunState | None:
     """The newest saved state; None before the first round. Raises MessageError if it is damaged."""
     path = directory / _NAME

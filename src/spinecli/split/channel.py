@@ -25,11 +25,13 @@ from spinecli.split.messages import (
     STEP,
     TRAINED,
     BeginOrder,
+    Diverging,
     Expected,
     FeatureBatch,
     StepOrder,
     checked_features,
     checked_parameters,
+    diverging_of,
 )
 from spinecli.split.model import Parameters
 
@@ -62,6 +64,18 @@ class Talk:
     def refuse(self, device: str, explanation: str) -> None:
         """Leave the device out from now on; the bytes of its last answer stay with their timing."""
         self.lost = Lost(device, "refused", explanation, self.timings[-1].seconds, bytes_down=0)
+
+
+class DivergedDevicesError(Exception):
+    """Devices have said that their own training has diverged.
+
+    Attributes:
+        devices: what has diverged, by device.
+    """
+
+    def __init__(self, devices: Mapping[str, Diverging]) -> None:
+        super().__init__(f"training has diverged on {', '.join(devices)}")
+        self.devices = dict(devices)
 
 
 class Channel:
@@ -145,10 +159,13 @@ def exchanged(
 
     Args:
         check: makes of a device's name and message what is wanted of it, or raises MessageError.
+
+    Raises: DivergedDevicesError.
     """
     outcomes = engine.exchange(jobs, deadline)
     ended = engine.now()
     answers: dict[str, _Checked] = {}
+    diverging: dict[str, Diverging] = {}
     for job, outcome in zip(jobs, outcomes, strict=True):
         talk = talks[job.device]
         if isinstance(outcome, Lost):
@@ -156,9 +173,14 @@ def exchanged(
             continue
         talk.note(outcome.timing, ended, trained=any(name.startswith(GRADIENT) for name in job.message.tensors))
         try:
-            answers[job.device] = check(job.device, outcome.message)
+            if (what := diverging_of(outcome.message)) is not None:
+                diverging[job.device] = what
+            else:
+                answers[job.device] = check(job.device, outcome.message)
         except MessageError as error:
             talk.refuse(job.device, str(error))
+    if diverging:
+        raise DivergedDevicesError(diverging)
     return answers
 
 

@@ -61,6 +61,18 @@ class SplitCosts:
         bottom, top = self.bottom(rows, length), self.top(rows, length)
         return StepCost(bottom.forward_flops + top.forward_flops, bottom.backward_flops + top.backward_flops)
 
+    def device_memory(self, rows: int, length: int) -> int:
+        """Bytes on a device: of the bottom, and where the model is not split also of its head and the logits."""
+        held = self.bottom_memory(rows, length)
+        if self.cut < self.checkpoint.blocks:
+            return held
+        tokens, d_model = rows * length, self.layout.d_model
+        states = _STATE_VALUES[self.optimizer] if self.head.trained or self._trains_head else 1
+        logits = (tokens if self.head.per_token else rows) * (self.head.weights // d_model)
+        # what the final norm and the head keep of their inputs
+        saved = tokens * d_model * ((not self.layout.post_norm) + (states > 1)) + logits
+        return held + _VALUE_BYTES * (states * self.head.parameters + saved)
+
     def bottom_memory(self, rows: int, length: int) -> int:
         """Bytes on a device at the end of a forward pass: its weights, what autograd keeps, what is trained."""
         layout, shapes = self.layout, self.checkpoint.shapes[: self.cut]

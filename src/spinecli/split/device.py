@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,13 @@ from spinecli.federation.data.batches import Batch, batches, collate
 from spinecli.federation.data.encoding import Encoded
 from spinecli.federation.device.device import DeviceMemory, Meter
 from spinecli.federation.device.objective import loss_at_ends
-from spinecli.federation.messages import Message, checked_header, require_finite, require_shapes
+from spinecli.federation.messages import (
+    Message,
+    checked_header,
+    require_finite,
+    require_moderate,
+    require_shapes,
+)
 from spinecli.federation.seeding import torch_generator
 from spinecli.lora.cost import StepCost
 from spinecli.split.cost import SplitCosts
@@ -31,8 +37,10 @@ from spinecli.split.messages import (
     STEP,
     TRAINED,
     BeginOrder,
+    Diverging,
     ProbeOrder,
     StepOrder,
+    diverged_message,
 )
 from spinecli.split.model import SplitModel
 from spinecli.split.optimizers import optimizer_of
@@ -85,13 +93,29 @@ class SplitDevice:
         self.session = None
 
 
+class _DivergedError(Exception):
+    """The device's own numbers have left the finite range."""
+
+    def __init__(self, what: Diverging) -> None:
+        super().__init__(what)
+        self.what: Diverging = what
+
+
 def handle(kind: str, message: Message, device: SplitDevice) -> Message:
-    """Do what a message asks for.
+    """Do what a message asks for; where the device's own numbers diverge on the way, the answer says that instead.
 
     Raises: MessageError if the message is not one that a device knows, does not fit its round, or holds numbers that
         are none.
     """
     require_finite(message.tensors)
+    try:
+        return _answer(kind, message, device)
+    except _DivergedError as error:
+        device.session = None
+        return diverged_message(error.what)
+
+
+def _answer(kind: str, message: Message, device: SplitDevice) -> Message:
     if kind == BEGIN:
         return _begin(message, device)
     if kind == STEP:
@@ -148,6 +172,7 @@ def _train_locally(message: Message, device: SplitDevice) -> Message:
     losses = []
     for batch in session.batches:
         loss = functional.cross_entropy(*model.joined_answers(session.bottom, batch))
+        _require_sound("loss", {"loss": loss.detach()})
         loss.backward()  # type: ignore[no-untyped-call]
         _descend(session)
         cost = device.costs.whole(*batch.input_ids.shape)
@@ -182,12 +207,14 @@ def _forward(device: SplitDevice, session: Session) -> Message:
     session.iteration += 1
     session.features = device.model.features(session.bottom, batch)
     session.mask = batch.attention_mask
+    own = unpadded(session.features.detach(), session.mask)
+    _require_sound("features", {"features": own})
     session.cost = device.costs.bottom(*batch.input_ids.shape)
     device.meter.charge("forward", session.cost.forward_flops)
     labels = batch.labels
     if device.model.task == "language":
         labels = unpadded(labels, batch.attention_mask)
-    sent = packed(unpadded(session.features.detach(), session.mask), session.order.feature_dtype)
+    sent = packed(own, session.order.feature_dtype)
     tensors = {
         "lengths": session.mask.sum(dim=1).to(torch.int32),
         "labels": labels.to(torch.int32),
@@ -212,9 +239,20 @@ def _backward(message: Message, device: SplitDevice, session: Session) -> None:
 
 
 def _descend(session: Session) -> None:
-    nn.utils.clip_grad_norm_(list(session.bottom.values()), session.order.clip_norm)
+    norm = nn.utils.clip_grad_norm_(list(session.bottom.values()), session.order.clip_norm)
+    if not bool(torch.isfinite(norm)):
+        raise _DivergedError("gradient")
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
+    _require_sound("weights", session.bottom)
+
+
+def _require_sound(what: Diverging, values: Mapping[str, Tensor]) -> None:
+    """Raise _DivergedError unless the values are numbers that the server would take."""
+    try:
+        require_moderate({name: value.detach().float() for name, value in values.items()})
+    except MessageError as error:
+        raise _DivergedError(what) from error
 
 
 def _session(message: Message, device: SplitDevice) -> Session:

@@ -9,9 +9,9 @@ from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.masks import Masks
-from spinecli.federation.data.batches import collate
 from spinecli.federation.data.encoding import Encoded
-from spinecli.federation.deploy import PROBE_ROWS, label_settings, verify_answers
+from spinecli.federation.deploy import label_settings, verify_answers
+from spinecli.federation.evaluation import probe_batch
 from spinecli.split.model import Parameters, SplitModel
 
 
@@ -30,6 +30,6 @@ def verify_joined(directory: Path, model: SplitModel, trained: Parameters, probe
 
     Raises: VerificationError.
     """
-    batch = collate(probe, list(range(min(PROBE_ROWS, len(probe)))))
+    batch = probe_batch(probe)
     expected, _ = model.joined_answers(trained, batch)
     return verify_answers(directory, batch, expected.detach(), model.task, model.compute)

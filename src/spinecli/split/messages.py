@@ -4,6 +4,8 @@ begin   ▶ bottom, learning rate, batch size        ◀ features and labels of 
 step    ▶ gradients of the features it has sent    ◀ features and labels of the next batch
 finish  ▶ gradients of the features it has sent    ◀ its bottom
 local   ▶ the whole model                          ◀ the whole model (the unsplit reference)
+
+A device whose own numbers have left the finite range answers any of these with what of it has diverged.
 """
 
 from __future__ import annotations
@@ -78,6 +80,28 @@ class LocalFigures(_Header):
     examples: Examples
     loss_before: Loss
     loss_after: Loss
+
+
+Diverging = Literal["features", "loss", "gradient", "weights"]
+"""What of a device's training may be no finite number any more."""
+
+
+class DivergedFigures(_Header):
+    """All that a device says whose training has diverged."""
+
+    diverged: Diverging
+
+
+def diverged_message(what: Diverging) -> Message:
+    """The answer of a device whose training has diverged."""
+    return Message({"diverged": what}, {})
+
+
+def diverging_of(message: Message) -> Diverging | None:
+    """What has diverged on the device, if it says so; MessageError if it says it wrongly."""
+    if "diverged" not in message.header:
+        return None
+    return checked_header(DivergedFigures, message, _FIGURES).diverged
 
 
 @dataclass(frozen=True, eq=False)

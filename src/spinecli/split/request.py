@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from pydantic import JsonValue
 
 from spinecli.errors import OptionError
+from spinecli.federation.memory import Need, Place, needs_of, objection
 from spinecli.federation.planning.workload import Head, head_of
 from spinecli.federation.request import FederatedOptions, FederatedRequest
 from spinecli.split.control.options import ControlOptions
@@ -85,6 +86,12 @@ def rows_within(ingress_bytes: float, row_bytes: float) -> float:
     return ingress_bytes / row_bytes * (1 + _ROUNDING)
 
 
+def rows_held(costs: SplitCosts, length: int, memory_bytes: int) -> int:
+    """Rows of a batch that a device's memory holds beside its part of the model; below 0 if not even that fits."""
+    fixed = costs.device_memory(0, length)
+    return (memory_bytes - fixed) // max(1, costs.device_memory(1, length) - fixed)
+
+
 @dataclass(frozen=True, eq=False)
 class SplitRequest:
     """A federated request with what splitting adds to it."""
@@ -135,6 +142,47 @@ class SplitRequest:
         )
         return self.strategy.control(general)
 
+    def needs(self, places: Sequence[Place] | None = None) -> list[Need]:
+        """What the strategy asks of the devices' memory.
+
+        Where batches follow the devices, one row is enough; elsewhere all batches have to be as large as was asked.
+
+        Args:
+            places: the devices that have enrolled; None: those of the fleet.
+        """
+        federated, options, costs, length = self.federated, self.options, self.costs(), self.federated.longest
+        asked = min(federated.options.tuning.batch_size, options.largest_batch)
+
+        def least_rows(place: Place) -> int:
+            return 1 if self.strategy.regulated else min(asked, place.examples)
+
+        def least(place: Place) -> int:
+            return costs.device_memory(least_rows(place), length)
+
+        def most(place: Place) -> tuple[int, str]:
+            rows = least_rows(place)
+            if self.strategy.regulated:
+                held = rows_held(costs, length, place.memory_bytes)
+                rows = max(rows, min(options.largest_batch, math.floor(self.row_budget), place.examples, held))
+            blocks = f"{self.cut} of {federated.checkpoint.blocks} blocks"
+            return costs.device_memory(rows, length), f"{blocks}, {rows} row{'s' if rows > 1 else ''}"
+
+        return needs_of(federated.places() if places is None else places, least, most)
+
+    def memory_objection(self, needs: Sequence[Need]) -> str | None:
+        """Why a run with these needs cannot begin; None if it can."""
+        regulated, split = self.strategy.regulated, self.strategy.split
+        rows = [] if regulated else ["--batch-size"]
+        options = " or ".join([*rows, "--max-length", *(["--cut-layer"] if split and self.cut > 1 else [])])
+        other = "" if regulated else "take mergesfl, which gives each device as many rows as it holds, "
+        remedy = f"lower {options}, {other}or name a fleet with more memory"
+        return objection(needs, self.federated.options.strategy, remedy, leaves_out=False)
+
+    def require_memory(self) -> None:
+        """Raise OptionError if the memory of the fleet does not hold what the strategy asks of its devices."""
+        if self.federated.fleet.devices and (refused := self.memory_objection(self.needs())):
+            raise OptionError(refused)
+
     def costs(self) -> SplitCosts:
         """Of both halves."""
         return SplitCosts.of(self.federated.checkpoint, self.cut, self.options.ways, self.head, self.options.optimizer)
@@ -182,14 +230,21 @@ def _cut(federated: FederatedRequest, options: SplitOptions, head: Head) -> int:
             "--cut-layer auto goes by the devices' memory and links, and they have not come yet; give a number of "
             f"blocks, from 1 to {checkpoint.blocks - 1}."
         )
-    rows, length = tuning.batch_size, federated.longest
-    demands = {}
-    for cut in range(1, checkpoint.blocks):
-        costs = SplitCosts.of(checkpoint, cut, options.ways, head, options.optimizer)
-        demands[cut] = Demand(
-            memory_bytes=costs.bottom_memory(rows, length),
-            flops=costs.bottom(1, length).flops,
-            feature_bytes=length * bytes_per_token(checkpoint.d_model, options.feature_dtype),
-            bottom_bytes=costs.bottom_parameters() * 4 / tuning.local_steps,
-        )
-    return choose_cut(demands, federated.fleet, federated.options.seed)
+    regulated = SPLIT_STRATEGIES[federated.options.strategy].regulated
+    smallest = min(found.memory_bytes for found in federated.fleet.classes)
+    for rows in (tuning.batch_size, 1) if regulated else (tuning.batch_size,):
+        demands = {cut: _demand(federated, options, head, cut, rows) for cut in range(1, checkpoint.blocks)}
+        if demands[1].memory_bytes <= smallest:
+            return choose_cut(demands, federated.fleet, federated.options.seed)
+    return 1  # which is refused when a run begins, as any cut would be
+
+
+def _demand(federated: FederatedRequest, options: SplitOptions, head: Head, cut: int, rows: int) -> Demand:
+    checkpoint, length = federated.checkpoint, federated.longest
+    costs = SplitCosts.of(checkpoint, cut, options.ways, head, options.optimizer)
+    return Demand(
+        memory_bytes=costs.bottom_memory(rows, length),
+        flops=costs.bottom(1, length).flops,
+        feature_bytes=length * bytes_per_token(checkpoint.d_model, options.feature_dtype),
+        bottom_bytes=costs.bottom_parameters() * 4 / federated.options.tuning.local_steps,
+    )

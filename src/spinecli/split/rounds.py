@@ -17,11 +17,11 @@ from spinecli.federation.history import (
     RoundRecord,
     SplitRecord,
 )
-from spinecli.federation.rounds import Listener, RoundOptions, run_rounds
+from spinecli.federation.rounds import Listener, RoundOptions, diverged, measured, named, run_rounds
 from spinecli.federation.schedule import learning_rate
 from spinecli.federation.state import RunState
 from spinecli.lora.aggregation.averaging import average_tensors
-from spinecli.split.channel import Channel, Talk
+from spinecli.split.channel import Channel, DivergedDevicesError, Talk
 from spinecli.split.control.options import ControlOptions
 from spinecli.split.control.plan import ControlPlan, plan_round
 from spinecli.split.control.population import Population
@@ -32,7 +32,7 @@ from spinecli.split.messages import BeginOrder, Expected, FeatureBatch, Optimize
 from spinecli.split.model import Parameters
 from spinecli.split.observation import pace_of
 from spinecli.split.probe import look_at
-from spinecli.split.server import Top, UnusableFeaturesError
+from spinecli.split.server import DivergedTopError, Top, UnusableFeaturesError
 
 _BOTTOM, _TOP = "bottom.", "top."
 
@@ -69,6 +69,8 @@ class SplitLoop:
     state: ControlState
     row_bytes: float
     """Of one row's features, on average."""
+    probe: Callable[[Parameters], Measurement] | None = None
+    """Measures on a few rows, in rounds that are not evaluated, whether the model still gives numbers."""
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -78,7 +80,11 @@ class SplitLoop:
         return {**bottom, **{name: value.detach() for name, value in self.top.trained.items()}}
 
     def run(self, history: History, listener: Listener) -> None:
-        """Run what rounds are left after those in the history."""
+        """Run what rounds are left after those in the history.
+
+        Raises: FederationError if a loss, features, gradients or weights are not finite any more; the state saved is
+        then that of the round before.
+        """
 
         def keep(finished: int) -> None:
             self.save(RunState(finished, self.snapshot(), self.engine.snapshot()))
@@ -119,14 +125,28 @@ class SplitLoop:
             clip_norm=self.options.clip_norm,
             feature_dtype=self.expected.feature_dtype,
         )
-        talks, iterations, losses = self._split(order, plan) if self.training.split else self._local(order, plan)
+        try:
+            talks, iterations, losses = self._split(order, plan) if self.training.split else self._local(order, plan)
+        except DivergedDevicesError as error:
+            parts = sorted(set(error.devices.values()))
+            whose = [
+                f"the {part} of {named([each for each in error.devices if error.devices[each] == part])}"
+                for part in parts
+            ]
+            raise diverged(
+                number, self.options.rounds, f"{' and '.join(whose)} left the range of usable numbers"
+            ) from error
+        except DivergedTopError as error:
+            what = f"{error.what} left the range of usable numbers on the features of {named(error.among)}"
+            raise diverged(number, self.options.rounds, what) from error
         ended = self.engine.now()
+        answered = [device for device, talk in talks.items() if talk.lost is None]
         return RoundRecord(
             round=number,
             began=began,
             ended=ended,
             learning_rate=rate,
-            evaluation=self.evaluate(self.trained) if self.options.evaluates(number) else None,
+            evaluation=measured(self.options, number, self.trained, answered, self.evaluate, self.probe),
             devices=tuple(_device_record(device, talk, losses.get(device), ended) for device, talk in talks.items()),
             split=SplitRecord(
                 divergence=plan.divergence,
@@ -140,7 +160,8 @@ class SplitLoop:
 
     def _look(self) -> int:
         """Find out how fast every device is, and how many bytes that took."""
-        look = look_at(self.engine, self.population.names, self.row_bytes, self.options.deadline)
+        limits = dict(zip(self.population.names, self.population.memory_limits, strict=True))
+        look = look_at(self.engine, limits, self.row_bytes, self.options.deadline)
         self.state = self.state.after_round(look.paces, [])
         return look.bytes
 
@@ -160,6 +181,8 @@ class SplitLoop:
             if features and len(features) == len(asked):
                 try:
                     loss, gradients = self._step(features)
+                except DivergedTopError:
+                    raise
                 except UnusableFeaturesError as error:
                     for device in error.devices:
                         channel.talks[device].refuse(device, "The top makes no finite numbers of its features.")

@@ -16,10 +16,10 @@ from spinecli.federation.history import History, Measurement, RoundRecord
 from spinecli.federation.plots import PICTURE_NAME, save_picture
 from spinecli.federation.results import FederatedResult, summarised
 from spinecli.federation.rounds import Listener
-from spinecli.federation.run import history_so_far, summary_of, unheard
+from spinecli.federation.run import history_so_far, require_learned, summary_of, unheard
 from spinecli.federation.state import RunState
 from spinecli.split.control.state import ControlState
-from spinecli.split.evaluation import evaluate
+from spinecli.split.evaluation import evaluate, probe
 from spinecli.split.joined import verify_joined, write_joined
 from spinecli.split.model import Parameters
 from spinecli.split.request import SplitRequest
@@ -39,8 +39,8 @@ def launch(
     Args:
         connect: opens the engine that reaches the devices; None simulates the fleet in this process.
 
-    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, FederationError, VerificationError, and what reading
-    can raise.
+    Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, OptionError if the fleet's memory does not hold what
+    the strategy asks for, FederationError, VerificationError, and what reading can raise.
     """
     stopwatch = stopwatch or Stopwatch()
     federated = request.federated
@@ -55,11 +55,13 @@ def launch(
     if finished := run.finished(output):
         return finished
     check_output(output, [federated.checkpoint.path])
+    request.require_memory()
     with run.working(output) as work, ExitStack() as devices:
         with stopwatch("loading"):
             engine = devices.enter_context(connect(work.state)) if connect else None
             federation = set_up(request, engine)
         loop, history = _run_rounds(request, federation, work, stopwatch, listener)
+        require_learned(history, federated.options.deadline, work)
         with stopwatch("writing"):
             result = _write(request, federation, loop, history.rounds, work.files)
         summary = summary_of(federated, result)
@@ -79,6 +81,10 @@ def loop_of(
     def measure(trained: Parameters) -> Measurement:
         with stopwatch("evaluating"):
             return evaluate(model, trained, request.federated.evaluation)
+
+    def look(trained: Parameters) -> Measurement:
+        with stopwatch("evaluating"):
+            return probe(model, trained, request.federated.evaluation)
 
     def save(reached: RunState) -> None:
         if work is not None:
@@ -106,6 +112,7 @@ def loop_of(
         save=save,
         state=ControlState(),
         row_bytes=request.row_bytes,
+        probe=look,
     )
 
 

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spinecli.errors import MessageError
 from spinecli.federation.data.batches import IGNORED
+from spinecli.federation.messages import require_moderate
 from spinecli.lora.aggregation.averaging import average_tensors
 from spinecli.split.features import unpadded
 from spinecli.split.messages import FeatureBatch, Optimizer
@@ -37,6 +39,20 @@ class UnusableFeaturesError(Exception):
     def __init__(self, devices: Sequence[str]) -> None:
         super().__init__(f"no finite step on the features of {', '.join(devices) or 'the devices'}")
         self.devices = list(devices)
+
+
+class DivergedTopError(UnusableFeaturesError):
+    """The top itself has left the finite range.
+
+    Attributes:
+        what: the numbers that show it.
+        among: the devices on whose features the step was.
+    """
+
+    def __init__(self, what: str, among: Sequence[str]) -> None:
+        super().__init__([])
+        self.what = what
+        self.among = list(among)
 
 
 class Top(ABC):
@@ -64,7 +80,9 @@ class Top(ABC):
         Returns: the mean loss over all answers, before the step, and for every device the gradient (tokens, d_model)
             of its own mean loss, real tokens only.
 
-        Raises: UnusableFeaturesError if the loss or a gradient is not finite; then no step was taken.
+        Raises: UnusableFeaturesError if the loss or a gradient is not finite through the features of some devices; then
+            no step was taken. DivergedTopError if that is so for all of them, or if the step has led to weights that
+            no device could be sent.
         """
 
     @abstractmethod
@@ -130,6 +148,7 @@ class MergedTop(Top):
         }
         _require_usable([loss], [self.trained], gradients)
         self._descend(self.trained, self._descent)
+        _require_moderate(self.trained, list(batches))
         return float(loss.detach()), gradients
 
     def computed(self, batches: Mapping[str, FeatureBatch]) -> list[tuple[int, int]]:
@@ -186,6 +205,7 @@ class TopsApart(Top):
         _require_usable(list(losses.values()), [self._tops[device] for device in batches], gradients)
         for device in batches:
             self._descend(self._tops[device], self._descents[device])
+            _require_moderate(self._tops[device], [device])
         answers = sum(batch.answers for batch in batches.values())
         return sum(
             float(losses[device].detach()) * batch.answers for device, batch in batches.items()
@@ -242,4 +262,17 @@ def _require_usable(losses: Sequence[Tensor], tops: Sequence[Parameters], gradie
         for value in top.values():
             value.grad = None
     blamed = [device for device, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
-    raise UnusableFeaturesError(blamed if len(blamed) < len(gradients) else [])
+    if 0 < len(blamed) < len(gradients):
+        raise UnusableFeaturesError(blamed)
+    finite = all(bool(torch.isfinite(loss)) for loss in losses)
+    raise DivergedTopError(
+        "a gradient of the server's half" if finite else "the loss of the server's half", list(gradients)
+    )
+
+
+def _require_moderate(top: Parameters, devices: Sequence[str]) -> None:
+    """Raise DivergedTopError if a step on the features of these devices has left weights that are no usable numbers."""
+    try:
+        require_moderate({name: value.detach() for name, value in top.items()})
+    except MessageError as error:
+        raise DivergedTopError("the weights of the server's half", devices) from error

@@ -13,13 +13,14 @@ from spinecli.federation.device.device import DeviceMemory
 from spinecli.federation.engine import Engine, Node
 from spinecli.federation.engines.local import LocalEngine, Simulated
 from spinecli.federation.engines.virtual_clock import VirtualMeter
+from spinecli.federation.memory import places_of
 from spinecli.federation.request import FederatedRequest
 from spinecli.split.control.population import Population
 from spinecli.split.cost import SplitCosts
 from spinecli.split.device import SplitDevice, handle
 from spinecli.split.messages import Expected
 from spinecli.split.model import SplitModel
-from spinecli.split.request import SplitRequest
+from spinecli.split.request import SplitRequest, rows_held
 from spinecli.split.server import MergedTop, Top, TopsApart
 
 
@@ -42,7 +43,8 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
     Args:
         engine: where the devices are; None lends the model to every device of a fleet simulated in this process.
 
-    Raises: FederationError if a device counts other labels than the run has.
+    Raises: FederationError if a device counts other labels than the run has, or if the devices' memory does not hold
+    what the strategy asks of them.
     """
     federated, options = request.federated, request.options
     checkpoint, run = federated.checkpoint, federated.options
@@ -61,6 +63,9 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
     engine = engine or _simulated(federated, model, costs)
     nodes = engine.nodes()
     _require_counts(nodes, federated.labels or 0)
+    known = places_of((node.device_class, node.memory_bytes, node.examples) for node in nodes)
+    if refused := request.memory_objection(request.needs(known)):
+        raise FederationError(refused)
     kind = MergedTop if request.strategy.merged else TopsApart
     return SplitFederation(
         model=model,
@@ -101,9 +106,7 @@ def _require_counts(nodes: Sequence[Node], labels: int) -> None:
 
 def population_of(nodes: Sequence[Node], costs: SplitCosts, longest: int) -> Population:
     """The devices as the control module sees them; without labels, one label that all examples have."""
-    fixed = costs.bottom_memory(0, longest)
-    row = max(1, costs.bottom_memory(1, longest) - fixed)
-    held = [max(1, (node.memory_bytes - fixed) // row) for node in nodes]
+    held = [rows_held(costs, longest, node.memory_bytes) for node in nodes]
     counts = [node.label_counts or (node.examples,) for node in nodes]
     return Population(
         names=[node.name for node in nodes],

@@ -5,18 +5,20 @@ The formulas are this project's reading where the paper's are not at hand: docs/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import JsonValue
 from torch import Tensor
 
 from spinecli.federation.bandit import BanditState, Interval, Point, SmoothUCB
 from spinecli.federation.engine import Lost
+from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.reward import kept_importance, reward
 from spinecli.federation.seeding import random_generator
 from spinecli.federation.strategies.pruning_server import PruningServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.federation.strategies.strategy import Assignment, Setting, Tuning, Update
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.aggregation.coverage import average_covered, heterogeneity_weight
 
@@ -27,23 +29,35 @@ RANKS = (4, 8, 12, 16, 24, 32)
 class FedSpine(PruningServer):
     """S-UCB over (pruning progress, rank), LoRAPrune's importance, coverage-weighted aggregation."""
 
+    leaves_out: ClassVar[bool] = True
+
+    @classmethod
+    def menu(
+        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+    ) -> list[Sequence[int]]:
+        """The allowed ranks, in all blocks."""
+        return [[rank] * blocks for rank in allowed_ranks(tuning.smallest_rank, tuning.largest_rank)]
+
     def __init__(self, setting: Setting) -> None:
         tuning = setting.tuning
         super().__init__(setting, [tuning.largest_rank] * setting.blocks, "lora")
         self.ranks = allowed_ranks(tuning.smallest_rank, tuning.largest_rank)
+        self._held = self.choices(setting)
         self._learners: dict[str, SmoothUCB] = {}
         self._played: dict[str, tuple[Point, float]] = {}
 
     def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
-        """What each device's learner picks: a share of the largest step, and a rank."""
+        """What each device's learner picks: a share of the largest step, and a rank that the device's memory holds.
+
+        Who cannot hold the smallest rank sits out.
+        """
         assignments = {}
-        for device in cohort:
+        for device in (each for each in cohort if self._held[each]):
             point = self._learner(device).pick(random_generator(self.setting.seed, "bandit", device, round_number))
             step = self.largest_step(round_number, device)
             rise = step if self.may_only_tune(round_number) else point[0] * step
-            rank = min(self.ranks, key=lambda each: abs(each - point[1]))
+            ranks = min(self._held[device], key=lambda each: abs(each[0] - point[1]))
             self._played[device] = (point, step)
-            ranks = [rank] * self.setting.blocks
             assignments[device] = self.pruning_order(round_number, device, ranks, self.ratio(device) + rise)
         return assignments
 

@@ -6,23 +6,34 @@ project's choices: docs/algorithms/fedspine.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import JsonValue
 from torch import Tensor
 
 from spinecli.federation.deadline_planner import MenuSettings, plan_under_deadline, pruning_menu
 from spinecli.federation.engine import Lost
+from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.strategies.fedspine import allowed_ranks, heterogeneous
 from spinecli.federation.strategies.pruning_server import LARGEST_STEP, PruningServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.federation.strategies.strategy import Assignment, Setting, Tuning, Update
 from spinecli.federation.time_model import TimeModel, TimeModelState
 from spinecli.lora.aggregation.coverage import average_covered
 
 
 class FedSpineModel(PruningServer):
     """Ratio and rank from predicted completion times, APT's importance, rank-partitioned aggregation."""
+
+    leaves_out: ClassVar[bool] = True
+
+    @classmethod
+    def menu(
+        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+    ) -> list[Sequence[int]]:
+        """The allowed ranks, in all blocks."""
+        return [[rank] * blocks for rank in allowed_ranks(tuning.smallest_rank, tuning.largest_rank)]
 
     def __init__(self, setting: Setting) -> None:
         tuning = setting.tuning
@@ -34,13 +45,17 @@ class FedSpineModel(PruningServer):
         )
         self._first_menu = replace(self._menu, ranks=(tuning.smallest_rank,))
         self._times = TimeModel(tuning.largest_rank)
+        self._ranks = {device: tuple(ranks[0] for ranks in held) for device, held in self.choices(setting).items()}
 
     def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
         """The choices with the most gain per second of the cohort's round.
 
         A device that was never seen gets the smallest rank: its link may be the slowest of all, and then everybody
-        would wait to learn that.
+        would wait to learn that. Who cannot hold the smallest rank sits out.
         """
+        present = [device for device in cohort if self._ranks[device]]
+        if not present:
+            return {}
         menus = [
             pruning_menu(
                 self._times,
@@ -48,14 +63,14 @@ class FedSpineModel(PruningServer):
                 self.ratio(device),
                 self.sparsity,
                 self.visits_left(round_number),
-                self._menu if self._times.visits(device) else self._first_menu,
+                replace(self._menu, ranks=self._ranks[device]) if self._times.visits(device) else self._first_menu,
             )
-            for device in cohort
+            for device in present
         ]
         chosen = plan_under_deadline(menus).choices
         return {
             device: self.pruning_order(round_number, device, [choice.rank] * self.setting.blocks, choice.ratio)
-            for device, choice in zip(cohort, chosen, strict=True)
+            for device, choice in zip(present, chosen, strict=True)
         }
 
     def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:

@@ -5,18 +5,19 @@ Depths are planned anew for every cohort from what the server has observed; each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import ClassVar
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from spinecli.errors import FederationError
 from spinecli.federation.engine import Lost
+from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.planning.request import DEFAULT_COVERAGE, DEFAULT_MAX_WAITING
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.federation.strategies.strategy import Assignment, Setting, Tuning, Update
 from spinecli.lora.aggregation.averaging import average_factors
 from spinecli.lora.planning.capacity import Capacities, Capacity, Observation
 from spinecli.lora.planning.completion import completion_table
@@ -27,16 +28,22 @@ from spinecli.lora.planning.ranks import rank_distribution, ranks_by_device
 class Legend(AdapterServer):
     """Depths by capacity, shared rising ranks, the mean of each block over the devices that hold it."""
 
+    leaves_out: ClassVar[bool] = True
+
+    @classmethod
+    def menu(
+        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+    ) -> list[Sequence[int]]:
+        """The last block, the last two, and so on."""
+        ranks = _rank_distribution(tuning, blocks, plan)
+        placed: list[Sequence[int]] = ranks_by_device(ranks, torch.arange(1, blocks + 1)).tolist()
+        return placed
+
     def __init__(self, setting: Setting) -> None:
-        self.ranks = _rank_distribution(setting)
+        self.ranks = _rank_distribution(setting.tuning, setting.blocks, setting.plan)
         super().__init__(setting, self.ranks.tolist())
         self.classes = {node.name: node.device_class for node in setting.nodes}
         self.memory = {node.name: node.memory_bytes for node in setting.nodes}
-        if float(self._memory_by_depth()[0]) > max(self.memory.values()):
-            raise FederationError(
-                "No device of the fleet can hold the model while training its last block; lower --batch-size or "
-                "--max-length, or name a fleet with more memory."
-            )
         self.goals = _goals(setting)
         self.capacities: dict[str, Capacity] = _planned_capacities(setting)
         # smoothing holds from one round to the next: who sat a round out is planned anew
@@ -102,15 +109,9 @@ class Legend(AdapterServer):
 
     def _memory_by_depth(self) -> Tensor:
         """Bytes of training at each depth, (blocks,) float64."""
-        setting, blocks = self.setting, self.setting.blocks
-        shapes = setting.shapes
-        placed = ranks_by_device(self.ranks, torch.arange(1, blocks + 1)).tolist()
-        tuning = setting.tuning
-        totals = [
-            setting.costs.memory(shapes, ranks, tuning.batch_size, tuning.length, setting.bytes_per_weight).total
-            for ranks in placed
-        ]
-        return torch.tensor(totals, dtype=torch.float64)
+        memory, depths = self.setting.memory, torch.arange(1, self.setting.blocks + 1)
+        placed = ranks_by_device(self.ranks, depths).tolist()
+        return torch.tensor([memory.needed(ranks) for ranks in placed], dtype=torch.float64)
 
     def values(self) -> dict[str, JsonValue]:
         """Capacities and depths."""
@@ -128,10 +129,10 @@ class Legend(AdapterServer):
         self._last_depths = {name: int(str(depth)) for name, depth in depths.items()}
 
 
-def _rank_distribution(setting: Setting) -> Tensor:
-    if setting.plan is not None:
-        return setting.plan.tensors.rank_distribution
-    return rank_distribution(setting.blocks, setting.tuning.rank * setting.blocks)
+def _rank_distribution(tuning: Tuning, blocks: int, plan: LoraPlan | None) -> Tensor:
+    if plan is not None:
+        return plan.tensors.rank_distribution
+    return rank_distribution(blocks, tuning.rank * blocks)
 
 
 def _goals(setting: Setting) -> Goals:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from spinecli.checkpoints.masks import Masks
 from spinecli.federation.device.wire import adapter_from, adapter_tensors, head_from, head_tensors, shared_a
 from spinecli.federation.engine import Snapshot
-from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Served, Setting, Update
+from spinecli.federation.planning.artifact import LoraPlan
+from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Served, Setting, Tuning, Update
 from spinecli.lora.aggregation.averaging import average_tensors
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.factors import Factors, empty_b
@@ -22,6 +24,31 @@ class AdapterServer:
     Args:
         ranks: LoRA rank of each block in the global adapter.
     """
+
+    leaves_out: ClassVar[bool] = False
+    """Whether a device that cannot hold the least of the menu sits out; otherwise no run begins with one."""
+
+    @classmethod
+    def menu(
+        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+    ) -> list[Sequence[int]]:
+        """What it may order a device to train, as ranks of the blocks, the least memory first.
+
+        Args:
+            limit: bytes of memory that the device has.
+            limits: those of all devices.
+        """
+        return [[tuning.rank] * blocks]
+
+    @classmethod
+    def choices(cls, setting: Setting) -> dict[str, list[Sequence[int]]]:
+        """By device, what of its menu its memory holds."""
+        limits = sorted({node.memory_bytes for node in setting.nodes})
+        held = {
+            limit: setting.memory.fitting(cls.menu(setting.tuning, setting.blocks, setting.plan, limit, limits), limit)
+            for limit in limits
+        }
+        return {node.name: held[node.memory_bytes] for node in setting.nodes}
 
     def __init__(self, setting: Setting, ranks: Sequence[int]) -> None:
         self.setting = setting

@@ -18,6 +18,7 @@ from spinecli.checkpoints.shape import BlockShape
 from spinecli.federation.device.importance import ScoreName
 from spinecli.federation.device.local_pruning import Cuts, Importance, kept_units
 from spinecli.federation.engine import Lost, Node, Snapshot, Timing
+from spinecli.federation.memory import TrainingMemory
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.cost import TrainingCosts
@@ -88,6 +89,12 @@ class Setting:
     def blocks(self) -> int:
         """Number of blocks."""
         return len(self.shapes)
+
+    @property
+    def memory(self) -> TrainingMemory:
+        """What training takes on a device, uncut, with whole batches of the longest rows."""
+        tuning = self.tuning
+        return TrainingMemory(self.costs, self.shapes, tuning.batch_size, tuning.length, self.bytes_per_weight)
 
     @property
     def cuts(self) -> Cuts:

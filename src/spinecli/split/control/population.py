@@ -10,6 +10,8 @@ from torch import Tensor
 
 from spinecli.split.control.divergence import label_distributions, reference_distribution
 
+_ANY_ROWS = 2**53
+
 
 @dataclass(frozen=True, eq=False)
 class Population:
@@ -33,6 +35,11 @@ class Population:
             raise ValueError("Names, classes, label counts and memory must be of the same devices, at least one.")
         if bool((self.label_counts < 0).any()) or int(self.limits.min()) < 1:
             raise ValueError("Every device needs at least one example, and memory for at least one row.")
+
+    @property
+    def memory_limits(self) -> list[int]:
+        """Most rows of each device that its memory holds."""
+        return [_ANY_ROWS] * len(self.names) if self.memory_rows is None else self.memory_rows.tolist()
 
     @cached_property
     def limits(self) -> Tensor:
