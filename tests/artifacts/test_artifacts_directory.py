@@ -294,3 +294,17 @@ def test_marker_holds_the_fingerprint_and_not_the_options(out: Path) -> None:
 def test_paths_of_the_work_directory(out: Path) -> None:
     work = WorkDirectory(out, work_of(out))
     assert (work.files.parent, work.state.parent) == (work.root, work.root)
+
+
+def test_a_file_that_a_kill_tore_is_no_part_of_the_output(out: Path) -> None:
+    """safetensors writes beside the file that it is to become."""
+
+    class Killed(BaseException):
+        pass
+
+    with pytest.raises(Killed), work_directory(OutputOptions(out), FINGERPRINT) as work:  # noqa: PT012
+        (work.files / "below").mkdir()
+        (work.files / "below" / ".tmpAbCdEf").write_text("half")
+        raise Killed
+    publish(OutputOptions(out, resume=True))
+    assert {path.name for path in out.rglob("*") if path.is_file()} == {"file", MANIFEST_NAME}

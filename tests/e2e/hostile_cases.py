@@ -313,7 +313,6 @@ _tensors(
 )
 _tensors("a tensor lying on its side", lambda tensors: tensors.update({_DOWN: tensors[_DOWN].T.contiguous()}), _DOWN)
 _tensors("integers", lambda tensors: tensors.update({_DOWN: tensors[_DOWN].long()}), _DOWN, "I64")
-_tensors("float64", lambda tensors: tensors.update({_DOWN: tensors[_DOWN].double()}), _DOWN, "F64")
 _tensors("float8", lambda tensors: tensors.update({_DOWN: tensors[_DOWN].to(torch.float8_e4m3fn)}), _DOWN, "F8")
 _tensors("no tensor at all", lambda tensors: tensors.clear(), "dense")
 

@@ -200,6 +200,8 @@ def _claim(work: WorkDirectory, options: OutputOptions, fingerprint: str) -> boo
             begun = _begun(work)
             if begun and options.resume:
                 if json.loads(marker.read_text())["fingerprint"] == fingerprint:
+                    for torn in work.files.rglob(".tmp*"):  # what safetensors was writing when it was killed
+                        torn.unlink()
                     return True
                 raise UnfinishedRunError(
                     f"The unfinished run of {work.out} had other options or inputs; repeat its command or start anew "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -142,14 +141,13 @@ def _whole_model_logits(
     if "quantization_config" not in checkpoint.raw_config and hasattr(config, "quantization_config"):
         del config.quantization_config  # it is not true, see `Checkpoint.open`
     places = _places(checkpoint) if checkpoint.bytes > _WHOLE_MODEL_BYTES else None
-    with TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, info = auto_class(checkpoint.task).from_pretrained(
             checkpoint.path,
             config=config,
             dtype=compute.dtype,
             device_map=places,
-            offload_folder=folder if places else None,
             output_loading_info=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -235,7 +235,7 @@ def family_of_config(file: Path, raw_config: Mapping[str, Any]) -> Family:
     if model_type in families():
         return families()[model_type]
     if not model_type:
-        raise UnsupportedFamilyError(f"{file} has no model_type, so nothing says what the model is; add it.")
+        raise UnsupportedFamilyError(f"{file} names no model type, so nothing says what the model is; add model_type.")
     parts = (raw_config.get(name) for name in ("text_config", "llm_config", "language_config"))
     if text := next((part for part in parts if isinstance(part, dict)), None):
         inside = text.get("model_type", "text model")
