@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from spinecli.lora.aggregation.contribution import Contribution
-from spinecli.lora.aggregation.products import average_products
-from spinecli.lora.aggregation.zero_padding import average_padded, norm_weights
+from spinecli.lora.aggregation.stacking import average_padded, average_products, norm_weights
 from spinecli.lora.factors import Factors
 
 NAME = "projection"

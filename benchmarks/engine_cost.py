@@ -35,13 +35,13 @@ from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.engine import Connect, Job, Reply
 from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
+from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.engines.nvflare.line import Address, log_to
 from spinecli.federation.history import RoundRecord
 from spinecli.federation.messages import Message
-from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
+from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
 from spinecli.federation.run import launch
-from spinecli.federation.strategies.strategy import Tuning
+from spinecli.federation.strategies.strategy import TrainConfig
 from spinecli.remote.launch import on_this_machine
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -143,9 +143,9 @@ def kind_of(process: int) -> str:
 
 
 def request(rounds: int, engine: str, devices: int = 3, steps: int = 5, rows: int = 8) -> FederatedRequest:
-    tuning = Tuning(rounds=rounds, local_steps=steps, batch_size=rows, length=32)
+    tuning = TrainConfig(rounds=rounds, local_steps=steps, batch_size=rows, length=32)
     return open_request(
-        FederatedOptions(
+        FederateConfig(
             model="builtin:tiny",
             data="builtin:tiny-topics",
             strategy="fedit",

@@ -33,7 +33,7 @@ def train_dishonestly(fault: str, number: int) -> None:
     """A training process whose answers are altered on their way out."""
     import torch
 
-    from spinecli.federation.engines.envelope import Answer, sealed
+    from spinecli.federation.engines.envelope import Answer, encode_envelope
     from spinecli.federation.messages import Message
     from spinecli.remote import trainer
 
@@ -46,9 +46,9 @@ def train_dishonestly(fault: str, number: int) -> None:
                 name = next(name for name, value in message.tensors.items() if value.is_floating_point())
                 tensors = {**message.tensors, name: torch.full_like(message.tensors[name], torch.nan)}
                 carried = Message(message.header, tensors).pack()
-        return sealed(header, carried)  # type: ignore[arg-type]
+        return encode_envelope(header, carried)  # type: ignore[arg-type]
 
-    trainer.sealed = spoiled  # type: ignore[attr-defined]
+    trainer.encode_envelope = spoiled  # type: ignore[attr-defined]
     trainer.main(number)
 
 

@@ -26,19 +26,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.rows import CalibrationOptions, token_rows
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.data.rows import CalibrationOptions, token_rows
 from spinecli.data.text import load_text
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.export import llamacpp
-from spinecli.export.request import ExportOptions, open_request
+from spinecli.export.request import ExportConfig, open_request
 from spinecli.export.run import export
 from spinecli.export.verification import relative_difference
-from spinecli.pruning.request import PruneOptions
+from spinecli.pruning.request import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -50,7 +50,7 @@ def by_prune(sparsity: float, method: str) -> Callable[[Setting, Path], None]:
     """A cut by `spine prune`."""
 
     def cut(setting: Setting, out: Path) -> None:
-        options = PruneOptions(setting.model, sparsity, method, calibration=CalibrationOptions(setting.calibration, 16))
+        options = PruneConfig(setting.model, sparsity, method, calibration=CalibrationOptions(setting.calibration, 16))
         prune(open_prune(options), OutputOptions(out))
 
     return cut
@@ -118,7 +118,7 @@ def line(setting: Setting, label: str, cut: Callable[[Setting, Path], None], new
         differences, sizes, alike, architecture = {}, {}, 0, ""
         for quantize in ("f32", "f16", "q8_0"):
             out = Path(folder) / f"{quantize}.gguf"
-            request = open_request(ExportOptions(str(directory), "gguf", out, quantize=quantize))
+            request = open_request(ExportConfig(str(directory), "gguf", out, quantize=quantize))
             architecture = str(export(request, Stopwatch()).report["architecture"])
             sizes[quantize] = out.stat().st_size
             with llamacpp.opened(out, context=LENGTH, precise=quantize == "f32") as opened:

@@ -18,17 +18,17 @@ from typing import Any
 from resumable_runs import collected
 
 from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.data.encoding import encode
+from spinecli.data.example_columns import DataOptions
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.federation.data.columns import DataOptions
-from spinecli.federation.data.encoding import encode
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import History, Measurement, RoundRecord
-from spinecli.federation.request import FederatedOptions, open_request
+from spinecli.federation.request import FederateConfig, open_request
 from spinecli.federation.results import summarised
 from spinecli.federation.rounds import Loop
 from spinecli.federation.setup import set_up
 from spinecli.federation.strategies import STRATEGIES
-from spinecli.federation.strategies.strategy import GlobalModel, Tuning
+from spinecli.federation.strategies.strategy import GlobalModel, TrainConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
-    tuning = Tuning(
+    tuning = TrainConfig(
         rounds=asked.rounds,
         local_steps=asked.local_steps,
         batch_size=asked.batch_size,
@@ -81,7 +81,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
     )
     with quiet_libraries():
         request = open_request(
-            FederatedOptions(
+            FederateConfig(
                 model=found(asked.model, "models"),
                 data=found(asked.data, "datasets"),
                 strategy=strategy,

@@ -17,16 +17,15 @@ import torch
 from torch import nn
 
 from spinecli.artifacts.stopwatch import peak_memory
+from spinecli.data.batches import Batch, batches
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.federation.cohort import draw_cohort
-from spinecli.federation.data.batches import Batch, batches
-from spinecli.federation.device.objective import loss_of
+from spinecli.federation.client.objective import loss_of
 from spinecli.federation.history import History, Measurement, RoundRecord
-from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
-from spinecli.federation.rounds import Loop
+from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
+from spinecli.federation.rounds import Loop, draw_cohort
 from spinecli.federation.seeding import torch_generator
 from spinecli.federation.setup import Federation, set_up
-from spinecli.federation.strategies.strategy import Tuning
+from spinecli.federation.strategies.strategy import TrainConfig
 from spinecli.lora.factors import fresh_factors
 
 
@@ -44,7 +43,7 @@ def main() -> None:
     print("| strategy | rounds a minute | a round | its steps alone | overhead | peak memory |")
     print("|---|---|---|---|---|---|")
     for strategy in asked.strategies.split(","):
-        tuning = Tuning(
+        tuning = TrainConfig(
             rounds=asked.rounds,
             local_steps=asked.local_steps,
             batch_size=asked.batch_size,
@@ -54,7 +53,7 @@ def main() -> None:
         )
         with quiet_libraries():
             request = open_request(
-                FederatedOptions(
+                FederateConfig(
                     asked.model, asked.data, strategy, max_length=asked.max_length, rounds=asked.rounds, tuning=tuning
                 )
             )

@@ -29,7 +29,7 @@ from transformers import LlamaConfig
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.checkpoints.tensors import MadeTensor
+from spinecli.checkpoints.tensors import ComputedTensor
 from spinecli.checkpoints.writer import write_checkpoint
 
 BYTES_PER_BLOCK = 1_250_000_000
@@ -63,7 +63,7 @@ def make_checkpoint(directory: Path, blocks: int) -> None:
     config = LlamaConfig(**{**SHAPE, "num_hidden_layers": blocks})
     raw = {**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     groups = [
-        {name: MadeTensor(shape, torch.bfloat16, partial(random_tensor, name, shape))}
+        {name: ComputedTensor(shape, torch.bfloat16, partial(random_tensor, name, shape))}
         for name, shape in stored_shapes(build_skeleton(config, Task.causal_lm)).items()
     ]
     partial_directory = directory.with_suffix(".part")

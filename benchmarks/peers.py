@@ -26,13 +26,12 @@ from quality import perplexity
 from settings import SHARED, Setting, settings
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.calibration.rows import CalibrationOptions
+from spinecli.data.rows import CalibrationOptions
 from spinecli.data.text import load_text
-from spinecli.masktuning.recovery import TuneMethod
-from spinecli.masktuning.request import TuneOptions
-from spinecli.masktuning.request import open_request as open_tune
-from spinecli.masktuning.run import tune
-from spinecli.pruning.request import PruneOptions, Widths
+from spinecli.pruning.recovery.least_squares import TuneMethod
+from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.request import PruneConfig, Widths
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -86,7 +85,7 @@ def one_run(setting: Setting, sparsity: float, name: str, draw: int, work: Path)
     """Prune, tune and measure."""
     recipe, started = RECIPES[name], time.perf_counter()
     out = work / "pruned"
-    options = PruneOptions(
+    options = PruneConfig(
         setting.model,
         sparsity,
         recipe.method,
@@ -98,7 +97,7 @@ def one_run(setting: Setting, sparsity: float, name: str, draw: int, work: Path)
     found = {"as pruned": measured(setting, out)}
     for tuning in recipe.tunings:
         tuned = work / "tuned"
-        tune(open_tune(TuneOptions(out, method=TuneMethod(tuning))), OutputOptions(tuned, overwrite=True))
+        tune(open_tune(TuneConfig(out, method=TuneMethod(tuning))), OutputOptions(tuned, overwrite=True))
         found[tuning] = measured(setting, tuned)
     return {
         "model": setting.name,

@@ -17,18 +17,17 @@ from pathlib import Path
 from settings import Setting, settings
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.calibration.rows import CalibrationOptions, token_rows
-from spinecli.calibration.stream import BlockStream
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
+from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.data.rows import CalibrationOptions, token_rows
 from spinecli.data.text import load_text
-from spinecli.masktuning.recovery import TuneMethod
-from spinecli.masktuning.request import TuneOptions
-from spinecli.masktuning.request import open_request as open_tune
-from spinecli.masktuning.run import tune
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.request import PruneOptions
+from spinecli.pruning.recovery.least_squares import TuneMethod
+from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.request import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -55,13 +54,13 @@ def span(report: dict, key: str) -> str:
 
 def row(setting: Setting, sparsity: float, method: str, metric: str | None, tunings: list[str], work: Path) -> str:
     """One line of the table."""
-    options = PruneOptions(setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration))
+    options = PruneConfig(setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration))
     out = work / f"{setting.name}-{sparsity}-{method}-{metric}"
     report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
     cells = [f"{perplexity(out, setting):.2f}"]
     for name in tunings:
         tuned = work / f"{out.name}-tuned"
-        tune(open_tune(TuneOptions(out, method=TuneMethod(name))), OutputOptions(tuned, overwrite=True))
+        tune(open_tune(TuneConfig(out, method=TuneMethod(name))), OutputOptions(tuned, overwrite=True))
         cells.append(f"{perplexity(tuned, setting):.2f}")
     removed = report["removed_blocks"]
     cut = f"{span(report, 'heads')} heads, {span(report, 'channels')} channels" + (

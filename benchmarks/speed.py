@@ -20,15 +20,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging as transformers_logging
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.checkpoints.tensors import MadeTensor
+from spinecli.checkpoints.tensors import ComputedTensor
 from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.data.rows import CalibrationOptions
 from spinecli.evaluation.latency import measure_latency, paired_ratio, random_prompt
-from spinecli.evaluation.settings import GenerationSettings
-from spinecli.pruning.request import PruneOptions, open_request
+from spinecli.evaluation.settings import GenerationConfig
+from spinecli.pruning.request import PruneConfig, open_request
 from spinecli.pruning.run import prune
 
 SPARSITY = 0.5
@@ -67,7 +67,7 @@ def make_checkpoint(directory: Path) -> Path:
     config = LlamaConfig(**HUNDRED_MILLION)
     raw = {**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "float32"}
     groups = [
-        {name: MadeTensor(shape, torch.float32, partial(random_tensor, shape))}
+        {name: ComputedTensor(shape, torch.float32, partial(random_tensor, shape))}
         for name, shape in stored_shapes(build_skeleton(config, Task.causal_lm)).items()
     ]
     directory.mkdir()
@@ -75,10 +75,10 @@ def make_checkpoint(directory: Path) -> Path:
     return directory
 
 
-def row(name: str, model: str, cut: Cut, settings: GenerationSettings, work: Path) -> str:
+def row(name: str, model: str, cut: Cut, settings: GenerationConfig, work: Path) -> str:
     """Cut, time, and one line of the table."""
     rows = CalibrationOptions("builtin:tiny-calibration", rows=8)
-    options = PruneOptions(model, SPARSITY, method="comp", metric="m1", block_share=cut.block_share, calibration=rows)
+    options = PruneConfig(model, SPARSITY, method="comp", metric="m1", block_share=cut.block_share, calibration=rows)
     out = work / f"{name}-{cut.name}"
     report = prune(open_request(options), OutputOptions(out)).model_dump()["report"]
     promised = report["dense"]["block_flops_per_token"] / report["cut"]["block_flops_per_token"]
@@ -110,7 +110,7 @@ def main() -> None:
     for name, model in models.items():
         for cut in CUTS:
             for sequences in arguments.sequences:
-                settings = GenerationSettings(
+                settings = GenerationConfig(
                     prompt_length=128, new_tokens=32, batch_size=sequences, repeats=arguments.repeats
                 )
                 place = Path(tempfile.mkdtemp(dir=work))

@@ -23,14 +23,13 @@ from speed import make_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.benching.models import open_models
-from spinecli.benching.results import EngineResult, Run, Speedup
-from spinecli.benching.session import open_bench
-from spinecli.benching.settings import BenchSettings, Engine, Quantization
-from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.evaluation.settings import GenerationSettings
-from spinecli.pruning.request import PruneOptions, open_request
+from spinecli.data.rows import CalibrationOptions
+from spinecli.evaluation.bench.models import open_models
+from spinecli.evaluation.bench.results import BenchConfig, Engine, EngineResult, EngineRun, Quantization, Speedup
+from spinecli.evaluation.bench.session import open_bench
+from spinecli.evaluation.settings import GenerationConfig
+from spinecli.pruning.request import PruneConfig, open_request
 from spinecli.pruning.run import prune
 
 SPARSITY = 0.3
@@ -43,7 +42,7 @@ def cut(model: Path, name: str, block_share: float, work: Path) -> Path:
     """A cut of the model; channels in multiples of 32, which is what rows of q8_0 are made of."""
     blocks = Checkpoint.open(model).blocks
     out = work / name
-    options = PruneOptions(
+    options = PruneConfig(
         str(model),
         round(SPARSITY * blocks) / blocks,
         method="comp",
@@ -57,14 +56,14 @@ def cut(model: Path, name: str, block_share: float, work: Path) -> Path:
 
 
 def measured(
-    models: list[Path], generation: GenerationSettings, threads: int, engine: Engine, quantize: Quantization = "f16"
+    models: list[Path], generation: GenerationConfig, threads: int, engine: Engine, quantize: Quantization = "f16"
 ) -> EngineResult:
     """All models in one engine."""
-    settings = BenchSettings(generation=generation, threads=threads, quantize=quantize)
+    settings = BenchConfig(generation=generation, threads=threads, quantize=quantize)
     return open_bench(open_models([str(model) for model in models]), settings, [engine]).measure().engines[0]
 
 
-def rows(name: str, dense: Path, generation: GenerationSettings, threads: int) -> Iterator[str]:
+def rows(name: str, dense: Path, generation: GenerationConfig, threads: int) -> Iterator[str]:
     """Cut, time, and the lines of the table."""
     with tempfile.TemporaryDirectory(prefix="spine-engines-") as folder:
         models = [dense, *(cut(dense, cut_name, share, Path(folder)) for cut_name, share in CUTS.items())]
@@ -81,7 +80,9 @@ def rows(name: str, dense: Path, generation: GenerationSettings, threads: int) -
                 yield line(name, engine, run, cut_name, 1 - left / parameters[0], first)
 
 
-def line(name: str, engine: EngineResult, run: Run, cut_name: str, removed: float, first: Run | None = None) -> str:
+def line(
+    name: str, engine: EngineResult, run: EngineRun, cut_name: str, removed: float, first: EngineRun | None = None
+) -> str:
     """One line: rates of the dense model, ratios to them of a cut."""
     cells = [name, f"{engine.engine} {run.precision}", cut_name]
     if run.latency is None:
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
-    generation = GenerationSettings(prompt_length=128, new_tokens=32, repeats=arguments.repeats)
+    generation = GenerationConfig(prompt_length=128, new_tokens=32, repeats=arguments.repeats)
     print("| model | engine | cut | removed | prefill: measured / by FLOPs | decode: measured / by bytes | memory |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="spine-engines-") as folder:

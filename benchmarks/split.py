@@ -21,17 +21,16 @@ from federation import found, mean, points, to_target
 from resumable_runs import collected
 
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.data.example_columns import DataOptions
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.history import History
-from spinecli.federation.request import FederatedOptions, open_request
+from spinecli.federation.request import FederateConfig, open_request
 from spinecli.federation.results import summarised
-from spinecli.federation.strategies.strategy import Tuning
-from spinecli.split.model import Ways
-from spinecli.split.request import SplitOptions, split_request
-from spinecli.split.run import loop_of
-from spinecli.split.setup import set_up
-from spinecli.split.strategies import SPLIT_STRATEGIES
+from spinecli.federation.split.model import SplitTrainConfig
+from spinecli.federation.split.request import SPLIT_STRATEGIES, SplitOptions, split_request
+from spinecli.federation.split.run import loop_of
+from spinecli.federation.split.setup import set_up
+from spinecli.federation.strategies.strategy import TrainConfig
 
 
 def arguments() -> argparse.Namespace:
@@ -72,7 +71,7 @@ def main() -> None:
 
 def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
-    tuning = Tuning(
+    tuning = TrainConfig(
         rounds=asked.rounds,
         local_steps=asked.iterations,
         batch_size=asked.batch_size,
@@ -81,7 +80,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
     )
     with quiet_libraries():
         federated = open_request(
-            FederatedOptions(
+            FederateConfig(
                 model=found(asked.model, "models"),
                 data=found(asked.data, "datasets"),
                 strategy=strategy,
@@ -101,7 +100,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
             federated,
             SplitOptions(
                 cut_layer=asked.cut_layer,
-                ways=Ways(asked.bottom, asked.top, tuning.rank, tuning.scale),
+                modes=SplitTrainConfig(asked.bottom, asked.top, tuning.rank, tuning.scale),
                 feature_dtype=asked.feature_dtype,
                 optimizer=asked.optimizer,
                 largest_batch=asked.largest_batch,

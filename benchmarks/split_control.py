@@ -24,23 +24,17 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
-from spinecli.federation.conditions import conditions
-from spinecli.federation.data.examples import Dataset, Example
-from spinecli.federation.data.partition import partition
-from spinecli.federation.data.schemes import Partition, parse_partition
-from spinecli.federation.fleet import Fleet, load_fleet
-from spinecli.split.control.batches import idle_share, regulated_batches
-from spinecli.split.control.estimates import Pace, Paces
-from spinecli.split.control.options import ControlOptions
-from spinecli.split.control.plan import plan_round
-from spinecli.split.control.population import Population
-from spinecli.split.control.refinement.problem import Problem
-from spinecli.split.control.refinement.refine import refined
-from spinecli.split.control.scaling import scaled_up
-from spinecli.split.control.selection.baselines import RandomSelection
-from spinecli.split.control.selection.candidates import Candidates
-from spinecli.split.control.selection.registry import selection_of
-from spinecli.split.control.state import ControlState
+from spinecli.data.examples import Dataset, Example
+from spinecli.federation.simulation.conditions import conditions
+from spinecli.federation.simulation.fleet import Fleet, load_fleet
+from spinecli.federation.simulation.partition import Partition, parse_partition, partition
+from spinecli.federation.split.control.batches import idle_share, regulated_batches, scaled_up
+from spinecli.federation.split.control.estimates import Pace, Paces
+from spinecli.federation.split.control.plan import ControlOptions, ControlState, plan_round
+from spinecli.federation.split.control.population import Population
+from spinecli.federation.split.control.refinement import Problem, refined
+from spinecli.federation.split.control.selection.candidates import Candidates
+from spinecli.federation.split.control.selection.registry import RandomSelection, selection_of
 
 LABELS = 10
 LARGEST_BATCH, DIVERGENCE_LIMIT = 64, 0.05

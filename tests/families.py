@@ -13,10 +13,10 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from spinecli.calibration.answers import answer
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import auto_class
+from spinecli.checkpoints.stream.model_parts import answer
 
 VOCABULARY = 320
 HIDDEN = 32

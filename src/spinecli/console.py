@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from spinecli.errors import SpineError
+from spinecli.errors import SpineError, reason_of
 from spinecli.progress import Progress, silent
 
 _INTERRUPTED = 130
@@ -105,7 +105,7 @@ class Terminal:
             # a library's own reason is what helps; a traceback through spine alone is spine's fault and stays one
             if (library := _library_in(error.__traceback__)) is None:
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = reason_of(error)
             self._fail(f"{library} stopped: {reason}; --debug shows where.", 1)
 
     @contextmanager

@@ -1,12 +1,18 @@
 """What can go wrong by a user's hand: one class per kind of mistake.
 
 Each is raised where the mistake is found, with one sentence that names the file or the option and the way
-out. `spinecli.console.report_error` renders all of them; the exit code travels with the class.
+out. `Terminal.reporting_errors` of `spinecli.console` renders all of them; the exit code travels with the class.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def reason_of(error: BaseException, line: int = 0) -> str:
+    """A library's own reason as part of a sentence: one line of its message, or the error's kind if it has none."""
+    lines = [each.strip() for each in str(error).strip().splitlines()]
+    return lines[line].rstrip(".") if lines else type(error).__name__
 
 
 class SpineError(Exception):

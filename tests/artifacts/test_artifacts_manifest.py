@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from spinecli.artifacts.hashing import sha256_file, sha256_value
-from spinecli.artifacts.lineage import lineage_behind
 from spinecli.artifacts.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -16,8 +14,11 @@ from spinecli.artifacts.manifest import (
     Source,
     damaged_files,
     expect_kind,
+    lineage_behind,
     read_manifest,
     record_files,
+    sha256_file,
+    sha256_value,
 )
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, UserError
 

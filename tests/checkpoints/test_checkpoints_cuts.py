@@ -15,14 +15,13 @@ from typer.testing import CliRunner
 from spinecli.app import app
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
-from spinecli.calibration.rows import CalibrationOptions
-from spinecli.checkpoints.cuts import BlockCut, Cuts, LayerRecovery, block_cuts, cuts_of
+from spinecli.checkpoints.cut_picture import BlockCut, CutPicture, DrawnRecovery, block_cuts, cuts_of
 from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.data.rows import CalibrationOptions
 from spinecli.errors import ForeignArtifactError
-from spinecli.masktuning.request import TuneOptions
-from spinecli.masktuning.request import open_request as open_tune
-from spinecli.masktuning.run import tune
-from spinecli.pruning.request import PruneOptions
+from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.request import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -40,7 +39,7 @@ def pruned(
         if method not in made:
             made[method] = tmp_path_factory.mktemp("cuts") / method
             calibration = CalibrationOptions(str(sample_file), rows=8, length=16)
-            options = PruneOptions(str(written(LLAMA)), 0.4, method=method, calibration=calibration)
+            options = PruneConfig(str(written(LLAMA)), 0.4, method=method, calibration=calibration)
             prune(open_prune(options), OutputOptions(made[method]))
         return made[method]
 
@@ -66,7 +65,7 @@ def test_a_bare_cut_has_no_recovery(pruned: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("kept", ["tuned", "untuned"])
 def test_a_refit_and_a_tuning_tell_what_they_did(pruned: Callable[[str], Path], tmp_path: Path, kept: str) -> None:
-    tune(open_tune(TuneOptions(pruned("flap"))), OutputOptions(tmp_path / "tuned"))
+    tune(open_tune(TuneConfig(pruned("flap"))), OutputOptions(tmp_path / "tuned"))
     shutil.copytree(pruned("spine"), tmp_path / "refit")
     for directory, part in ((tmp_path / "refit", "refit"), (tmp_path / "tuned", None)):
         manifest = read_manifest(directory)
@@ -132,8 +131,8 @@ def test_any_number_of_blocks_can_be_drawn(tmp_path: Path, blocks: int, suffix: 
     from spinecli.checkpoints.cut_picture import save_cut_picture
 
     cut = tuple(BlockCut(0 if index % 3 else 4, 4, index, 40) for index in range(blocks))
-    layers = tuple(LayerRecovery(index, "mlp", 0.5, 0.25) for index in range(blocks))
+    layers = tuple(DrawnRecovery(index, "mlp", 0.5, 0.25) for index in range(blocks))
     for number, recovered in enumerate(((), layers)):
         path = tmp_path / f"{number}{suffix}"
-        save_cut_picture(Cuts(cut, recovered), "a title", path)
+        save_cut_picture(CutPicture(cut, recovered), "a title", path)
         assert path.stat().st_size > 1000

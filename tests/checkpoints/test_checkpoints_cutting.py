@@ -20,7 +20,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import Heads, cut_config, cut_tensor, head_counts, kept_rows, write_cut
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.checkpoints.reader import SINGLE_FILE
+from spinecli.checkpoints.tensors import SINGLE_FILE
 from spinecli.errors import OptionError
 
 Opened = Callable[[Recipe], Checkpoint]

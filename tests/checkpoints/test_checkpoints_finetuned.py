@@ -12,13 +12,12 @@ from families import LABELS, Recipe, answers, classifier, load, random_tokens, r
 from test_checkpoints_cutting import random_masks
 
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.reload import streamed_logits, verify_written
-from spinecli.calibration.stream import ComputeOptions
-from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.checkpoint import Checkpoint, fine_tuned
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.family import Task
-from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.checkpoints.stream.verify import streamed_logits, verify_written
 
 Opened = Callable[[Recipe], Checkpoint]
 TOKENS = random_tokens(3, 12)

@@ -14,10 +14,10 @@ import torch
 from families import Recipe, answers, load, random_tokens, recipe
 from test_checkpoints_cutting import cut, logits_of, random_masks, silenced
 
-from spinecli.calibration.reload import streamed_logits
 from spinecli.checkpoints import modeling_narrow_encoder
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.stream.verify import streamed_logits
 
 Opened = Callable[[Recipe], Checkpoint]
 TOKENS = random_tokens(2, 12)

@@ -13,8 +13,8 @@ from families import ENCODERS, LABELS, POSITIONS, UNGROUPED, VARIANTS, Recipe, c
 from safetensors.torch import load_file, save_file
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE, StoredTensor, stored_tensors
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.checkpoints.tensors import INDEX_FILE, SINGLE_FILE, StoredTensor, stored_tensors
 from spinecli.errors import (
     DamagedCheckpointError,
     MissingPathError,

@@ -15,13 +15,13 @@ from families import MIXED_WINDOWS, Recipe, classifier, load, random_tokens, rec
 from peft import LoraConfig, get_peft_model
 from test_checkpoints_cutting import cut, logits_of, silenced
 
-from spinecli.calibration.reload import streamed_logits
 from spinecli.checkpoints import modeling_varied
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import size_of
 from spinecli.checkpoints.cutting import can_vary
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.stream.verify import streamed_logits
 
 Opened = Callable[[Recipe], Checkpoint]
 TOKENS = random_tokens(2, 12)

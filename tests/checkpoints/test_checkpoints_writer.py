@@ -16,7 +16,7 @@ import spinecli.artifacts.directory as directory_module
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
-from spinecli.checkpoints.tensors import MadeTensor
+from spinecli.checkpoints.tensors import ComputedTensor
 from spinecli.checkpoints.writer import plan_shards, write_checkpoint
 from spinecli.errors import NoSpaceError
 
@@ -24,8 +24,8 @@ SHARD_BYTES = 20_000
 Opened = Callable[[Recipe], Checkpoint]
 
 
-def planned(size: int) -> MadeTensor:
-    return MadeTensor((size,), torch.float32, lambda: torch.arange(float(size)))
+def planned(size: int) -> ComputedTensor:
+    return ComputedTensor((size,), torch.float32, lambda: torch.arange(float(size)))
 
 
 @given(
@@ -103,12 +103,12 @@ def test_a_killed_write_goes_on_and_keeps_finished_shards(opened: Opened, tmp_pa
 def test_only_missing_shards_are_made(tmp_path: Path) -> None:
     made: list[str] = []
 
-    def tensor(name: str) -> MadeTensor:
+    def tensor(name: str) -> ComputedTensor:
         def make() -> torch.Tensor:
             made.append(name)
             return torch.ones(4)
 
-        return MadeTensor((4,), torch.float32, make)
+        return ComputedTensor((4,), torch.float32, make)
 
     groups = [{name: tensor(name)} for name in "abc"]
     write_checkpoint(tmp_path, {}, groups, tmp_path, shard_bytes=16)
@@ -133,14 +133,14 @@ def test_one_shard_at_a_time_is_in_memory(tmp_path: Path) -> None:
         most = max(most, alive)
         return torch.ones(4).as_subclass(Counted)
 
-    groups = [{f"{block}.{part}": MadeTensor((4,), torch.float32, make) for part in "ab"} for block in range(5)]
+    groups = [{f"{block}.{part}": ComputedTensor((4,), torch.float32, make) for part in "ab"} for block in range(5)]
     write_checkpoint(tmp_path, {}, groups, tmp_path, shard_bytes=32)
     assert most <= 3
 
 
 def test_a_tensor_that_is_not_what_was_announced_is_refused(tmp_path: Path) -> None:
     for wrong in (torch.ones(5), torch.ones(4).half()):
-        group = {"w": MadeTensor((4,), torch.float32, lambda wrong=wrong: wrong)}
+        group = {"w": ComputedTensor((4,), torch.float32, lambda wrong=wrong: wrong)}
         with pytest.raises(ValueError, match=r"announced as \(4,\) torch.float32"):
             write_checkpoint(tmp_path, {}, [group], tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))

@@ -12,12 +12,12 @@ from odd_checkpoints import ODD
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spinecli.calibration.answers import answer, answering_by_last_token
-from spinecli.calibration.reload import streamed_logits
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.skeleton import auto_class
+from spinecli.checkpoints.stream.model_parts import answer, answering_by_last_token
+from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.errors import UserError
 
 OPENED = [name for name, odd in ODD.items() if not odd.refused]

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from spinecli.data.examples import load_dataset
 from spinecli.data.tables import read_table
 from spinecli.errors import DataError, MissingPathError
-from spinecli.federation.data.examples import load_dataset
 
 # no carriage return alone: what is written is what comes back, also where csv normalises nothing
 CELLS = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(",\t\"'\n"), min_size=1)

@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from spinecli.demo.language import floor_perplexity, generate, vocabulary
-from spinecli.demo.tokenizer import build_tokenizer
-from spinecli.demo.train import CONTEXT, HELD_OUT_SEED, story_loss
+from spinecli.demo.train import CONTEXT, HELD_OUT_SEED, build_tokenizer, story_loss
 
 TINY = Path(str(resources.files("spinecli.demo"))) / "assets" / "tiny"
 

@@ -21,8 +21,8 @@ from spinecli.demo.language import (
     surprisals,
     vocabulary,
 )
-from spinecli.demo.pen import Writer
 from spinecli.demo.story import tell
+from spinecli.demo.story_sampler import Writer
 
 STORIES = generate(documents=400, seed=11)
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spinecli.demo.language import generate
-from spinecli.demo.tokenizer import START, UNKNOWN, build_tokenizer
+from spinecli.demo.train import START, UNKNOWN, build_tokenizer
 from spinecli.demo.vocabulary import END
 
 

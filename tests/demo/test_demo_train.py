@@ -6,8 +6,7 @@ from random import Random
 import pytest
 from transformers import AutoModelForCausalLM
 
-from spinecli.demo.tokenizer import START, build_tokenizer
-from spinecli.demo.train import CONTEXT, Recipe, rate_at, train, training_rows
+from spinecli.demo.train import CONTEXT, START, Recipe, build_tokenizer, rate_at, train, training_rows
 
 
 def test_rows_are_full_and_start_in_the_promised_ways() -> None:

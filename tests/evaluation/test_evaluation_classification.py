@@ -18,7 +18,7 @@ from spinecli.evaluation.classification import classification_score
 from spinecli.evaluation.models import open_subjects
 from spinecli.evaluation.results import ClassificationResult, Evaluation
 from spinecli.evaluation.session import Listeners, evaluate_models
-from spinecli.evaluation.settings import GenerationSettings, LabelledSettings, Settings
+from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig, LabelledConfig
 
 ROWS = sentences(70)
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _evaluated(*models: Path, notes: list[str] | None = None, **labelled: object) -> Evaluation:
     subjects = open_subjects([(str(model), None) for model in models])
-    settings = Settings(labelled=LabelledSettings.model_validate(labelled), threads=1)
+    settings = EvaluateConfig(labelled=LabelledConfig.model_validate(labelled), threads=1)
     heard = [] if notes is None else notes
     return evaluate_models(subjects, settings, Listeners(note=heard.append))
 
@@ -145,8 +145,8 @@ def test_speed_of_classifiers_is_that_of_forward_passes(tmp_path: Path) -> None:
     models = [write_classifier(tmp_path / name, family) for name, family in (("a", "bert"), ("b", "llama"))]
     change_config(models[1], pad_token_id=None)
     subjects = open_subjects([(str(model), None) for model in models])
-    generation = GenerationSettings(prompt_length=10, batch_size=3, repeats=4)
-    found = evaluate_models(subjects, Settings(latency=True, generation=generation, threads=1))
+    generation = GenerationConfig(prompt_length=10, batch_size=3, repeats=4)
+    found = evaluate_models(subjects, EvaluateConfig(latency=True, generation=generation, threads=1))
     assert (found.settings.generation.prompt_length, found.settings.generation.new_tokens) == (10, 0)
     for model in found.models:
         assert model.latency is None

@@ -13,16 +13,15 @@ from transformers import AutoModelForSequenceClassification
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, Step
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.errors import OptionError
-from spinecli.evaluation.classifiers import label_names
 from spinecli.evaluation.memory import measure_memory
-from spinecli.evaluation.models import dense_reference, load_model, open_subjects, weights_of
+from spinecli.evaluation.models import dense_reference, label_names, load_model, open_subjects, weights_of
 from spinecli.evaluation.session import evaluate_models, open_session
 from spinecli.evaluation.settings import (
-    GenerationSettings,
-    LabelledSettings,
-    PerplexitySettings,
-    Settings,
-    TaskSettings,
+    EvaluateConfig,
+    GenerationConfig,
+    LabelledConfig,
+    PerplexityConfig,
+    TaskConfig,
 )
 from spinecli.lora.factors import Factors
 from spinecli.lora.peft_format import save_adapter
@@ -59,7 +58,7 @@ def test_an_adapter_brings_the_head_that_its_base_lacks(family: str, task: str, 
     data = write_sentences(tmp_path / "trees.csv", ROWS)
     (subject,) = open_subjects([(str(base), adapter)])
     assert label_names(subject.checkpoint) == ("LABEL_0", "LABEL_1", "LABEL_2")
-    found = evaluate_models([subject], Settings(labelled=LabelledSettings(data=str(data)))).models[0].classification
+    found = evaluate_models([subject], EvaluateConfig(labelled=LabelledConfig(data=str(data)))).models[0].classification
     assert found is not None
 
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=LABELS, pad_token_id=0)
@@ -130,9 +129,21 @@ def test_measures_of_the_other_kind_are_refused(dense: Path, tmp_path: Path) -> 
     (language_model,) = open_subjects([(str(dense), None)])
     (classifier,) = open_subjects([(str(write_classifier(tmp_path / "model")), None)])
     for subject, settings, sentence in (
-        (classifier, Settings(perplexity=PerplexitySettings(texts=("x",))), "--perplexity measures language models"),
-        (classifier, Settings(tasks=TaskSettings(names=("x",))), "--tasks measures language models and model is a cl"),
-        (language_model, Settings(labelled=LabelledSettings(data="x")), "--labelled measures classifiers and dense is"),
+        (
+            classifier,
+            EvaluateConfig(perplexity=PerplexityConfig(texts=("x",))),
+            "--perplexity measures language models",
+        ),
+        (
+            classifier,
+            EvaluateConfig(tasks=TaskConfig(names=("x",))),
+            "--tasks measures language models and model is a cl",
+        ),
+        (
+            language_model,
+            EvaluateConfig(labelled=LabelledConfig(data="x")),
+            "--labelled measures classifiers and dense is",
+        ),
     ):
         with pytest.raises(OptionError, match=sentence):
             open_session([subject], settings)
@@ -140,8 +151,8 @@ def test_measures_of_the_other_kind_are_refused(dense: Path, tmp_path: Path) -> 
 
 def test_the_memory_of_a_classifier(tmp_path: Path) -> None:
     (subject,) = open_subjects([(str(write_classifier(tmp_path / "model", "bert")), None)])
-    generation = GenerationSettings(prompt_length=8, batch_size=2, new_tokens=0)
-    found = measure_memory(subject, Settings(memory=True, threads=1, generation=generation))
+    generation = GenerationConfig(prompt_length=8, batch_size=2, new_tokens=0)
+    found = measure_memory(subject, EvaluateConfig(memory=True, threads=1, generation=generation))
     assert found.peak_bytes == found.before_loading_bytes + found.added_bytes > 50e6
 
 

@@ -9,18 +9,18 @@ import pytest
 from spinecli.evaluation.comparison import compare
 from spinecli.evaluation.latency import rates
 from spinecli.evaluation.plots import save_picture
-from spinecli.evaluation.report_html import report_html
+from spinecli.evaluation.report import cell, conditions, ratio_cell
+from spinecli.evaluation.report_page import report_html
 from spinecli.evaluation.results import (
+    ComparisonRow,
     Evaluation,
     LatencyResult,
     MemoryResult,
     ModelResult,
     PerplexityResult,
-    Row,
     Weights,
 )
-from spinecli.evaluation.settings import GenerationSettings, Settings
-from spinecli.evaluation.wording import cell, conditions, ratio_cell
+from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig
 
 
 def _model(label: str, scale: float, *, comparable: bool = True, measured: bool = True) -> ModelResult:
@@ -60,14 +60,14 @@ def _model(label: str, scale: float, *, comparable: bool = True, measured: bool 
 def _evaluation(*models: ModelResult) -> Evaluation:
     machine = {"threads": 2, "device": "cpu", "accelerator": None}
     return Evaluation(
-        settings=Settings(generation=GenerationSettings(prompt_length=64)),
+        settings=EvaluateConfig(generation=GenerationConfig(prompt_length=64)),
         machine=machine,
         models=models,
         comparison=compare(models),
     )
 
 
-def _rows(*models: ModelResult) -> dict[str, Row]:
+def _rows(*models: ModelResult) -> dict[str, ComparisonRow]:
     return {row.figure: row for row in compare(models)}
 
 
@@ -115,7 +115,7 @@ def test_a_model_without_a_result_leaves_a_gap() -> None:
     ],
 )
 def test_figures_in_words(form: str, value: float, text: str) -> None:
-    assert cell(Row(figure="x", better="lower", form=form, values=(value,), ratios=(1.0,)), 0) == text
+    assert cell(ComparisonRow(figure="x", better="lower", form=form, values=(value,), ratios=(1.0,)), 0) == text
 
 
 def test_conditions_name_what_the_figures_depend_on() -> None:

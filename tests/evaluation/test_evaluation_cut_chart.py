@@ -7,14 +7,13 @@ from pathlib import Path
 from families import Recipe, recipe
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.cuts import BlockCut, block_cuts
+from spinecli.checkpoints.cut_picture import BlockCut, block_cuts
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.evaluation.cut_chart import cut_chart
 from spinecli.evaluation.models import open_subjects
-from spinecli.evaluation.report_html import report_html
+from spinecli.evaluation.report_page import cut_chart, report_html
 from spinecli.evaluation.session import evaluate_models
-from spinecli.evaluation.settings import PerplexitySettings, Settings
+from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
 
 
 def test_a_column_is_as_high_as_what_is_kept() -> None:
@@ -37,7 +36,7 @@ def test_the_report_shows_the_cut_of_pruned_models_alone(
     masks = Masks((BlockMask(first.heads, channels), none, BlockMask(others[1].heads, channels)))
     (tmp_path / "cut").mkdir()
     write_cut(tmp_path / "cut", dense, masks)
-    settings = Settings(perplexity=PerplexitySettings(texts=(str(sample_file),), window=16, rows=2))
+    settings = EvaluateConfig(perplexity=PerplexityConfig(texts=(str(sample_file),), window=16, rows=2))
     subjects = open_subjects([(str(dense.path), None), (str(tmp_path / "cut"), None)])
     evaluation = evaluate_models(subjects, settings)
     assert [model.cut for model in evaluation.models] == [(), block_cuts(masks)]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinecli.errors import DataError
-from spinecli.evaluation.label_matching import match_labels
+from spinecli.evaluation.labelled import match_labels
 
 _NAMES = st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=8, unique=True)
 

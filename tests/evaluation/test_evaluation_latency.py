@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from spinecli.errors import OptionError
 from spinecli.evaluation.latency import fit_generation, measure_latency, paired_ratio, random_prompt, rates
-from spinecli.evaluation.settings import GenerationSettings
+from spinecli.evaluation.settings import GenerationConfig
 
-SETTINGS = GenerationSettings(prompt_length=6, new_tokens=4, batch_size=2, repeats=3, warmup=1)
+SETTINGS = GenerationConfig(prompt_length=6, new_tokens=4, batch_size=2, repeats=3, warmup=1)
 
 
 class _Recorded(nn.Module):
@@ -75,7 +75,7 @@ def test_a_generation_longer_than_the_model_is_refused() -> None:
 
 def test_a_prompt_that_nobody_asked_for_fits_the_shortest_model() -> None:
     notes: list[str] = []
-    free = GenerationSettings(new_tokens=32)
+    free = GenerationConfig(new_tokens=32)
     assert fit_generation(free, {"long": 4096}, notes.append).prompt_length == 128
     assert fit_generation(free, {"long": 4096, "short": 96}, notes.append).prompt_length == 64
     assert notes == ["The prompt has 64 tokens instead of 128, because short has 96 positions."]

@@ -10,9 +10,9 @@ import torch
 from spinecli.errors import MeasurementError
 from spinecli.evaluation.memory import measure_memory
 from spinecli.evaluation.models import open_subjects
-from spinecli.evaluation.settings import GenerationSettings, Settings
+from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig
 
-SETTINGS = Settings(memory=True, threads=1, generation=GenerationSettings(prompt_length=8, new_tokens=2))
+SETTINGS = EvaluateConfig(memory=True, threads=1, generation=GenerationConfig(prompt_length=8, new_tokens=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count from the start of the process")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
-from spinecli.calibration.stream import compute_options
+from spinecli.checkpoints.stream.block_stream import compute_options
 from spinecli.errors import (
     DamagedArtifactError,
     ForeignArtifactError,

@@ -13,11 +13,11 @@ from spinecli.evaluation.models import open_subjects
 from spinecli.evaluation.output import provenance, write_evaluation
 from spinecli.evaluation.results import Evaluation
 from spinecli.evaluation.session import Listeners, Session, open_session
-from spinecli.evaluation.settings import PerplexitySettings, Settings
+from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
 
 
 def _session(dense: Path, thinner: Path, text_file: Path, **changes: object) -> Session:
-    settings = Settings(perplexity=PerplexitySettings(texts=(str(text_file),), window=32, rows=5), threads=1)
+    settings = EvaluateConfig(perplexity=PerplexityConfig(texts=(str(text_file),), window=32, rows=5), threads=1)
     subjects = open_subjects([(str(dense), None), (str(thinner), None)])
     return open_session(subjects, settings.model_copy(update=changes))
 
@@ -87,8 +87,8 @@ def test_what_a_killed_run_left_is_thrown_away(
 def test_windows_fit_the_shortest_model(dense: Path, text_file: Path) -> None:
     notes: list[str] = []
     subjects = open_subjects([(str(dense), None)])
-    texts = PerplexitySettings(texts=(str(text_file),))
-    session = open_session(subjects, Settings(perplexity=texts), Listeners(note=notes.append))
+    texts = PerplexityConfig(texts=(str(text_file),))
+    session = open_session(subjects, EvaluateConfig(perplexity=texts), Listeners(note=notes.append))
     assert session.passages[0].windows[0].tokens.shape == (10, 96)
     assert notes == [
         "Windows have at most 96 tokens instead of 256, because dense has no more positions.",
@@ -96,4 +96,4 @@ def test_windows_fit_the_shortest_model(dense: Path, text_file: Path) -> None:
     ]
     asked = texts.model_copy(update={"window": 97})
     with pytest.raises(OptionError, match="97 tokens exceed the 96 positions of dense; lower --window"):
-        open_session(subjects, Settings(perplexity=asked))
+        open_session(subjects, EvaluateConfig(perplexity=asked))

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import POSITIONS, random_words
 from tokenizers import processors
 
-from spinecli.calibration.rows import token_rows
-from spinecli.calibration.stream import ComputeOptions
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.data.rows import token_rows
 from spinecli.data.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation import perplexity
@@ -23,7 +23,7 @@ from spinecli.evaluation.models import load_model, open_subjects
 from spinecli.evaluation.passages import read_passages
 from spinecli.evaluation.perplexity import LoadedLogits, StreamedLogits, Windowing, score, text_windows, token_losses
 from spinecli.evaluation.session import evaluate_models
-from spinecli.evaluation.settings import PerplexitySettings, Settings
+from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
 from spinecli.progress import silent
 
 
@@ -180,7 +180,7 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(dense: Path, tmp_path: Pat
     )
     tokenizer.save_pretrained(model)
     subjects = open_subjects([(str(model), None)])
-    settings = PerplexitySettings(texts=(str(text_file),), window=20, stride=5, rows=6)
+    settings = PerplexityConfig(texts=(str(text_file),), window=20, stride=5, rows=6)
     (passage,) = read_passages(settings, subjects, pytest.fail)
     windows = passage.windows[0]
     text = tokenizer(text_file.read_text(), add_special_tokens=False)["input_ids"]
@@ -196,7 +196,7 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(dense: Path, tmp_path: Pat
     found = score(LoadedLogits(loaded, "cpu")(windows.tokens, silent), windows.tokens, windows.windowing)
     assert found.tokens == len(losses) == 18 + 5 * 5
     assert found.nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-    evaluated = evaluate_models(subjects, Settings(perplexity=settings)).models[0].perplexity[0]
+    evaluated = evaluate_models(subjects, EvaluateConfig(perplexity=settings)).models[0].perplexity[0]
     assert (evaluated.nll, evaluated.opened_by) == (pytest.approx(found.nll, abs=1e-6), first + second)
     plain = settings.model_copy(update={"special_tokens": "none"})
     assert read_passages(plain, subjects, pytest.fail)[0].windows[0].tokens[0].tolist() == text[:20]
@@ -214,9 +214,11 @@ def test_a_head_of_its_own_counts_whichever_way_a_model_is_run(dense: Path, tmp_
     tensors = load_file(model / "model.safetensors")
     tensors["lm_head.weight"] = -tensors["model.embed_tokens.weight"]
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    texts = PerplexitySettings(texts=(str(text_file),), window=16, rows=8)
+    texts = PerplexityConfig(texts=(str(text_file),), window=16, rows=8)
     found = [
-        evaluate_models(open_subjects([(str(directory), None)]), Settings(perplexity=texts, latency=latency)).models[0]
+        evaluate_models(
+            open_subjects([(str(directory), None)]), EvaluateConfig(perplexity=texts, latency=latency)
+        ).models[0]
         for directory, latency in ((dense, False), (model, False), (model, True))
     ]
     tied, streamed, loaded = (result.perplexity[0] for result in found)

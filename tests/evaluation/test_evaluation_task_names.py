@@ -8,7 +8,7 @@ import pytest
 from lm_eval.tasks._index import TaskIndex
 
 from spinecli.errors import MissingPathError, OptionError
-from spinecli.evaluation.settings import TaskSettings
+from spinecli.evaluation.settings import TaskConfig
 from spinecli.evaluation.task_names import expand_names, lm_eval_names, names_in
 from spinecli.evaluation.tasks import _add_lm_evals_own
 
@@ -57,12 +57,12 @@ def test_what_a_group_needs_is_added_and_nothing_else() -> None:
 
 def test_a_misspelt_task_names_its_neighbours() -> None:
     with pytest.raises(OptionError, match="no task 'arc_esy'; did you mean arc_easy"):
-        expand_names(TaskSettings(names=("arc_esy",)))
+        expand_names(TaskConfig(names=("arc_esy",)))
     with pytest.raises(OptionError, match=r"no task 'zzqqzz'; `lm-eval ls tasks`"):
-        expand_names(TaskSettings(names=("zzqqzz",)))
+        expand_names(TaskConfig(names=("zzqqzz",)))
     with pytest.raises(MissingPathError, match="absent is not a directory"):
-        expand_names(TaskSettings(names=("arc_easy",), include_path=Path("absent")))
-    assert expand_names(TaskSettings(names=("arc_e?sy", "arc_easy"))) == ("arc_easy",)
+        expand_names(TaskConfig(names=("arc_easy",), include_path=Path("absent")))
+    assert expand_names(TaskConfig(names=("arc_e?sy", "arc_easy"))) == ("arc_easy",)
 
 
 def test_a_misspelt_task_is_refused_before_anything_heavy_is_imported() -> None:

@@ -15,7 +15,7 @@ from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import MissingPathError, OfflineError, OptionError
 from spinecli.evaluation.models import load_model, open_subjects
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.evaluation.settings import TaskSettings
+from spinecli.evaluation.settings import TaskConfig
 from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks, task_figures
 
 
@@ -32,7 +32,7 @@ def _local_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _find(folder: Path, *names: str) -> TaskSet:
-    return find_tasks(TaskSettings(names=names, include_path=folder))
+    return find_tasks(TaskConfig(names=names, include_path=folder))
 
 
 def test_local_data_is_found_from_anywhere_and_results_repeat(
@@ -44,7 +44,7 @@ def test_local_data_is_found_from_anywhere_and_results_repeat(
     seen = []
     with quiet_libraries():
         model = load_model(subject, device="cpu", dtype="float32")
-        tasks = find_tasks(TaskSettings(names=("tiny_choice",), include_path=Path("../tasks"), limit=9))
+        tasks = find_tasks(TaskConfig(names=("tiny_choice",), include_path=Path("../tasks"), limit=9))
 
         def progress(phase: str, done: int, total: int) -> None:
             seen.append((phase, done, total))
@@ -128,7 +128,7 @@ def test_a_broken_task_file_shows_its_own_error(task_folder: Path) -> None:
 
 
 def test_the_tasks_of_the_demo_are_known() -> None:
-    assert find_tasks(TaskSettings(names=("tiny_cloze",))).names == ("tiny_cloze",)
+    assert find_tasks(TaskConfig(names=("tiny_cloze",))).names == ("tiny_cloze",)
 
 
 def test_figures_of_groups_filters_and_missing_errors() -> None:

@@ -16,9 +16,9 @@ from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
 from spinecli.app import app
-from spinecli.artifacts.hashing import sha256_file
-from spinecli.calibration import reload
+from spinecli.artifacts.manifest import sha256_file
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.stream import verify as reload
 from spinecli.export import llamacpp, request
 from spinecli.export.merging import merge
 

@@ -14,9 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from spinecli.calibration.reload import streamed_logits
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.errors import DamagedArtifactError, OptionError
 from spinecli.evaluation.models import load_model, open_subjects

@@ -14,9 +14,16 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import TokenizerError
 from spinecli.export import llamacpp
-from spinecli.export.pre_tokenizer import _GPT4O, _LLAMA3, _QWEN2, _TEKKEN, pre_tokenizer_name
 from spinecli.export.storage import Quantization
-from spinecli.export.tokenizer import GgufTokenizer, read_tokenizer
+from spinecli.export.tokenizer import (
+    _GPT4O,
+    _LLAMA3,
+    _QWEN2,
+    _TEKKEN,
+    GgufTokenizer,
+    pre_tokenizer_name,
+    read_tokenizer,
+)
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260K"
 ENGLISH = STORIES.with_name("english-7M")

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 from spinecli.federation.engine import Job, Lost, Reply
+from spinecli.federation.engines.enrolment_status import EnrolmentStatus
 from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import read_identity
+from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.engines.nvflare.line import Address, log_to
-from spinecli.federation.engines.nvflare.members import Patience
-from spinecli.federation.engines.standing import Standing
+from spinecli.federation.engines.nvflare.members import Timeouts
 from spinecli.federation.messages import Message
 
 NAMES = ("slow-00", "slow-01", "fast-00")
 ROLES = ("rogue", "flood", "crowd")
 """Of devices that are not honest, see `echo_site`."""
 ECHO = Path(__file__).with_name("echo_site.py")
-PATIENCE = Patience(gone=2.0, silent=30.0)
+PATIENCE = Timeouts(gone=2.0, silent=30.0)
 SOON = 120.0
 """A busy machine needs its time to start processes."""
 
@@ -80,7 +80,7 @@ class Fleet:
 def wait_for(engine: NvflareEngine) -> None:
     limit = time.monotonic() + SOON
 
-    def look(standing: Standing) -> None:
+    def look(standing: EnrolmentStatus) -> None:
         assert not standing.troubles
         assert time.monotonic() < limit
 

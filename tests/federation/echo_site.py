@@ -16,7 +16,7 @@ from typing import Any
 
 def site(device: str, port: int, directory: str, host: str) -> None:
     from spinecli.federation.engines.nvflare.certificates import read_identity
-    from spinecli.federation.engines.nvflare.line import Address, log_to
+    from spinecli.federation.engines.nvflare.connection import Address, log_to
     from spinecli.federation.engines.nvflare.site import Site
 
     log_to(None)
@@ -38,12 +38,12 @@ def rogue(port: int, directory: str) -> None:
     from nvflare.fuel.f3.message import Message
 
     from spinecli.federation.engines.nvflare.certificates import read_identity
-    from spinecli.federation.engines.nvflare.line import Address, Line, log_to
+    from spinecli.federation.engines.nvflare.connection import Address, Connection, log_to
 
     log_to(None)
     connected = threading.Event()
     address, identity = Address("127.0.0.1", port), read_identity(Path(directory))
-    line = Line("slow-00.rogue", address, identity, lambda *_: None, lambda _: connected.set(), lambda _: None)
+    line = Connection("slow-00.rogue", address, identity, lambda *_: None, lambda _: connected.set(), lambda _: None)
     line.open()
     connected.wait(60)
     cell = line._cell
@@ -76,7 +76,7 @@ def crowd(port: int, directory: str) -> None:
 def _connected(port: int, directory: str, count: int) -> list[Any]:
     """So many connections of one device, the first of them complete."""
     from spinecli.federation.engines.nvflare.certificates import read_identity
-    from spinecli.federation.engines.nvflare.line import Address, Line, log_to
+    from spinecli.federation.engines.nvflare.connection import Address, Connection, log_to
 
     log_to(None)
     connected = threading.Event()
@@ -84,7 +84,7 @@ def _connected(port: int, directory: str, count: int) -> list[Any]:
     lines = []
     for number in range(count):
         name = f"slow-00.{number:08d}"
-        lines.append(Line(name, address, identity, lambda *_: None, lambda _: connected.set(), lambda _: None))
+        lines.append(Connection(name, address, identity, lambda *_: None, lambda _: connected.set(), lambda _: None))
         lines[-1].open()
     connected.wait(60)
     return lines

@@ -15,17 +15,17 @@ from sums import digest
 from spinecli.federation.engine import Lost
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import History, RoundRecord
-from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
+from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
 from spinecli.federation.rounds import Loop, RoundOptions
 from spinecli.federation.setup import Federation, set_up
 from spinecli.federation.state import RunState
-from spinecli.federation.strategies.strategy import Assignment, Tuning, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, TrainConfig, TrainInstruction
 from spinecli.lora.factors import Adapter
 
 LLAMA = recipe("llama", grouped=True)
 LABELS = ("calm", "loud")
 SLOW, FAST = 3, 2
-TUNING = Tuning(
+TUNING = TrainConfig(
     rank=4,
     smallest_rank=2,
     largest_rank=6,
@@ -37,7 +37,7 @@ TUNING = Tuning(
     sparsity=0.4,
     prune_interval=1,
 )
-_OWN_TUNING = set(Tuning.__dataclass_fields__) - {"rounds"}
+_OWN_TUNING = set(TrainConfig.__dataclass_fields__) - {"rounds"}
 
 
 def fleet_text(
@@ -82,7 +82,7 @@ def labelled_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes requests in a folder of its own, from values of `FederatedOptions`, `Tuning` and `fleet_text` by name."""
+    """Makes requests in a folder of its own, by names of `FederateConfig`, `TrainConfig` and `fleet_text`."""
 
     folder: Path
     written: Callable[[Recipe], Path]
@@ -92,13 +92,13 @@ class Maker:
 
     def options(
         self, made: Recipe = LLAMA, *, fleet: Mapping[str, Any] | None = None, examples: int = 60, **changes: Any
-    ) -> FederatedOptions:
+    ) -> FederateConfig:
         data, place = self.folder / "rows.jsonl", self.folder / "fleet.toml"
         data.write_text("".join(json.dumps(row) + "\n" for row in labelled_rows(examples)))
         place.write_text(fleet_text(**(fleet or {})))
         rounds = changes.get("rounds", TUNING.rounds)
         own = {name: changes.pop(name) for name in list(changes) if name in _OWN_TUNING}
-        plain = FederatedOptions(
+        plain = FederateConfig(
             str(self.written(made)),
             str(data),
             fleet=str(place),
@@ -117,8 +117,8 @@ class Watched:
     request: FederatedRequest
     federation: Federation = field(init=False)
     history: History = field(init=False)
-    assignments: list[dict[str, Assignment]] = field(default_factory=list)
-    updates: list[Sequence[Update]] = field(default_factory=list)
+    assignments: list[dict[str, TrainInstruction]] = field(default_factory=list)
+    updates: list[Sequence[ClientUpdate]] = field(default_factory=list)
     lost: list[Sequence[Lost]] = field(default_factory=list)
     states: list[RunState] = field(default_factory=list)
 
@@ -126,18 +126,18 @@ class Watched:
         self.federation = set_up(self.request)
         self.history = History(None)
         strategy: Any = self.federation.strategy
-        assign, absorb = strategy.assign, strategy.absorb
+        configure_train, aggregate_train = strategy.configure_train, strategy.aggregate_train
 
-        def assigning(number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
-            self.assignments.append(assign(number, cohort))
+        def assigning(number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
+            self.assignments.append(configure_train(number, cohort))
             return self.assignments[-1]
 
-        def absorbing(number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+        def absorbing(number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
             self.updates.append(updates)
             self.lost.append(lost)
-            absorb(number, updates, lost)
+            aggregate_train(number, updates, lost)
 
-        strategy.assign, strategy.absorb = assigning, absorbing
+        strategy.configure_train, strategy.aggregate_train = assigning, absorbing
 
     @property
     def adapter(self) -> Adapter:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spinecli.federation.device.adapted_linear import AdaptedLinear
+from spinecli.federation.client.adapted_linear import AdaptedLinear
 
 D_OUT, D_IN = 9, 7
 AXES = st.integers(0, 1)

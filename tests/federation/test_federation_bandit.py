@@ -11,8 +11,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from spinecli.federation.bandit import BanditSettings, BanditState, Interval, Leaf, SmoothUCB
-from spinecli.federation.reward import RewardSettings, kept_importance, reward
+from spinecli.federation.bandit import (
+    BanditSettings,
+    BanditState,
+    Interval,
+    Leaf,
+    RewardSettings,
+    SmoothUCB,
+    kept_importance,
+    reward,
+)
 
 SEEDS = st.integers(0, 9999)
 LINE = (Interval(0.0, 1.0),)

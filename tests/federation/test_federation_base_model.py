@@ -11,14 +11,14 @@ from sums import digest
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from spinecli.calibration.stream import ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import head_rows
 from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.data.batches import Batch
 from spinecli.errors import OptionError
-from spinecli.federation.data.batches import Batch
-from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.objective import loss_of
+from spinecli.federation.client.base_model import BaseModel
+from spinecli.federation.client.objective import loss_of
 from spinecli.lora.aggregation.contribution import embedded
 from spinecli.lora.factors import Factors
 

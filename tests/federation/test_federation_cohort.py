@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinecli.federation.cohort import draw_cohort
 from spinecli.federation.engine import Node
+from spinecli.federation.rounds import draw_cohort
 
 NODES = [Node(f"device-{number:02d}", "any", 1, 1) for number in range(20)]
 NAMES = [node.name for node in NODES]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinecli.federation.conditions import Conditions, conditions
-from spinecli.federation.fleet import DeviceClass, DeviceSpec, load_fleet
+from spinecli.federation.simulation.conditions import Conditions, conditions
+from spinecli.federation.simulation.fleet import DeviceClass, DeviceSpec, load_fleet
 
 MANY = 4000
 

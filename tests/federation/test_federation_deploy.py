@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.data.batches import collate
 from spinecli.federation import run as federated_run
-from spinecli.federation.data.batches import collate
 from spinecli.federation.results import FederatedResult
 from spinecli.federation.run import DEPLOYED_DIRECTORY, MASKS_DIRECTORY, launch
 from spinecli.lora.aggregation.contribution import restricted

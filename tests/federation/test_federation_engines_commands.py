@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from spinecli.app import app
 from spinecli.errors import MissingPackageError, OptionError
-from spinecli.federation.fleet import load_fleet
-from spinecli.federation.request import FederatedOptions
+from spinecli.federation.request import FederateConfig
+from spinecli.federation.simulation.fleet import load_fleet
 from spinecli.remote.available import require_flower, require_nvflare
 
 FLARE = find_spec("nvflare") is not None
@@ -147,7 +147,7 @@ def test_a_server_needs_no_example_for_every_device(tmp_path: Path) -> None:
 
     data = tmp_path / "held-out.jsonl"
     data.write_text("".join(json.dumps({"text": "a b", "label": str(index % 2)}) + "\n" for index in range(4)))
-    options = FederatedOptions("builtin:tiny", str(data), strategy="fedit", max_length=16)
+    options = FederateConfig("builtin:tiny", str(data), strategy="fedit", max_length=16)
     request = open_server_request(options, [f"device-{index}" for index in range(30)])
     assert request.parts == ()
     assert len(request.evaluation) == 4

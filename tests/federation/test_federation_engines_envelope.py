@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinecli.errors import MessageError
-from spinecli.federation.conditions import Conditions
+from spinecli.federation.bounds import CLASS_NAME
 from spinecli.federation.engines.envelope import (
     Answer,
     Empty,
     Hello,
     JobHeader,
     Ready,
-    Told,
+    ServerNotice,
+    decode_envelope,
+    encode_envelope,
     explained,
-    opened,
-    sealed,
 )
-from spinecli.federation.figures import CLASS_NAME
+from spinecli.federation.simulation.conditions import Conditions
 
 numbers = st.floats(min_value=1e-9, max_value=1e18)
 conditions = st.builds(
@@ -41,24 +41,24 @@ headers = st.one_of(
 
 @given(headers, st.binary())
 def test_what_is_sealed_is_opened_again(header: JobHeader, carried: bytes) -> None:
-    found, rest = opened(type(header), sealed(header, carried))
+    found, rest = decode_envelope(type(header), encode_envelope(header, carried))
     assert found == header
     assert rest == carried
 
 
 @given(headers, st.integers(min_value=0, max_value=400))
 def test_a_cut_header_is_refused(header: JobHeader, length: int) -> None:
-    whole = sealed(header)
+    whole = encode_envelope(header)
     if length < len(whole):
         with pytest.raises(MessageError):
-            opened(type(header), whole[:length])
+            decode_envelope(type(header), whole[:length])
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_header_or_refused(blob: bytes) -> None:
     found = None
     with suppress(MessageError):
-        found = opened(Answer, blob)
+        found = decode_envelope(Answer, blob)
     assert found is None or isinstance(found[0], Answer)
 
 
@@ -76,14 +76,14 @@ def test_any_bytes_are_a_header_or_refused(blob: bytes) -> None:
         (Ready, '{"device_class": "a\\n", "memory_bytes": 1, "examples": 1}'),
         (Answer, '{"job": 1, "seconds": 1e308}'),
         (Hello, '{"version": "' + "1" * 200 + '"}'),
-        (Told, '{"explanation": "' + "a" * 2000 + '"}'),
+        (ServerNotice, '{"explanation": "' + "a" * 2000 + '"}'),
         (Empty, '{"surprise": 1}'),
         (Empty, "[]"),
     ],
 )
 def test_headers_with_anything_unexpected_are_refused(kind: type[Answer], text: str) -> None:
     with pytest.raises(MessageError):
-        opened(kind, len(text).to_bytes(4, "big") + text.encode())
+        decode_envelope(kind, len(text).to_bytes(4, "big") + text.encode())
 
 
 @given(st.text())
@@ -91,4 +91,4 @@ def test_an_explanation_is_one_short_line(text: str) -> None:
     told = explained(text)
     assert len(told) <= 1000
     assert "\n" not in told
-    assert opened(Told, sealed(Told(explanation=told)))[0].explanation == told
+    assert decode_envelope(ServerNotice, encode_envelope(ServerNotice(explanation=told)))[0].explanation == told

@@ -25,7 +25,16 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from spinecli.errors import FederationError, MessageError
 from spinecli.federation import messages
 from spinecli.federation.engine import Job, Lost, Reply
-from spinecli.federation.engines.envelope import ANSWER, FAILED, Answer, Failed, JobHeader, Ready, opened, sealed
+from spinecli.federation.engines.envelope import (
+    ANSWER,
+    FAILED,
+    Answer,
+    Failed,
+    JobHeader,
+    Ready,
+    decode_envelope,
+    encode_envelope,
+)
 from spinecli.federation.engines.flower.engine import FlowerEngine
 from spinecli.federation.engines.flower.link import Link
 from spinecli.federation.engines.flower.payload import ENROLLED, Enrolled, packed, unpacked
@@ -37,7 +46,7 @@ Do = Callable[[JobHeader, bytes], RecordDict]
 
 
 def echo(header: JobHeader, blob: bytes) -> RecordDict:
-    return packed(ANSWER, sealed(Answer(job=header.job, seconds=0.0), blob))
+    return packed(ANSWER, encode_envelope(Answer(job=header.job, seconds=0.0), blob))
 
 
 @dataclass
@@ -73,7 +82,8 @@ class Fleet:
                 topic, envelope = unpacked(content)
                 query = topic == ENROLLED
                 reply = Message(
-                    packed(ENROLLED, sealed(enrolled)) if query else do(*opened(JobHeader, envelope)), reply_to=told
+                    packed(ENROLLED, encode_envelope(enrolled)) if query else do(*decode_envelope(JobHeader, envelope)),
+                    reply_to=told,
                 )
                 reply.metadata.__dict__["_message_id"] = reply.object_id
                 missing, session = send(reply, get_object_tree(reply), 0.0)
@@ -159,15 +169,15 @@ def test_who_is_late_is_given_up_and_its_late_answer_changes_nothing(fleet: Flee
 
 
 def failing(header: JobHeader, blob: bytes) -> RecordDict:
-    return packed(FAILED, sealed(Failed(job=header.job, explanation="no such thing")))
+    return packed(FAILED, encode_envelope(Failed(job=header.job, explanation="no such thing")))
 
 
 def another(header: JobHeader, blob: bytes) -> RecordDict:
-    return packed(ANSWER, sealed(Answer(job=header.job + 1, seconds=0.0), blob))
+    return packed(ANSWER, encode_envelope(Answer(job=header.job + 1, seconds=0.0), blob))
 
 
 def cut(header: JobHeader, blob: bytes) -> RecordDict:
-    return packed(ANSWER, sealed(Answer(job=header.job, seconds=0.0), blob[:-3]))
+    return packed(ANSWER, encode_envelope(Answer(job=header.job, seconds=0.0), blob[:-3]))
 
 
 def garbage(header: JobHeader, blob: bytes) -> RecordDict:

@@ -21,10 +21,10 @@ from spinecli.errors import FederationError, OptionError
 from spinecli.federation.engine import Connect
 from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.run import launch
-from spinecli.remote.furnish import require_few
+from spinecli.federation.split.request import SplitRequest, split_options, split_request
+from spinecli.federation.split.run import launch as launch_split
+from spinecli.remote.client_config import require_few
 from spinecli.remote.launch import on_this_machine
-from spinecli.split.request import SplitRequest, split_options, split_request
-from spinecli.split.run import launch as launch_split
 
 pytestmark = pytest.mark.slow
 

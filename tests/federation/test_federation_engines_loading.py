@@ -23,16 +23,16 @@ from spinecli.federation.engines.envelope import (
     Hello,
     JobHeader,
     Ready,
-    Told,
-    opened,
-    sealed,
+    ServerNotice,
+    decode_envelope,
+    encode_envelope,
 )
 from spinecli.federation.engines.nvflare import engine as module
+from spinecli.federation.engines.nvflare.connection import Address
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.engines.nvflare.line import Address
 from spinecli.federation.messages import Message
 
-IS_READY = sealed(Ready(device_class="board", memory_bytes=1, examples=3))
+IS_READY = encode_envelope(Ready(device_class="board", memory_bytes=1, examples=3))
 
 
 class Wire:
@@ -51,8 +51,8 @@ class Wire:
     def send(self, cell: str, topic: str, envelope: bytes) -> bool:
         if topic == JOB:
             self.sent.append(cell)
-            number = opened(JobHeader, envelope)[0].job
-            self.later(cell, FAILED, sealed(Failed(job=number, explanation="it was only asked")))
+            number = decode_envelope(JobHeader, envelope)[0].job
+            self.later(cell, FAILED, encode_envelope(Failed(job=number, explanation="it was only asked")))
         return True
 
     def later(self, cell: str, topic: str, envelope: bytes, seconds: float = 0.05) -> None:
@@ -78,7 +78,7 @@ def wire_of(engine: NvflareEngine) -> Wire:
 
 
 def come(engine: NvflareEngine, cell: str) -> None:
-    wire_of(engine).receive(cell, HELLO, sealed(Hello(version=__version__)))
+    wire_of(engine).receive(cell, HELLO, encode_envelope(Hello(version=__version__)))
 
 
 def asked(engine: NvflareEngine) -> list[str]:
@@ -105,7 +105,7 @@ def test_while_all_are_loading_a_round_waits_for_the_first(engine: NvflareEngine
 
 
 def test_who_could_not_load_is_asked_again(engine: NvflareEngine) -> None:
-    wire_of(engine).receive("a.1", UNREADY, sealed(Told(explanation="killed while loading")))
+    wire_of(engine).receive("a.1", UNREADY, encode_envelope(ServerNotice(explanation="killed while loading")))
     assert asked(engine) == ["it was only asked"] * 2
     assert sorted(wire_of(engine).sent) == ["a.1", "b.1"]
 
@@ -113,7 +113,9 @@ def test_who_could_not_load_is_asked_again(engine: NvflareEngine) -> None:
 def test_with_nobody_left_who_can_take_part_the_run_ends(engine: NvflareEngine) -> None:
     for name in "ab":
         come(engine, f"{name}.2")
-        wire_of(engine).receive(f"{name}.2", UNREADY, sealed(Told(explanation=f"no memory on {name}.")))
+        wire_of(engine).receive(
+            f"{name}.2", UNREADY, encode_envelope(ServerNotice(explanation=f"no memory on {name}."))
+        )
     with pytest.raises(FederationError, match=r"--resume.*no memory on a\. no memory on b\."):
         asked(engine)
     assert sorted(wire_of(engine).sent) == ["a.2", "b.2"], "each was given the chance to load anew"

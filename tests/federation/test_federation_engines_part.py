@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinecli.data.batches import batches
+from spinecli.data.encoding import Encoded
 from spinecli.errors import MessageError
-from spinecli.federation.data.batches import batches
-from spinecli.federation.data.encoding import Encoded
-from spinecli.federation.data.part import load_part, part_of, save_part
+from spinecli.federation.client.part import load_part, part_of, save_part
 
 
 def encoded(task: str, counts: list[int], segments: bool = False) -> Encoded:

@@ -14,15 +14,15 @@ from echo_fleet import NAMES, SOON, Fleet, all_jobs, eventually, job, listeners,
 from small_federations import fleet_text
 
 from spinecli.errors import FederationError
-from spinecli.federation.conditions import conditions
 from spinecli.federation.engine import Reply
+from spinecli.federation.engines.enrolment_status import EnrolmentStatus
 from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
+from spinecli.federation.engines.nvflare.connection import Address
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.engines.nvflare.line import Address
-from spinecli.federation.engines.standing import Standing
-from spinecli.federation.engines.virtual_clock import VirtualClock
-from spinecli.federation.fleet import load_fleet
+from spinecli.federation.simulation.conditions import conditions
+from spinecli.federation.simulation.fleet import load_fleet
+from spinecli.federation.simulation.virtual_clock import VirtualClock
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def test_a_device_that_cannot_load_says_so(fleet: Fleet) -> None:
     engine = fleet.serve(b"impossible")
     fleet.start("slow-00")
 
-    def look(standing: Standing) -> None:
+    def look(standing: EnrolmentStatus) -> None:
         if standing.troubles:
             raise FederationError(standing.troubles["slow-00"])
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinecli.errors import FleetError, MissingPathError, UserError
-from spinecli.federation.fleet import Fleet, known_fleets, load_fleet
+from spinecli.federation.simulation.fleet import Fleet, known_fleets, load_fleet
 
 PLAIN = """
 name = "two"
@@ -184,8 +184,9 @@ def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
 
 def test_a_fleet_is_read_without_torch() -> None:
     script = (
-        "import sys; from spinecli.federation.fleet import load_fleet, known_fleets; load_fleet('jetson-80');"
-        "import spinecli.federation.conditions; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+        "import sys; from spinecli.federation.simulation.fleet import load_fleet; load_fleet('jetson-80');"
+        "import spinecli.federation.simulation.conditions;"
+        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

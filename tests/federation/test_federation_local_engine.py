@@ -9,13 +9,13 @@ import torch
 from small_federations import Watched, fleet_text
 from torch import Tensor
 
-from spinecli.federation.conditions import Conditions, conditions
-from spinecli.federation.device.device import Device, DeviceMemory
+from spinecli.federation.client.device import Device, DeviceMemory
 from spinecli.federation.engine import Job, Lost, Reply
-from spinecli.federation.engines.local import LocalEngine, Simulated
-from spinecli.federation.engines.virtual_clock import VirtualMeter
-from spinecli.federation.fleet import Fleet, load_fleet
 from spinecli.federation.messages import Message
+from spinecli.federation.simulation.conditions import Conditions, conditions
+from spinecli.federation.simulation.fleet import Fleet, load_fleet
+from spinecli.federation.simulation.local_engine import LocalEngine, Simulated
+from spinecli.federation.simulation.virtual_clock import VirtualMeter
 from spinecli.federation.state import RunState, load_state
 
 SEED = 3

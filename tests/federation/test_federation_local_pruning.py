@@ -15,14 +15,14 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import BlockCosts
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.federation.device.local_pruning import Cuts, Importance, Widths, narrowed, ramp
+from spinecli.federation.client.local_pruning import Importance, PrunableUnits, UnitCounts, narrowed, ramp
 
 Opened = Callable[[Recipe], Checkpoint]
 RATIOS = st.floats(0, 0.95)
 
 
 @st.composite
-def any_cuts(draw: st.DrawFn) -> Cuts:
+def any_cuts(draw: st.DrawFn) -> PrunableUnits:
     """Blocks of all proportions; heads that leave one by one, in some counts only, or not at all."""
     kv_heads, group_size = draw(st.integers(1, 16)), draw(st.integers(1, 4))
     channels = draw(st.integers(20, 400))
@@ -34,23 +34,23 @@ def any_cuts(draw: st.DrawFn) -> Cuts:
     elif kept == "some":
         counts = [kv_heads, *(count for count in counts[1:] if draw(st.booleans()))]
     block = kv_heads * group + channels * channel + rest + (0 if group else 1000)
-    return Cuts(
+    return PrunableUnits(
         BlockCosts(block, group, channel, BlockShape(kv_heads * group_size, kv_heads, 8, channels)), tuple(counts)
     )
 
 
-def reachable(cuts: Cuts) -> list[float]:
+def reachable(cuts: PrunableUnits) -> list[float]:
     """Every ratio that whole units can make, with a group and 5 % of the channels left."""
     least = max(1, round(0.05 * cuts.dense.channels))
     return [
-        cuts.ratio_of(Widths(groups, channels))
+        cuts.ratio_of(UnitCounts(groups, channels))
         for groups in cuts.kv_counts
         for channels in range(least, cuts.dense.channels + 1)
     ]
 
 
 @given(any_cuts(), RATIOS)
-def test_widths_meet_the_ratio_as_nearly_as_whole_units_can(cuts: Cuts, ratio: float) -> None:
+def test_widths_meet_the_ratio_as_nearly_as_whole_units_can(cuts: PrunableUnits, ratio: float) -> None:
     widths = cuts.widths_at(ratio)
     assert widths.kv_heads in cuts.kv_counts
     assert max(1, round(0.05 * cuts.dense.channels)) <= widths.channels <= cuts.dense.channels
@@ -60,14 +60,14 @@ def test_widths_meet_the_ratio_as_nearly_as_whole_units_can(cuts: Cuts, ratio: f
 
 
 @given(any_cuts(), RATIOS, RATIOS)
-def test_a_higher_ratio_keeps_no_more_to_within_a_channel(cuts: Cuts, one: float, other: float) -> None:
+def test_a_higher_ratio_keeps_no_more_to_within_a_channel(cuts: PrunableUnits, one: float, other: float) -> None:
     low, high = sorted((one, other))
     lower, higher = cuts.widths_at(low), cuts.widths_at(high)
     unit = max(cuts.costs.channel, cuts.costs.kv_group if _gapped(cuts) else 0)
     assert cuts.ratio_of(lower) <= cuts.ratio_of(higher) + unit / cuts.costs.block + 1e-9
 
 
-def _gapped(cuts: Cuts) -> bool:
+def _gapped(cuts: PrunableUnits) -> bool:
     """Whether the channels cannot bridge the step from one count of groups to the next."""
     steps = [above - below for above, below in pairwise(cuts.kv_counts)]
     free = cuts.dense.channels - max(1, round(0.05 * cuts.dense.channels))
@@ -75,14 +75,14 @@ def _gapped(cuts: Cuts) -> bool:
 
 
 @given(any_cuts())
-def test_nothing_leaves_at_ratio_zero(cuts: Cuts) -> None:
-    assert cuts.widths_at(0) == Widths(cuts.dense.kv_heads, cuts.dense.channels)
+def test_nothing_leaves_at_ratio_zero(cuts: PrunableUnits) -> None:
+    assert cuts.widths_at(0) == UnitCounts(cuts.dense.kv_heads, cuts.dense.channels)
     assert cuts.ratio_of(cuts.widths_at(0)) == 0
 
 
 @given(any_cuts(), RATIOS, st.lists(st.floats(0, 1), max_size=6))
 def test_on_any_way_nothing_comes_back_and_it_ends_exactly_at_the_end(
-    cuts: Cuts, final: float, shares: list[float]
+    cuts: PrunableUnits, final: float, shares: list[float]
 ) -> None:
     """A device follows rising ratios in steps of any size; where it stops is where one cut would have led."""
     end = cuts.widths_at(final)
@@ -99,7 +99,7 @@ def test_on_any_way_nothing_comes_back_and_it_ends_exactly_at_the_end(
 
 def test_a_group_that_leaves_late_takes_no_more_than_was_ordered() -> None:
     """Channels that have left for a lower ratio cannot come back for the group: before, both were gone."""
-    cuts = Cuts(BlockCosts(6976, 1536, 96, BlockShape(4, 2, 8, 40)), (2, 1))
+    cuts = PrunableUnits(BlockCosts(6976, 1536, 96, BlockShape(4, 2, 8, 40)), (2, 1))
     now = cuts.widths_at(0.24)
     assert now.kv_heads == 2
     assert cuts.widths_at(0.26).kv_heads == 1
@@ -135,9 +135,9 @@ def test_the_most_important_of_what_is_left_stays(
         for _ in range(3)
     ]
     masks = Masks.full((dense,) * 3)
-    now = Widths(kv_heads, channels)
+    now = UnitCounts(kv_heads, channels)
     for _ in range(2):
-        widths = Widths(data.draw(st.integers(1, now.kv_heads)), data.draw(st.integers(1, now.channels)))
+        widths = UnitCounts(data.draw(st.integers(1, now.kv_heads)), data.draw(st.integers(1, now.channels)))
         cut = narrowed(masks, widths, importance, dense)
         for before, after, scores in zip(masks.blocks, cut.blocks, importance, strict=True):
             assert after.shape_after(dense) == BlockShape(
@@ -157,16 +157,16 @@ def test_the_most_important_of_what_is_left_stays(
 
 def test_equal_scores_keep_the_first_units() -> None:
     dense = BlockShape(4, 4, 4, 6)
-    cut = narrowed(Masks.full((dense,) * 1), Widths(2, 3), [Importance.zeros(dense)], dense)
+    cut = narrowed(Masks.full((dense,) * 1), UnitCounts(2, 3), [Importance.zeros(dense)], dense)
     assert cut.blocks[0].heads.tolist() == [True, True, False, False]
     assert cut.blocks[0].channels.tolist() == [True] * 3 + [False] * 3
 
 
 def test_widths_of_different_blocks_are_refused() -> None:
     dense = BlockShape(4, 4, 4, 6)
-    cuts = Cuts(BlockCosts(1000, 50, 20, dense), (4, 3, 2, 1))
-    one = narrowed(Masks.full((dense,) * 1), Widths(2, 3), [Importance.zeros(dense)], dense)
-    other = narrowed(Masks.full((dense,) * 1), Widths(2, 4), [Importance.zeros(dense)], dense)
+    cuts = PrunableUnits(BlockCosts(1000, 50, 20, dense), (4, 3, 2, 1))
+    one = narrowed(Masks.full((dense,) * 1), UnitCounts(2, 3), [Importance.zeros(dense)], dense)
+    other = narrowed(Masks.full((dense,) * 1), UnitCounts(2, 4), [Importance.zeros(dense)], dense)
     with pytest.raises(ValueError, match="differ"):
         cuts.widths_of(type(one)((*one.blocks, *other.blocks)))
 
@@ -182,8 +182,8 @@ PRUNED: dict[str, Recipe] = {
 
 
 def test_heads_of_a_fused_projection_stay(opened: Any) -> None:
-    assert Cuts.of(opened(recipe("llama", grouped=True))).kv_counts == (2, 1)
-    assert Cuts.of(opened(VARIANTS["phi3"])).kv_counts == (2,)
+    assert PrunableUnits.of(opened(recipe("llama", grouped=True))).kv_counts == (2, 1)
+    assert PrunableUnits.of(opened(VARIANTS["phi3"])).kv_counts == (2,)
 
 
 @pytest.mark.parametrize("score", ["lora", "salience"])
@@ -227,7 +227,7 @@ def test_only_measuring_cuts_nothing(requests: Any) -> None:
 
 
 @given(any_cuts(), RATIOS)
-def test_what_is_reached_is_stable(cuts: Cuts, ratio: float) -> None:
+def test_what_is_reached_is_stable(cuts: PrunableUnits, ratio: float) -> None:
     """Asking for the ratio that was reached changes nothing by more than a channel."""
     reached = cuts.ratio_of(cuts.widths_at(ratio))
     assume(not _gapped(cuts))

@@ -10,7 +10,7 @@ from small_federations import Watched
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.errors import FederationError, OptionError
-from spinecli.federation.memory import Need, Place, objection, places_of
+from spinecli.federation.memory import DeviceGroup, MemoryNeed, objection, places_of
 from spinecli.federation.run import launch
 from spinecli.federation.setup import memory_needs, memory_objection
 from spinecli.federation.strategies import STRATEGIES
@@ -133,11 +133,11 @@ def test_an_order_beyond_a_devices_memory_never_leaves_the_server(
 
 def test_devices_that_are_alike_are_put_together() -> None:
     found = places_of([("a", 5, 1), ("b", 5, 2), ("a", 5, 7), ("a", 6, 3)])
-    assert found == [Place("a", 5, 2, 7), Place("b", 5, 1, 2), Place("a", 6, 1, 3)]
+    assert found == [DeviceGroup("a", 5, 2, 7), DeviceGroup("b", 5, 1, 2), DeviceGroup("a", 6, 1, 3)]
 
 
 def test_one_that_fits_is_enough_only_where_others_may_sit_out() -> None:
-    needs = [Need("a", 1, 10, 5, 8, "rank 8"), Need("b", 1, 4, 5, 5, "rank 4")]
+    needs = [MemoryNeed("a", 1, 10, 5, 8, "rank 8"), MemoryNeed("b", 1, 4, 5, 5, "rank 4")]
     assert objection(needs, "x", "lower it", leaves_out=True) is None
     assert objection(needs[:1], "x", "lower it", leaves_out=False) is None
     told = objection(needs, "x", "lower it", leaves_out=False)

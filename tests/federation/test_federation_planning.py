@@ -28,17 +28,16 @@ from spinecli.errors import (
     OptionError,
     OutputExistsError,
 )
-from spinecli.federation.conditions import conditions
-from spinecli.federation.fleet import load_fleet
-from spinecli.federation.planning.adapter_config import adapter_config
 from spinecli.federation.planning.artifact import PLAN_NAME, read_plan
 from spinecli.federation.planning.prediction import Predictor, first_speeds, memory_limits
-from spinecli.federation.planning.request import PlanOptions, open_request
-from spinecli.federation.planning.run import PlanDecision, decide
+from spinecli.federation.planning.request import PlanConfig, open_request
+from spinecli.federation.planning.run import PlanDecision, adapter_config, decide
 from spinecli.federation.planning.run import plan as write_plan
+from spinecli.federation.simulation.conditions import conditions
+from spinecli.federation.simulation.fleet import load_fleet
 from spinecli.lora.cost import TrainingCosts
 from spinecli.lora.factors import DEFAULT_SCALE
-from spinecli.lora.planning.completion import completion_table
+from spinecli.lora.planning.ranks import completion_table
 
 Written = Callable[[Recipe], Path]
 LLAMA = recipe("llama", grouped=True, blocks=4)
@@ -62,10 +61,10 @@ def device_class(name: str, count: int, modes: Sequence[float], memory_gb: float
 
 
 @pytest.fixture
-def options(written: Written, tmp_path: Path) -> Callable[..., PlanOptions]:
-    def make(made: Recipe = LLAMA, **changes: Any) -> PlanOptions:
+def options(written: Written, tmp_path: Path) -> Callable[..., PlanConfig]:
+    def make(made: Recipe = LLAMA, **changes: Any) -> PlanConfig:
         classes = (device_class("slow", 6, [1e9, 2e9, 4e9]), device_class("fast", 4, [4e9]))
-        plain = PlanOptions(
+        plain = PlanConfig(
             str(written(made)), fleet_file(tmp_path, *classes, name="default"), rank=4, batch_size=4, length=16
         )
         return replace(plain, **changes)
@@ -73,12 +72,12 @@ def options(written: Written, tmp_path: Path) -> Callable[..., PlanOptions]:
     return make
 
 
-def decided(options: PlanOptions) -> PlanDecision:
+def decided(options: PlanConfig) -> PlanDecision:
     return decide(open_request(options))
 
 
 @pytest.mark.parametrize("labels", [None, 3])
-def test_predicted_seconds_are_what_the_clock_charges(options: Callable[..., PlanOptions], labels: int | None) -> None:
+def test_predicted_seconds_are_what_the_clock_charges(options: Callable[..., PlanConfig], labels: int | None) -> None:
     decision = decided(options(labels=labels, seed=5))
     request, tensors = decision.request, decision.tensors
     head = request.workload.head
@@ -102,7 +101,7 @@ def test_predicted_seconds_are_what_the_clock_charges(options: Callable[..., Pla
 
 
 def test_devices_wait_less_and_rounds_are_shorter_than_under_the_uniform_plan(
-    options: Callable[..., PlanOptions],
+    options: Callable[..., PlanConfig],
 ) -> None:
     decision = decided(options(max_waiting=1.0))
     found, uniform = decision.outcome.figures(), decision.uniform.figures()
@@ -115,7 +114,7 @@ def test_devices_wait_less_and_rounds_are_shorter_than_under_the_uniform_plan(
 
 @pytest.mark.parametrize("labels", [None, 2])
 def test_the_linear_model_from_the_stored_capacities_is_near_the_counts(
-    options: Callable[..., PlanOptions], labels: int | None
+    options: Callable[..., PlanConfig], labels: int | None
 ) -> None:
     request = open_request(options(labels=labels))
     predictor = Predictor(request.workload, first_speeds(request.fleet, 0))
@@ -127,7 +126,7 @@ def test_the_linear_model_from_the_stored_capacities_is_near_the_counts(
 
 
 def test_who_cannot_hold_the_least_depth_is_left_out_and_named(
-    options: Callable[..., PlanOptions], tmp_path: Path
+    options: Callable[..., PlanConfig], tmp_path: Path
 ) -> None:
     needed = decided(options()).prediction.costs.memory_bytes
     classes = [
@@ -148,7 +147,7 @@ def test_who_cannot_hold_the_least_depth_is_left_out_and_named(
         decide(open_request(options(fleet=fleet_file(tmp_path, *classes[:3]), min_depth=4)))
 
 
-def test_traffic_stays_in_its_budget_or_the_report_says_so(options: Callable[..., PlanOptions]) -> None:
+def test_traffic_stays_in_its_budget_or_the_report_says_so(options: Callable[..., PlanConfig]) -> None:
     free = decided(options())
     budget = 0.6 * free.outcome.figures().traffic_bytes / 1e6
     kept, impossible = decided(options(traffic_budget=budget)), decided(options(traffic_budget=1e-6))
@@ -159,7 +158,7 @@ def test_traffic_stays_in_its_budget_or_the_report_says_so(options: Callable[...
     assert impossible.report()["goals"] == {**goals, "traffic_budget_bytes": 1.0, "meets_traffic": False}
 
 
-def test_a_plan_is_written_whole_and_read_again(options: Callable[..., PlanOptions], tmp_path: Path) -> None:
+def test_a_plan_is_written_whole_and_read_again(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     decision, out = decided(options()), tmp_path / "plan"
     manifest = write_plan(decision, OutputOptions(out), picture=True)
     assert damaged_files(out, read_manifest(out)) == {}
@@ -179,7 +178,7 @@ def test_a_plan_is_written_whole_and_read_again(options: Callable[..., PlanOptio
 
 
 def test_the_same_command_gives_the_same_digest_and_another_seed_another_plan(
-    options: Callable[..., PlanOptions], tmp_path: Path
+    options: Callable[..., PlanConfig], tmp_path: Path
 ) -> None:
     first, again = (
         write_plan(decided(options()), OutputOptions(tmp_path / name), picture=True) for name in ("one", "two")
@@ -189,7 +188,7 @@ def test_the_same_command_gives_the_same_digest_and_another_seed_another_plan(
     assert not torch.equal(decided(options(seed=1)).tensors.round_seconds, decided(options()).tensors.round_seconds)
 
 
-def test_an_existing_plan_is_replaced_only_if_asked(options: Callable[..., PlanOptions], tmp_path: Path) -> None:
+def test_an_existing_plan_is_replaced_only_if_asked(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     decision, out = decided(options()), tmp_path / "plan"
     write_plan(decision, OutputOptions(out))
     with pytest.raises(OutputExistsError):
@@ -198,7 +197,7 @@ def test_an_existing_plan_is_replaced_only_if_asked(options: Callable[..., PlanO
     assert int(read_plan(out).tensors.rank_distribution.sum()) == 8
 
 
-def test_a_plan_of_another_fleet_or_model_is_refused(options: Callable[..., PlanOptions], tmp_path: Path) -> None:
+def test_a_plan_of_another_fleet_or_model_is_refused(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     write_plan(decided(options()), OutputOptions(tmp_path / "plan"))
     plan = read_plan(tmp_path / "plan")
     with pytest.raises(ForeignArtifactError, match="of 4 blocks, not 5"):
@@ -224,7 +223,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("listed", [True, False])
 def test_damage_is_found(
-    options: Callable[..., PlanOptions], tmp_path: Path, damage: Callable[[dict[str, Any]], object], listed: bool
+    options: Callable[..., PlanConfig], tmp_path: Path, damage: Callable[[dict[str, Any]], object], listed: bool
 ) -> None:
     out = tmp_path / "plan"
     manifest = write_plan(decided(options()), OutputOptions(out))
@@ -249,7 +248,7 @@ def test_what_is_no_plan_is_not_read(written: Written, tmp_path: Path) -> None:
 @pytest.mark.parametrize("targets", ["all", "attention", "query-value", "output"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt", *ENCODERS])
 def test_peft_puts_the_planned_ranks_on_the_planned_blocks_and_nowhere_else(
-    options: Callable[..., PlanOptions], tmp_path: Path, family: str, targets: str
+    options: Callable[..., PlanConfig], tmp_path: Path, family: str, targets: str
 ) -> None:
     encoder = family in ENCODERS
     made = classifier(family, blocks=4) if encoder else recipe(family, blocks=4)
@@ -314,12 +313,12 @@ def test_many_blocks_are_told_apart_by_their_whole_number() -> None:
     ],
     ids=str,
 )
-def test_wrong_options_are_told(options: Callable[..., PlanOptions], change: dict[str, Any], words: str) -> None:
+def test_wrong_options_are_told(options: Callable[..., PlanConfig], change: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         open_request(options(**change))
 
 
-def test_unknown_fleets_and_encoders_without_labels_are_told(options: Callable[..., PlanOptions]) -> None:
+def test_unknown_fleets_and_encoders_without_labels_are_told(options: Callable[..., PlanConfig]) -> None:
     with pytest.raises(FleetError, match="There is no fleet 'armada-9'"):
         open_request(options(fleet="armada-9"))
     with pytest.raises(OptionError, match=r"is an encoder .* --labels"):
@@ -331,7 +330,7 @@ def run(*arguments: object, columns: int = 120) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": str(columns)})
 
 
-def test_the_screen_shows_both_plans_and_the_gain(options: Callable[..., PlanOptions], tmp_path: Path) -> None:
+def test_the_screen_shows_both_plans_and_the_gain(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     made, out = options(), tmp_path / "plan"
     shown = run(made.model, "--fleet", made.fleet, "--out", out, "--length", 16, "--rank", 4, columns=80)
     assert shown.exit_code == 0, shown.output
@@ -345,9 +344,7 @@ def test_the_screen_shows_both_plans_and_the_gain(options: Callable[..., PlanOpt
     assert shown.stdout.splitlines()[-1] == str(out)
 
 
-def test_json_holds_the_report_and_a_dry_run_writes_nothing(
-    options: Callable[..., PlanOptions], tmp_path: Path
-) -> None:
+def test_json_holds_the_report_and_a_dry_run_writes_nothing(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     made = options()
     before = sorted(tmp_path.iterdir())
     shown = run(made.model, "--fleet", made.fleet, "--length", 16, "--dry-run", "--json")
@@ -358,7 +355,7 @@ def test_json_holds_the_report_and_a_dry_run_writes_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_unmet_goals_are_said_in_words(options: Callable[..., PlanOptions], tmp_path: Path) -> None:
+def test_unmet_goals_are_said_in_words(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     made = options()
     needed = decided(made).prediction.costs.memory_bytes
     classes = (
@@ -375,7 +372,7 @@ def test_unmet_goals_are_said_in_words(options: Callable[..., PlanOptions], tmp_
     assert "the uniform plan cannot be run" in shown.stdout
 
 
-def test_mistakes_are_one_sentence(options: Callable[..., PlanOptions], tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     made = options()
     for arguments, words in (
         ((made.model, "--fleet", "armada-9", "--dry-run"), "There is no fleet 'armada-9'"),
@@ -391,7 +388,7 @@ def test_mistakes_are_one_sentence(options: Callable[..., PlanOptions], tmp_path
         assert len(shown.stderr.strip().splitlines()) == 1
 
 
-def test_a_checkpoint_cannot_hold_its_own_plan(options: Callable[..., PlanOptions], tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_hold_its_own_plan(options: Callable[..., PlanConfig], tmp_path: Path) -> None:
     copied = tmp_path / "model"
     shutil.copytree(options().model, copied)
     with pytest.raises(OutputExistsError, match="inside each other"):

@@ -229,10 +229,10 @@ def test_a_model_that_gives_no_numbers_ends_the_run_in_its_round_and_keeps_the_r
 ) -> None:
     """Answers within bounds, each by itself, whose factors multiplied through the blocks overflow."""
     request = requests(strategy="fedit", evaluate_every=evaluate_every)
-    absorb = FedIT.absorb
+    aggregate_train = FedIT.aggregate_train
 
     def overflowing(self: FedIT, number: int, updates: Any, lost: Any) -> None:
-        absorb(self, number, updates, lost)
+        aggregate_train(self, number, updates, lost)
         if number == 2:
             self.adapter = {name: Factors(each.a + 1e15, each.b + 1e15) for name, each in self.adapter.items()}
             self.head = {name: value + 1e15 for name, value in self.head.items()}
@@ -258,14 +258,14 @@ def test_a_mean_that_is_no_number_never_becomes_the_state(requests: Any, broken:
     watched = Watched(requests(strategy="hetlora"))
     watched.go_on(1)
     strategy: Any = watched.federation.strategy
-    absorb = strategy.absorb
+    aggregate_train = strategy.aggregate_train
 
     def breaking(number: int, updates: Any, lost: Any) -> None:
-        absorb(number, updates, lost)
+        aggregate_train(number, updates, lost)
         name = next(iter(strategy.adapter))
         strategy.adapter[name] = Factors(strategy.adapter[name].a * broken, strategy.adapter[name].b)
 
-    strategy.absorb = breaking
+    strategy.aggregate_train = breaking
     with pytest.raises(FederationError, match=r"diverged in round 2 of 2: lora.* holds NaN or infinite values, from "):
         watched.go_on(2)
     assert [state.rounds for state in watched.states] == [1]

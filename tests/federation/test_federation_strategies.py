@@ -20,15 +20,15 @@ from spinecli.federation.setup import set_up
 from spinecli.federation.state import load_state
 from spinecli.federation.strategies import STRATEGIES, strategy_of
 from spinecli.federation.strategies.fedspine import allowed_ranks
-from spinecli.federation.strategies.rank_tiers import ranks_by_memory
-from spinecli.federation.strategies.strategy import Update
+from spinecli.federation.strategies.hetlora import ranks_by_memory
+from spinecli.federation.strategies.strategy import ClientUpdate
 from spinecli.lora.factors import Adapter, Factors
 from spinecli.lora.planning.ranks import rank_distribution
 
 PRUNING = ("fed-loraprune", "fedspine", "fedspine-model")
 
 
-def mean_products(updates: Sequence[Update]) -> dict[str, Tensor]:
+def mean_products(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
     """sum |D_i| B_i A_i / sum |D_i|, dense, in float64."""
     total = sum(update.weight for update in updates)
     names = updates[0].contribution.adapter
@@ -104,9 +104,9 @@ def test_fedit_is_exact_where_all_devices_have_the_same_a(requests: Any) -> None
         )
         for update in updates
     ]
-    watched.federation.strategy.absorb(1, alike, [])
+    watched.federation.strategy.aggregate_train(1, alike, [])
     assert_products(watched.adapter, mean_products(alike))
-    watched.federation.strategy.absorb(2, updates, [])
+    watched.federation.strategy.aggregate_train(2, updates, [])
     with pytest.raises(AssertionError):  # as they were, the mean of A and of B is not the mean of the products
         assert_products(watched.adapter, mean_products(updates))
 

@@ -58,6 +58,6 @@ def test_a_round_without_answers_keeps_it_moving_by_what_it_has(requests: Maker)
     watched.go_on(2)
     strategy: Any = watched.federation.strategy
     before, motion = strategy.adapter, dict(strategy.motion)
-    strategy.absorb(2, [], [])
+    strategy.aggregate_train(2, [], [])
     for name, factors in strategy.adapter.items():
         torch.testing.assert_close(factors.b, before[name].b + 0.5 * motion[name].b)

@@ -16,8 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from spinecli.federation.deadline_planner import Choice, MenuSettings, plan_under_deadline, pruning_menu
-from spinecli.federation.nonnegative import nonnegative_ridge
-from spinecli.federation.time_model import TimeModel, TimeModelState, shared_shape
+from spinecli.federation.time_model import TimeModel, TimeModelState, nonnegative_ridge, shared_shape
 
 SEEDS = st.integers(0, 9999)
 RANKS = (4, 8, 16, 32)

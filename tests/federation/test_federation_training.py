@@ -13,9 +13,8 @@ from torch import Tensor
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import MessageError
-from spinecli.federation.conditions import conditions
-from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.device import (
+from spinecli.federation.client.base_model import BaseModel
+from spinecli.federation.client.device import (
     Device,
     DeviceMemory,
     importance_from,
@@ -23,13 +22,14 @@ from spinecli.federation.device.device import (
     mask_tensors,
     masks_from,
 )
-from spinecli.federation.device.handle import TRAIN, handle
-from spinecli.federation.device.local_pruning import Importance, Widths, narrowed
-from spinecli.federation.device.wire import adapter_from, adapter_tensors, head_tensors, outputs_tensors, shared_a
-from spinecli.federation.engines.virtual_clock import VirtualMeter
+from spinecli.federation.client.handle import TRAIN, handle
+from spinecli.federation.client.local_pruning import Importance, UnitCounts, narrowed
+from spinecli.federation.client.wire import adapter_from, adapter_tensors, head_tensors, outputs_tensors, shared_a
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.setup import set_up
+from spinecli.federation.simulation.conditions import conditions
+from spinecli.federation.simulation.virtual_clock import VirtualMeter
 from spinecli.lora.factors import Adapter, Factors, empty_b
 
 RANK = 4
@@ -186,7 +186,7 @@ DENSE = BlockShape(4, 2, 8, 10)
 def remembered(number: int, channels: int) -> tuple[DeviceMemory, Masks, list[Importance]]:
     memory = DeviceMemory()
     importance = [Importance(torch.rand(4), torch.rand(10)) for _ in range(2)]
-    masks = narrowed(Masks.full((DENSE,) * 2), Widths(1, channels), importance, DENSE)
+    masks = narrowed(Masks.full((DENSE,) * 2), UnitCounts(1, channels), importance, DENSE)
     memory.remember(number, masks, importance)
     return memory, masks, importance
 
@@ -211,7 +211,7 @@ def test_a_cut_holds_only_if_the_server_has_heard_of_it() -> None:
 def test_a_dropped_cut_leaves_the_one_before_it() -> None:
     memory, masks, importance = remembered(1, 6)
     memory.settle(1)
-    memory.remember(5, narrowed(masks, Widths(1, 3), importance, DENSE), importance)
+    memory.remember(5, narrowed(masks, UnitCounts(1, 3), importance, DENSE), importance)
     memory.settle(1)
     assert same(memory.masks((DENSE,) * 2), masks)
     memory.settle(1)

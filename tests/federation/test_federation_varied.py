@@ -15,15 +15,15 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
-from spinecli.federation.planning.request import PlanOptions
+from spinecli.federation.planning.request import PlanConfig
 from spinecli.federation.planning.request import open_request as open_plan
 from spinecli.federation.planning.run import decide
-from spinecli.federation.request import FederatedOptions, open_request
+from spinecli.federation.request import FederateConfig, open_request
 from spinecli.federation.run import launch
+from spinecli.federation.split.request import split_options, split_request
+from spinecli.federation.split.run import launch as launch_split
 from spinecli.lora.block_cost import BlockLayout
-from spinecli.lora.targets import target_projections
-from spinecli.split.request import split_options, split_request
-from spinecli.split.run import launch as launch_split
+from spinecli.lora.factors import target_projections
 
 
 @pytest.fixture
@@ -40,20 +40,18 @@ def varied(written: Callable[[Recipe], Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def options(varied: Path, requests: Maker) -> Callable[..., FederatedOptions]:
+def options(varied: Path, requests: Maker) -> Callable[..., FederateConfig]:
     return lambda **changes: replace(requests.options(rounds=1, **changes), model=str(varied))
 
 
 @pytest.mark.parametrize("strategy", ["fedit", "legend", "flora"])
-def test_lora_goes_where_projections_are(
-    options: Callable[..., FederatedOptions], tmp_path: Path, strategy: str
-) -> None:
+def test_lora_goes_where_projections_are(options: Callable[..., FederateConfig], tmp_path: Path, strategy: str) -> None:
     launch(open_request(options(strategy=strategy)), OutputOptions(tmp_path / "out"))
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("cut", ["1", "2"])
-def test_a_split_model_trains_what_it_has(options: Callable[..., FederatedOptions], tmp_path: Path, cut: str) -> None:
+def test_a_split_model_trains_what_it_has(options: Callable[..., FederateConfig], tmp_path: Path, cut: str) -> None:
     asked = options(strategy="mergesfl", learning_rate=1e-3)
     split = split_request(open_request(asked), split_options({"--cut-layer": cut, "--top": "lora"}, asked))
     launch_split(split, OutputOptions(tmp_path / "out"))
@@ -61,13 +59,13 @@ def test_a_split_model_trains_what_it_has(options: Callable[..., FederatedOption
     assert joined.shapes == split.federated.checkpoint.shapes
 
 
-def test_strategies_that_prune_say_why_not(options: Callable[..., FederatedOptions], tmp_path: Path) -> None:
+def test_strategies_that_prune_say_why_not(options: Callable[..., FederateConfig], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="all blocks equally wide"):
         launch(open_request(options(strategy="fedspine")), OutputOptions(tmp_path / "out"))
 
 
 def test_a_plan_is_made_and_counts_what_is_there(varied: Path) -> None:
-    decide(open_plan(PlanOptions(model=str(varied), fleet="jetson-10", labels=2, length=16)))
+    decide(open_plan(PlanConfig(model=str(varied), fleet="jetson-10", labels=2, length=16)))
     checkpoint = Checkpoint.open(varied)
     targets = target_projections(checkpoint.family)
     layout = BlockLayout.of(checkpoint, frozenset(targets))

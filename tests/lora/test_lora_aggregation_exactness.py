@@ -23,9 +23,7 @@ from hypothesis import strategies as st
 from spinecli.lora.aggregation.averaging import average_factors, average_tensors
 from spinecli.lora.aggregation.contribution import Contribution, resized
 from spinecli.lora.aggregation.coverage import average_covered
-from spinecli.lora.aggregation.products import average_products
-from spinecli.lora.aggregation.stacking import stack
-from spinecli.lora.aggregation.zero_padding import average_padded, norm_weights, product_norm
+from spinecli.lora.aggregation.stacking import average_padded, average_products, norm_weights, product_norm, stack
 from spinecli.lora.factors import Adapter, Factors
 
 Rule = Callable[[Sequence[Contribution], Adapter], dict[str, Factors]]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.lora.cost import TrainingCosts
-from spinecli.lora.targets import target_projections
+from spinecli.lora.factors import target_projections
 
 ROWS, LENGTH, BLOCKS, VOCABULARY, HIDDEN = 3, 24, 3, 100, 64
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

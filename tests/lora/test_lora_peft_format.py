@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.federation.device.base_model import BaseModel
+from spinecli.federation.client.base_model import BaseModel
 from spinecli.lora.factors import Adapter, Factors
 from spinecli.lora.peft_format import adapter_config, save_adapter
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinecli.lora.planning.capacity import Capacities, Capacity, Observation
-from spinecli.lora.planning.completion import completion_table
-from spinecli.lora.planning.ranks import rank_distribution, rank_sums
+from spinecli.lora.planning.ranks import completion_table, rank_distribution, rank_sums
 
 SECONDS = st.floats(1e-6, 1e3)
 CAPACITIES = st.builds(Capacity, SECONDS, SECONDS, SECONDS, st.floats(1, 1e6), SECONDS)

@@ -4,7 +4,7 @@ import pytest
 
 from spinecli.checkpoints.family import families, family_of
 from spinecli.errors import OptionError
-from spinecli.lora.targets import target_projections
+from spinecli.lora.factors import target_projections
 
 
 @pytest.mark.parametrize("name", [name for name, family in families().items() if not family.transposed])

@@ -17,21 +17,20 @@ from torch import Tensor
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import read_manifest
-from spinecli.calibration.reload import streamed_logits
-from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import BlockCosts
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
+from spinecli.data.rows import CalibrationOptions
 from spinecli.errors import OptionError
-from spinecli.masktuning.request import TuneOptions
-from spinecli.masktuning.request import open_request as open_tune
-from spinecli.masktuning.run import tune
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, lower_hull, tempered
 from spinecli.pruning.decision import decide
-from spinecli.pruning.request import PruneOptions, Widths, open_request
+from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.request import PruneConfig, Widths, open_request
 from spinecli.pruning.run import prune
 
 SHAPE = BlockShape(heads=8, kv_heads=4, head_dim=4, channels=80)
@@ -139,9 +138,9 @@ def test_a_curve_goes_through_what_was_measured(half: float, factor: float, unit
 
 
 @pytest.fixture
-def options(written: Callable[[Recipe], Path], sample_file: Path) -> Callable[..., PruneOptions]:
-    def make(made: Recipe = LLAMA, **changes: Any) -> PruneOptions:
-        plain = PruneOptions(
+def options(written: Callable[[Recipe], Path], sample_file: Path) -> Callable[..., PruneConfig]:
+    def make(made: Recipe = LLAMA, **changes: Any) -> PruneConfig:
+        plain = PruneConfig(
             model=str(written(made)),
             sparsity=0.4,
             widths=Widths.adaptive,
@@ -157,26 +156,26 @@ def logits(directory: Path) -> Tensor:
     return streamed_logits(Checkpoint.open(directory), torch.arange(24).view(2, 12))
 
 
-def test_the_best_of_all_comparisons_is_taken(options: Callable[..., PruneOptions]) -> None:
+def test_the_best_of_all_comparisons_is_taken(options: Callable[..., PruneConfig]) -> None:
     decision = decide(open_request(options()))
     report: dict[str, Any] = decision.report()
     kinds = {judged["widths"] for judged in report["compared"]}
     assert kinds == {"uniform", "adaptive"}
-    best = min(decision.judgements, key=lambda judgement: judgement.loss)
+    best = min(decision.scored, key=lambda each: each.loss)
     assert decision.plan.masks is best.candidate.masks
     assert abs(decision.plan.sparsity - 0.4) < 0.03
     assert decision.plan.masks.blocks[0].heads.any(), "the cache counts its length in block 0"
 
 
 def test_adaptive_pruning_goes_on_through_tuning_and_pruning_again(
-    options: Callable[..., PruneOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Callable[..., PruneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spinecli.pruning.decision._best", _most_varied)
     prune(open_request(options()), OutputOptions(tmp_path / "one"))
     cut = Checkpoint.open(tmp_path / "one")
     assert cut.family.model_type == "varied_mistral"
     assert not cut.is_uniform
-    tune(open_tune(TuneOptions(tmp_path / "one")), OutputOptions(tmp_path / "tuned"))
+    tune(open_tune(TuneConfig(tmp_path / "one")), OutputOptions(tmp_path / "tuned"))
     assert Checkpoint.open(tmp_path / "tuned").shapes == cut.shapes
     again = options(model=str(tmp_path / "one"), sparsity=0.2, widths=None)
     prune(open_request(again), OutputOptions(tmp_path / "two"))
@@ -186,14 +185,14 @@ def test_adaptive_pruning_goes_on_through_tuning_and_pruning_again(
     assert logits(tmp_path / "two").isfinite().all()
 
 
-def _most_varied(judgements: Any) -> Any:
+def _most_varied(scored: Any) -> Any:
     def widths(judged: Any) -> int:
         return len({(int(mask.heads.sum()), int(mask.channels.sum())) for mask in judged.candidate.masks.blocks})
 
-    return max(judgements, key=widths).candidate
+    return max(scored, key=widths).candidate
 
 
-def test_the_same_command_gives_the_same_bytes(options: Callable[..., PruneOptions], tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_bytes(options: Callable[..., PruneConfig], tmp_path: Path) -> None:
     for name in ("one", "two"):
         prune(open_request(options()), OutputOptions(tmp_path / name))
     assert read_manifest(tmp_path / "one").outputs == read_manifest(tmp_path / "two").outputs
@@ -207,7 +206,7 @@ def test_the_same_command_gives_the_same_bytes(options: Callable[..., PruneOptio
     ],
     ids=["comp", "opt"],
 )
-def test_who_cannot_vary_is_told(options: Callable[..., PruneOptions], change: dict[str, Any], words: str) -> None:
+def test_who_cannot_vary_is_told(options: Callable[..., PruneConfig], change: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         open_request(options(**change))
 

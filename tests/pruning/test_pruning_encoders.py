@@ -17,20 +17,19 @@ from spinecli.app import app
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
-from spinecli.calibration.reload import streamed_logits
-from spinecli.calibration.rows import CalibrationOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import Heads
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
+from spinecli.data.rows import CalibrationOptions
 from spinecli.errors import OptionError
-from spinecli.masktuning.recovery_pass import Outcome
-from spinecli.masktuning.request import TuneOptions
-from spinecli.masktuning.request import open_request as open_tune
-from spinecli.masktuning.run import tune
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.request import PruneOptions, open_request
+from spinecli.pruning.recovery.recover import RecoveryOutcome
+from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.request import PruneConfig, open_request
 from spinecli.pruning.run import prune
 
 Written = Callable[[Recipe], Path]
@@ -40,9 +39,9 @@ BERT = classifier("bert", blocks=4)
 
 
 @pytest.fixture
-def options(written: Written, sample_file: Path) -> Callable[..., PruneOptions]:
-    def make(made: Recipe = BERT, **changes: Any) -> PruneOptions:
-        plain = PruneOptions(
+def options(written: Written, sample_file: Path) -> Callable[..., PruneConfig]:
+    def make(made: Recipe = BERT, **changes: Any) -> PruneConfig:
+        plain = PruneConfig(
             model=str(written(made)),
             sparsity=0.3,
             method="comp",
@@ -58,7 +57,7 @@ def options(written: Written, sample_file: Path) -> Callable[..., PruneOptions]:
 @pytest.mark.parametrize("task", ["classification", "masked-lm", "encoding"])
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_an_encoder_is_pruned_and_tuned(
-    options: Callable[..., PruneOptions], tmp_path: Path, family: str, task: str, heads: Heads
+    options: Callable[..., PruneConfig], tmp_path: Path, family: str, task: str, heads: Heads
 ) -> None:
     request = open_request(options(recipe(family, task=task, blocks=4), heads=heads, block_share=0.5, sparsity=0.4))
     manifest = prune(request, OutputOptions(tmp_path / "pruned"))
@@ -73,7 +72,7 @@ def test_an_encoder_is_pruned_and_tuned(
     assert abs(report["achieved_sparsity"] - 0.4) < 0.12
     assert sum(value.numel() for value in load(cut.path).parameters()) == report["cut"]["total_parameters"]
 
-    manifest = tune(open_tune(TuneOptions(tmp_path / "pruned")), OutputOptions(tmp_path / "tuned"))
+    manifest = tune(open_tune(TuneConfig(tmp_path / "pruned")), OutputOptions(tmp_path / "tuned"))
     assert manifest.report["judged_by"] == "distance to the dense model's output"
     assert 0 < manifest.report["held_out_distance_after"] < manifest.report["held_out_distance_before"]  # type: ignore[operator]
     assert Checkpoint.open(tmp_path / "tuned").shape == cut.shape
@@ -90,14 +89,14 @@ def _open(directory: Path) -> Checkpoint:
 @pytest.mark.parametrize("made", [BERT, classifier("llama", grouped=True, blocks=4)], ids=lambda made: made.family)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_cuts_a_classifier(
-    options: Callable[..., PruneOptions], tmp_path: Path, made: Recipe, method: str
+    options: Callable[..., PruneConfig], tmp_path: Path, made: Recipe, method: str
 ) -> None:
     metric = "m4" if method == "comp" else None
     prune(open_request(options(made, method=method, metric=metric)), OutputOptions(tmp_path / "out"))
     assert answers(load(tmp_path / "out"), TOKENS).shape == (2, LABELS)
 
 
-def test_allocations_of_an_encoder_are_compared_by_distance(options: Callable[..., PruneOptions]) -> None:
+def test_allocations_of_an_encoder_are_compared_by_distance(options: Callable[..., PruneConfig]) -> None:
     decision = decide(open_request(options(recipe("bert", blocks=6), sparsity=0.4, heads=Heads.cut)))
     report: dict[str, Any] = decision.report()
     assert report["compared_by"] == "distance to the dense model's output"
@@ -109,18 +108,18 @@ def test_allocations_of_an_encoder_are_compared_by_distance(options: Callable[..
     assert len({judged["shape"]["heads"] for judged in report["compared"]}) > 1
 
 
-def test_an_uncut_encoder_is_at_no_distance(options: Callable[..., PruneOptions]) -> None:
-    from spinecli.calibration.stream import BlockStream
+def test_an_uncut_encoder_is_at_no_distance(options: Callable[..., PruneConfig]) -> None:
+    from spinecli.checkpoints.stream.block_stream import BlockStream
     from spinecli.pruning.allocation import Allocation
-    from spinecli.pruning.search import Candidate, judge
+    from spinecli.pruning.search import Candidate, score_candidates
 
     checkpoint = open_request(options()).checkpoint
     whole = Candidate(Allocation(0, checkpoint.shape, 0.0), Masks.full((checkpoint.shape,) * 4))
-    [judged] = judge(BlockStream(checkpoint, 16), random_tokens(8, 16), 2, [whole], "comparing")
+    [judged] = score_candidates(BlockStream(checkpoint, 16), random_tokens(8, 16), 2, [whole], "comparing")
     assert judged.loss == pytest.approx(0, abs=1e-6)
 
 
-def test_the_choice_of_heads_decides_what_may_leave(options: Callable[..., PruneOptions]) -> None:
+def test_the_choice_of_heads_decides_what_may_leave(options: Callable[..., PruneConfig]) -> None:
     assert set(open_request(options()).budget.kv_heads) == {4}
     assert set(open_request(options(heads=Heads.cut)).budget.kv_heads) == {4, 3, 2, 1}
     llama = recipe("llama", blocks=4)
@@ -137,21 +136,21 @@ class Killed(BaseException):
 
 
 def test_a_killed_run_on_an_encoder_resumes_to_the_same_bytes(
-    options: Callable[..., PruneOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Callable[..., PruneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def journal(state: Path | None, name: str) -> PassJournal | None:
         return PassJournal(state, name, share=float("inf")) if state else None
 
     monkeypatch.setattr("spinecli.pruning.decision._journal", journal)
-    monkeypatch.setattr("spinecli.masktuning.recovery_pass.PassJournal", journal)
-    monkeypatch.setattr(Outcome, "helps", property(lambda _: True))
+    monkeypatch.setattr("spinecli.pruning.recovery.recover.PassJournal", journal)
+    monkeypatch.setattr(RecoveryOutcome, "helps", property(lambda _: True))
     chosen = options(heads=Heads.cut)
 
     def prune_to(out: Path, **more: Any) -> None:
         prune(open_request(chosen), OutputOptions(out, resume=True), **more)
 
     def tune_to(out: Path, **more: Any) -> None:
-        tune(open_tune(TuneOptions(tmp_path / "pruned")), OutputOptions(out, resume=True), **more)
+        tune(open_tune(TuneConfig(tmp_path / "pruned")), OutputOptions(out, resume=True), **more)
 
     prune_to(tmp_path / "pruned")
     for step in (prune_to, tune_to):
@@ -204,7 +203,7 @@ def _run(command: str) -> str:
 @pytest.mark.skipif(not REAL.exists(), reason="the real checkpoints are not here")
 def test_a_real_encoder_loses_a_fifth_of_its_block_parameters(tmp_path: Path) -> None:
     calibration = CalibrationOptions("builtin:python-docs", rows=16, length=64)
-    chosen = PruneOptions(
+    chosen = PruneConfig(
         model=str(REAL), sparsity=0.2, block_share=0.0, method="comp", metric="m1", calibration=calibration
     )
     manifest = prune(open_request(chosen), OutputOptions(tmp_path / "pruned"))
@@ -212,7 +211,7 @@ def test_a_real_encoder_loses_a_fifth_of_its_block_parameters(tmp_path: Path) ->
     assert manifest.report["largest_logit_difference"] < 1e-4  # type: ignore[operator]
     pruned = Checkpoint.open(tmp_path / "pruned")
     assert (pruned.shape.heads, pruned.blocks, pruned.storage_dtype) == (12, 6, torch.float16)
-    request = open_tune(TuneOptions(tmp_path / "pruned"))
+    request = open_tune(TuneConfig(tmp_path / "pruned"))
     assert request.calibration.tokens[0, [0, -1]].tolist() == [101, 102]
     report: dict[str, Any] = tune(request, OutputOptions(tmp_path / "tuned")).report
     assert report["held_out_distance_after"] < 0.6 * report["held_out_distance_before"]

@@ -10,14 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spinecli.calibration.stream import BlockStream
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.pruning.importance import NEURON_METRICS
-from spinecli.pruning.method import BlockView, UnitScores
+from spinecli.checkpoints.stream.block_stream import BlockStream
+from spinecli.pruning.method import BlockInfluence, BlockView, InputStatistics, UnitScores
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.methods.comp import METRICS
+from spinecli.pruning.methods.comp import METRICS, NEURON_METRICS
 from spinecli.pruning.scoring import score_checkpoint
-from spinecli.pruning.statistics import BlockInfluence, InputStatistics
 
 Opened = Callable[[Recipe], Checkpoint]
 
@@ -151,7 +149,7 @@ def view(opened: Opened) -> Callable[[str], tuple[BlockView, np.ndarray, np.ndar
     """A loaded block's view, and the inputs of its two output projections."""
 
     def make(family: str) -> tuple[BlockView, np.ndarray, np.ndarray]:
-        from spinecli.calibration.observation import observed
+        from spinecli.checkpoints.stream.observation import observed
 
         checkpoint = opened(recipe(family, grouped=family != "opt"))
         stream, shape = BlockStream(checkpoint, 10), checkpoint.shape

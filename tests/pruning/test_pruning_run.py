@@ -16,28 +16,28 @@ from transformers import AutoModelForCausalLM
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
-from spinecli.calibration.rows import CalibrationOptions, SpecialTokens
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.tensors import held
 from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.data.rows import CalibrationOptions, SpecialTokens
 from spinecli.errors import OptionError, OutputExistsError, VerificationError
-from spinecli.masktuning.request import TuneOptions
-from spinecli.masktuning.request import open_request as open_tune
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.request import PruneOptions, Widths, open_request
+from spinecli.pruning.recovery.tune import TuneConfig
+from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.request import PruneConfig, Widths, open_request
 from spinecli.pruning.run import prune
-from spinecli.pruning.scores import Scores
+from spinecli.pruning.scoring import Scores
 
 Written = Callable[[Recipe], Path]
 LLAMA = recipe("llama", grouped=True, blocks=4)
 
 
 @pytest.fixture
-def options(written: Written, sample_file: Path) -> Callable[..., PruneOptions]:
-    def make(made: Recipe = LLAMA, **changes: Any) -> PruneOptions:
-        plain = PruneOptions(
+def options(written: Written, sample_file: Path) -> Callable[..., PruneConfig]:
+    def make(made: Recipe = LLAMA, **changes: Any) -> PruneConfig:
+        plain = PruneConfig(
             model=str(written(made)),
             sparsity=0.3,
             calibration=CalibrationOptions(str(sample_file), rows=8, length=16),
@@ -54,7 +54,7 @@ def sums(directory: Path) -> dict[str, str]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_every_method_writes_what_it_says(
-    options: Callable[..., PruneOptions], tmp_path: Path, family: str, method: str
+    options: Callable[..., PruneConfig], tmp_path: Path, family: str, method: str
 ) -> None:
     request = open_request(options(recipe(family, blocks=4), method=method, sparsity=0.25))
     manifest = prune(request, OutputOptions(tmp_path / "out"))
@@ -78,28 +78,28 @@ def test_every_method_writes_what_it_says(
     assert model.num_parameters() == report["cut"]["total_parameters"]
 
 
-def test_a_search_compares_allocations_and_takes_the_best(options: Callable[..., PruneOptions]) -> None:
+def test_a_search_compares_allocations_and_takes_the_best(options: Callable[..., PruneConfig]) -> None:
     decision = decide(open_request(options(recipe("llama", blocks=6), sparsity=0.4)))
-    losses = [judgement.loss for judgement in decision.judgements]
+    losses = [each.loss for each in decision.scored]
     assert len(losses) > 2
-    best = decision.judgements[losses.index(min(losses))].allocation
+    best = decision.scored[losses.index(min(losses))].allocation
     assert set(decision.plan.shapes) == {best.shape}
     assert best.removed_blocks == len(decision.plan.masks.removed_blocks)
 
 
-def test_a_named_share_is_not_searched(options: Callable[..., PruneOptions]) -> None:
+def test_a_named_share_is_not_searched(options: Callable[..., PruneConfig]) -> None:
     decision = decide(open_request(options(block_share=0.0)))
     assert decision.plan.masks.removed_blocks == []
 
 
-def test_protected_blocks_stay(options: Callable[..., PruneOptions]) -> None:
+def test_protected_blocks_stay(options: Callable[..., PruneConfig]) -> None:
     chosen = options(method="shortgpt", sparsity=0.5, protect=(0, 1))
     assert decide(open_request(chosen)).plan.masks.removed_blocks == [2, 3]
     chosen = options(method="shortgpt", sparsity=0.5, protect=(-1, -2))
     assert decide(open_request(chosen)).plan.masks.removed_blocks == [0, 1]
 
 
-def test_the_same_command_gives_the_same_bytes_and_digest(options: Callable[..., PruneOptions], tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_bytes_and_digest(options: Callable[..., PruneConfig], tmp_path: Path) -> None:
     manifests = [prune(open_request(options()), OutputOptions(tmp_path / name)) for name in ("one", "two")]
     assert manifests[0].digest == manifests[1].digest
     assert sums(tmp_path / "one") == sums(tmp_path / "two")
@@ -110,7 +110,7 @@ class Killed(BaseException):
 
 
 def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
-    options: Callable[..., PruneOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Callable[..., PruneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spinecli.pruning.decision._journal", _journal_of_every_block)
     prune(open_request(options()), OutputOptions(tmp_path / "whole"))
@@ -139,7 +139,7 @@ def _journal_of_every_block(state: Path | None, name: str) -> object:
     return PassJournal(state, name, share=float("inf")) if state else None
 
 
-def test_a_finished_run_is_not_repeated(options: Callable[..., PruneOptions], tmp_path: Path) -> None:
+def test_a_finished_run_is_not_repeated(options: Callable[..., PruneConfig], tmp_path: Path) -> None:
     first = prune(open_request(options(block_share=0.0)), OutputOptions(tmp_path / "out"))
     again = prune(open_request(options(block_share=0.0)), OutputOptions(tmp_path / "out", resume=True))
     assert again.measured.started == first.measured.started
@@ -147,9 +147,7 @@ def test_a_finished_run_is_not_repeated(options: Callable[..., PruneOptions], tm
         prune(open_request(options(block_share=0.5)), OutputOptions(tmp_path / "out", resume=True))
 
 
-def test_pruning_a_pruned_checkpoint_lengthens_the_lineage(
-    options: Callable[..., PruneOptions], tmp_path: Path
-) -> None:
+def test_pruning_a_pruned_checkpoint_lengthens_the_lineage(options: Callable[..., PruneConfig], tmp_path: Path) -> None:
     prune(open_request(options(block_share=0.0)), OutputOptions(tmp_path / "one"))
     again = options(block_share=0.0, model=str(tmp_path / "one"))
     manifest = prune(open_request(again), OutputOptions(tmp_path / "two"))
@@ -173,7 +171,7 @@ def test_pruning_a_pruned_checkpoint_lengthens_the_lineage(
     ids=str,
 )
 def test_wrong_options_are_told_before_any_work(
-    options: Callable[..., PruneOptions], change: dict[str, Any], words: str
+    options: Callable[..., PruneConfig], change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(OptionError, match=words):
         open_request(options(**change))
@@ -181,18 +179,18 @@ def test_wrong_options_are_told_before_any_work(
 
 @pytest.mark.parametrize("option", [{"metric": "m1"}, {"block_share": 0.5}, {"widths": Widths.adaptive}], ids=str)
 def test_a_baseline_refuses_what_only_others_can_choose(
-    options: Callable[..., PruneOptions], option: dict[str, Any]
+    options: Callable[..., PruneConfig], option: dict[str, Any]
 ) -> None:
     with pytest.raises(OptionError, match="belongs to --method"):
         open_request(options(method="flap", **option))
 
 
-def test_a_cut_that_removes_nothing_is_refused(options: Callable[..., PruneOptions]) -> None:
+def test_a_cut_that_removes_nothing_is_refused(options: Callable[..., PruneConfig]) -> None:
     with pytest.raises(OptionError, match="smallest piece"):
         decide(open_request(options(sparsity=0.001, block_share=0.0)))
 
 
-def test_the_report_is_plain_json(options: Callable[..., PruneOptions]) -> None:
+def test_the_report_is_plain_json(options: Callable[..., PruneConfig]) -> None:
     report = decide(open_request(options(block_share=0.0))).report()
     assert json.loads(json.dumps(report)) == report
 
@@ -208,7 +206,7 @@ ONE_GLOBAL = recipe(
 
 @pytest.mark.parametrize("method", ["shortgpt", "comp"])
 def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
-    options: Callable[..., PruneOptions], method: str
+    options: Callable[..., PruneConfig], method: str
 ) -> None:
     share = None if method == "shortgpt" else 1.0
     request = open_request(options(ONE_GLOBAL, method=method, sparsity=0.5, protect=(), block_share=share))
@@ -218,14 +216,14 @@ def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
     assert len(decision.report()["kept_for_their_kind"]) == 2
 
 
-def test_no_sparsity_takes_the_last_block_of_a_kind(options: Callable[..., PruneOptions]) -> None:
+def test_no_sparsity_takes_the_last_block_of_a_kind(options: Callable[..., PruneConfig]) -> None:
     request = open_request(options(ONE_GLOBAL, method="shortgpt", sparsity=0.9, protect=()))
     with pytest.raises(OptionError, match="only 4 may leave"):
         decide(request)
 
 
 def test_rows_that_are_shorter_than_a_window_are_said(
-    options: Callable[..., PruneOptions], caplog: pytest.LogCaptureFixture
+    options: Callable[..., PruneConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     wide = replace(ONE_GLOBAL, extra=(*ONE_GLOBAL.extra, ("sliding_window", 32)))
     open_request(options(wide, method="magnitude"))
@@ -233,7 +231,7 @@ def test_rows_that_are_shorter_than_a_window_are_said(
 
 
 def test_rows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(
-    options: Callable[..., PruneOptions], tmp_path: Path
+    options: Callable[..., PruneConfig], tmp_path: Path
 ) -> None:
     model = shutil.copytree(options().model, tmp_path / "begun")
     made = load_tokenizer(model)
@@ -245,7 +243,7 @@ def test_rows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(
     assert str(request.calibration.frame) == "each opened by <s>"
     manifest = prune(request, OutputOptions(tmp_path / "out"))
     assert manifest.parameters["special_tokens"] == "auto"
-    tuned = open_tune(TuneOptions(tmp_path / "out"))
+    tuned = open_tune(TuneConfig(tmp_path / "out"))
     assert torch.equal(tuned.calibration.tokens, request.calibration.tokens)
     plain = replace(begun, calibration=replace(begun.calibration, special_tokens=SpecialTokens.none))
     text = made(Path(str(begun.calibration.text)).read_text(), add_special_tokens=False)["input_ids"]
@@ -253,7 +251,7 @@ def test_rows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(
 
 
 def test_a_model_that_spine_reads_otherwise_than_transformers_is_not_pruned(
-    options: Callable[..., PruneOptions], tmp_path: Path
+    options: Callable[..., PruneConfig], tmp_path: Path
 ) -> None:
     request = open_request(options(method="magnitude"))
     name = "model.layers.0.mlp.down_proj.weight"

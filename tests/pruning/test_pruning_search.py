@@ -6,15 +6,15 @@ import pytest
 import torch
 from families import Recipe, random_tokens, recipe
 
-from spinecli.calibration.reload import streamed_logits
-from spinecli.calibration.stream import BlockStream
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.stream.block_stream import BlockStream
+from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.pruning.allocation import Allocation
 from spinecli.pruning.method import UnitScores
-from spinecli.pruning.scores import Scores
-from spinecli.pruning.search import Candidate, judge
+from spinecli.pruning.scoring import Scores
+from spinecli.pruning.search import Candidate, score_candidates
 from spinecli.pruning.selection import select
 
 TOKENS = random_tokens(12, 16)
@@ -35,17 +35,17 @@ def candidates_of(checkpoint: Checkpoint) -> list[Candidate]:
 def test_candidates_do_not_disturb_each_other(opened: Callable[[Recipe], Checkpoint], family: str) -> None:
     stream = BlockStream(opened(recipe(family, blocks=4)), 16)
     candidates = candidates_of(stream.checkpoint)
-    together = judge(stream, TOKENS, HELD_OUT, candidates, "comparing")
-    assert [judgement.allocation for judgement in together] == [candidate.allocation for candidate in candidates]
-    alone = [judge(stream, TOKENS, HELD_OUT, [candidate], "comparing")[0] for candidate in candidates]
-    assert [judgement.loss for judgement in together] == [judgement.loss for judgement in alone]
-    assert len({judgement.loss for judgement in alone}) == 3
+    together = score_candidates(stream, TOKENS, HELD_OUT, candidates, "comparing")
+    assert [each.allocation for each in together] == [candidate.allocation for candidate in candidates]
+    alone = [score_candidates(stream, TOKENS, HELD_OUT, [candidate], "comparing")[0] for candidate in candidates]
+    assert [each.loss for each in together] == [each.loss for each in alone]
+    assert len({each.loss for each in alone}) == 3
 
 
 def test_an_uncut_candidate_has_the_loss_of_the_dense_model(opened: Callable[[Recipe], Checkpoint]) -> None:
     checkpoint = opened(recipe("llama", blocks=4))
     whole = Candidate(Allocation(0, checkpoint.shape, 0.0), Masks.full((checkpoint.shape,) * 4))
-    [judged] = judge(BlockStream(checkpoint, 16), TOKENS, HELD_OUT, [whole], "comparing")
+    [judged] = score_candidates(BlockStream(checkpoint, 16), TOKENS, HELD_OUT, [whole], "comparing")
     tokens = TOKENS[-HELD_OUT:]
     logits = streamed_logits(checkpoint, tokens)
     dense = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())

@@ -1,12 +1,12 @@
 """Output directories that appear whole or not at all, and the work of a killed run beside them.
 
-parent/
-out/                      appears by one rename, when everything in it has been written and synced
-.out.spine-work/          while the run lasts, and after a kill
-run.json                which command this work belongs to (a fingerprint)
-lock                    held by the process that works here
-files/                  becomes out/
-state/                  what `--resume` continues from
+    parent/
+      out/                  appears by one rename, when everything in it has been written and synced
+      .out.spine-work/      while the run lasts, and after a kill
+        run.json            which command this work belongs to (a fingerprint)
+        lock                held by the process that works here
+        files/              becomes out/
+        state/              what `--resume` continues from
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import IO
 from pydantic import JsonValue
 from safetensors import SafetensorError
 
-from spinecli.artifacts.hashing import sha256_value
-from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, read_manifest
+from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, read_manifest, sha256_value
+from spinecli.artifacts.whole_file import whole_file
 from spinecli.errors import (
     MissingPathError,
     NoSpaceError,
@@ -219,9 +219,8 @@ def _claim(work: WorkDirectory, options: OutputOptions, fingerprint: str) -> boo
         raise _not_writable(work.out) from error
     work.files.mkdir()
     work.state.mkdir()
-    temporary = work.root / "run.json.new"
-    temporary.write_text(json.dumps({"fingerprint": fingerprint}))
-    temporary.rename(marker)
+    with whole_file(marker) as part:
+        part.write_text(json.dumps({"fingerprint": fingerprint}))
     return False
 
 

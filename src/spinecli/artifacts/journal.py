@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from spinecli.artifacts.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,8 @@ class PassJournal:
         start = time.monotonic()
         if not last and self._spent > self._share * (start - self._began):
             return
-        temporary = self._path.with_suffix(".new")
         # safetensors refuses tensors that share memory, which streams may do before the first removed block
         unique = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(unique, temporary, metadata={"journal": json.dumps({"finished": finished})})
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.rename(self._path)
+        with whole_file(self._path) as part:
+            save_file(unique, part, metadata={"journal": json.dumps({"finished": finished})})
         self._spent += time.monotonic() - start

@@ -1,22 +1,42 @@
 """`spine.json`: what a directory is, where it came from, and the sums of its files.
 
-The digest covers what the step is and does, so the same command on the same input has the same digest on every run;
-the measured part (seconds, memory, versions) stands beside it and is not covered.
+The manifest is written last, when every file that it names is in place.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from spinecli import __version__
-from spinecli.artifacts.hashing import sha256_file, sha256_value
+from spinecli.artifacts.record import Record
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError
+
+_CHUNK_BYTES = 4 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 sum of a file's bytes, in hexadecimal; the file is read in pieces."""
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as handle:
+        while count := handle.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def sha256_value(value: JsonValue) -> str:
+    """The SHA-256 sum of a JSON value in its canonical form: sorted keys, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 MANIFEST_NAME = "spine.json"
 FORMAT_VERSION = 1
@@ -33,18 +53,14 @@ ArtifactKind = Literal[
 ]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileRecord(_Record):
+class FileRecord(Record):
     """One file of an artifact."""
 
     sha256: str
     bytes: int
 
 
-class Source(_Record):
+class Source(Record):
     """One input of a step: a checkpoint, a text, an artifact."""
 
     reference: str
@@ -57,7 +73,7 @@ class Source(_Record):
         return sha256_value({name: record.sha256 for name, record in self.files.items()})
 
 
-class Step(_Record):
+class Step(Record):
     """One ancestor of an artifact, oldest first in `Manifest.lineage`."""
 
     kind: str
@@ -67,7 +83,7 @@ class Step(_Record):
     summary: str
 
 
-class Measured(_Record):
+class Measured(Record):
     """What the run took. Differs from run to run and is outside the digest."""
 
     started: str
@@ -76,7 +92,7 @@ class Measured(_Record):
     versions: dict[str, str]
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The whole of `spine.json`."""
 
     spine_format: int = FORMAT_VERSION
@@ -199,3 +215,24 @@ def current_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }
+
+
+DENSE_KIND = "dense-checkpoint"
+
+
+def lineage_behind(directory: Path, source: Source) -> tuple[Step, ...]:
+    """The steps that led to an input, oldest first, the input itself last.
+
+    Raises: DamagedArtifactError if the input has a manifest and its files are not those that the manifest lists.
+    """
+    if not (directory / MANIFEST_NAME).is_file():
+        return (Step(kind=DENSE_KIND, command="", reference=source.reference, digest=source.digest, summary=""),)
+    manifest = read_manifest(directory)
+    for name, record in source.files.items():
+        listed = manifest.outputs.get(name)
+        if listed is None or listed.sha256 != record.sha256:
+            raise DamagedArtifactError(
+                f"{directory / name} is not the file that spine wrote; write {directory} again, or remove its "
+                f"{MANIFEST_NAME} to use it as a checkpoint of your own."
+            )
+    return (*manifest.lineage, manifest.as_step(source.reference))

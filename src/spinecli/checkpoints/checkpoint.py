@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,12 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from spinecli.checkpoints.family import Family, Task, family_of_config
-from spinecli.checkpoints.reader import read_json_object, stored_tensors
+from spinecli.checkpoints.family import Family, Task, family_of_config, task_of
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
-from spinecli.checkpoints.task import task_of
-from spinecli.checkpoints.tensors import TensorSource
-from spinecli.checkpoints.validation import Stored, check_sizes, check_token_ids
-from spinecli.errors import DamagedCheckpointError, NotACheckpointError
+from spinecli.checkpoints.tensors import TensorSource, held, read_json_object, stored_tensors
+from spinecli.checkpoints.validation import Stored, aliases, check_sizes, check_token_ids
+from spinecli.errors import DamagedCheckpointError, NotACheckpointError, reason_of
 
 # What transformers and torch raise when a configuration's values make no model.
 _CONFIG_ERRORS = (
@@ -229,9 +228,9 @@ def _built(
         check_token_ids(path, config)
         return config, build_skeleton(config, task)
     except _CONFIG_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        reason = reason_of(error, -1)
         raise DamagedCheckpointError(
-            f"{path / 'config.json'} is not a valid {family.model_type} configuration ({reason.rstrip('.')}); "
+            f"{path / 'config.json'} is not a valid {family.model_type} configuration ({reason}); "
             "fetch the checkpoint again."
         ) from error
 
@@ -249,3 +248,36 @@ def config_from(raw_config: dict[str, Any]) -> PreTrainedConfig:
     config_class = type(AutoConfig.for_model(raw_config["model_type"]))
     config: PreTrainedConfig = config_class.from_dict(raw_config)
     return config
+
+
+def fine_tuned(
+    checkpoint: Checkpoint, task: Task, values: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """`checkpoint` as fine-tuning for `task` leaves it; it can be streamed, cut and written like any other.
+
+    Args:
+        values: tensors that differ from the checkpoint's, by their names in the model of `task`, uncut: projections
+            with an adapter merged, the classifier. They are kept in memory, in the dtype of the checkpoint's blocks.
+        settings: keys of config.json that differ, such as `id2label`.
+
+    Raises: ValueError if a tensor of the model is neither in `values` nor in the checkpoint, or has another shape.
+    """
+    family = checkpoint.family
+    raw_config = {**checkpoint.raw_config, **(settings or {}), "architectures": [family.architecture_of(task)]}
+    config = config_from(raw_config)
+    skeleton = build_skeleton(config, task)
+    expected = stored_shapes(skeleton)
+    if strangers := values.keys() - expected.keys():
+        raise ValueError(f"{sorted(strangers)[0]} is no tensor of a {family.architecture_of(task)}")
+    tensors: dict[str, TensorSource] = {}
+    for name, shape in expected.items():
+        known = [alias for alias in aliases(name, skeleton.base_model_prefix + ".") if alias in checkpoint.tensors]
+        if name in values:
+            tensors[name] = held(values[name].detach().to("cpu", checkpoint.storage_dtype))
+        elif known:
+            tensors[name] = checkpoint.tensors[known[0]]
+        else:
+            raise ValueError(f"neither the checkpoint nor fine-tuning has {name}")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} has shape {tensors[name].shape}, not {shape}")
+    return replace(checkpoint, raw_config=raw_config, config=config, task=task, tensors=tensors)

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from spinecli.checkpoints.reader import read_json_list, read_json_object
 from spinecli.checkpoints.source import TOKENIZER_PATTERNS
+from spinecli.checkpoints.tensors import read_json_list, read_json_object
 from spinecli.errors import UnsafeFileError
 
 _TEMPLATES = "additional_chat_templates"

@@ -3,11 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, read_manifest
 from spinecli.artifacts.picture_file import save_figure
-from spinecli.checkpoints.cuts import BlockCut, Cuts, LayerRecovery
+from spinecli.checkpoints.masks import MASKS_NAME, Masks
+from spinecli.errors import ForeignArtifactError
+
+
+@dataclass(frozen=True)
+class BlockCut:
+    """What one block of the dense model keeps."""
+
+    heads: int
+    of_heads: int
+    """What it had."""
+    channels: int
+    of_channels: int
+
+    @property
+    def removed(self) -> bool:
+        """Whether nothing of it is left."""
+        return not self.heads and not self.channels
+
+
+@dataclass(frozen=True)
+class DrawnRecovery:
+    """What recovery did to one projection."""
+
+    dense_block: int
+    layer: str
+    """Relative to the block."""
+    error_before: float
+    """Relative error of the projection's output on held-out rows, as the cut left it."""
+    error_after: float
+
+
+@dataclass(frozen=True)
+class CutPicture:
+    """A cut, numbered by the dense model's blocks."""
+
+    blocks: tuple[BlockCut, ...]
+    recovered: tuple[DrawnRecovery, ...]
+    """Empty if nothing was recovered, or if the model as a whole was better without."""
+
+
+def cuts_of(directory: Path) -> CutPicture:
+    """Read masks and report of a checkpoint directory.
+
+    Raises: ForeignArtifactError if there are no masks, DamagedArtifactError.
+    """
+    if not (directory / MASKS_NAME).is_file():
+        raise ForeignArtifactError(
+            f"{directory} has no {MASKS_NAME}, so it does not say what was cut; name a checkpoint that spine prune or "
+            "spine tune wrote."
+        )
+    manifest = read_manifest(directory) if (directory / MANIFEST_NAME).is_file() else None
+    return CutPicture(block_cuts(Masks.load(directory)), _recovered(manifest) if manifest else ())
+
+
+def block_cuts(masks: Masks) -> tuple[BlockCut, ...]:
+    """What every block of the dense model keeps."""
+    return tuple(
+        BlockCut(int(mask.heads.sum()), len(mask.heads), int(mask.channels.sum()), len(mask.channels))
+        for mask in masks.blocks
+    )
+
+
+def _recovered(manifest: Manifest) -> tuple[DrawnRecovery, ...]:
+    """From the report of a tuning, or of a cut that re-fits."""
+    report: Any = manifest.report if manifest.kind == "tuned-checkpoint" else manifest.report.get("refit") or {}
+    if report.get("kept") != "tuned":
+        return ()
+    return tuple(
+        DrawnRecovery(layer["dense_block"], layer["layer"], layer["error_before"], layer["error_after"])
+        for layer in report["layers"]
+    )
+
 
 _KEPT, _HAD, _REMOVED = "#4472c4", "#d9dce1", "#b3261e"
 _LAYERS = ("#4472c4", "#ed7d31", "#70ad47", "#a855b5")
@@ -16,7 +90,7 @@ _CUT = "#7f7f7f"
 _MOST_NUMBERED = 24
 
 
-def save_cut_picture(cuts: Cuts, title: str, path: Path) -> None:
+def save_cut_picture(cuts: CutPicture, title: str, path: Path) -> None:
     """Draw heads and channels of every dense block, and below them the projections' errors if any were recovered."""
     from matplotlib.figure import Figure
 
@@ -60,7 +134,7 @@ def _draw_units(axis: Any, blocks: Sequence[BlockCut], name: str, units: Callabl
     axis.set_ylim(0, 1.15 * max(1, *had))
 
 
-def _draw_recovery(axis: Any, layers: Sequence[LayerRecovery]) -> None:
+def _draw_recovery(axis: Any, layers: Sequence[DrawnRecovery]) -> None:
     """A line from the error before to the error after; a block's projections stand side by side."""
     names = list(dict.fromkeys(layer.layer for layer in layers))
     for number, name in enumerate(names):

@@ -2,6 +2,13 @@
 
 A cut tensor is the dense one with rows (input projections) or columns (output projections) left out, so the smaller
 model computes what the dense model computes with the removed units' outputs set to zero.
+
+Which rows of a block's input projections belong to which unit, also where several projections are fused into one.
+
+Separate projections have a matrix each. Of fused ones, the rows lie in one matrix in one of two ways:
+
+    by part:  q0 q1 q2 q3 │ k0 k1 │ v0 v1
+    by head:  q0 k0 v0 │ q1 k1 v1 │ q2 k2 v2 │ q3 k3 v3
 """
 
 from __future__ import annotations
@@ -15,15 +22,39 @@ import torch
 from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
-from spinecli.checkpoints.family import Family, Task, family_of
+from spinecli.checkpoints.family import AttentionGroup, Family, FeedForwardGroup, Task, family_of
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.checkpoints.rows import attention_rows, channel_rows
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.checkpoints.shipped_modules import auto_map
-from spinecli.checkpoints.tensors import MadeTensor, TensorSource
+from spinecli.checkpoints.skeleton import auto_map
+from spinecli.checkpoints.tensors import ComputedTensor, TensorSource
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.errors import OptionError
 from spinecli.progress import Progress, silent
+
+
+def attention_rows(attention: AttentionGroup, shape: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the projections named query, key and value, by head.
+
+    Returns: (heads, head_dim), (kv_heads, head_dim) and (kv_heads, head_dim) int64.
+    """
+    query = torch.arange(shape.heads * shape.head_dim).view(shape.heads, shape.head_dim)
+    key = torch.arange(shape.kv_heads * shape.head_dim).view(shape.kv_heads, shape.head_dim)
+    if attention.fused == "by head":
+        every = torch.arange(3 * query.numel()).view(shape.heads, 3, shape.head_dim)
+        return every[:, 0], every[:, 1], every[:, 2]
+    if attention.fused == "by part":
+        return query, query.numel() + key, query.numel() + key.numel() + key
+    return query, key, key
+
+
+def channel_rows(feed_forward: FeedForwardGroup, shape: BlockShape) -> tuple[Tensor, ...]:
+    """Rows of the feed-forward input projections by channel, one (channels,) int64 for each of `inputs`."""
+    seen = dict.fromkeys(feed_forward.inputs, 0)
+    found = []
+    for name in feed_forward.inputs:
+        found.append(torch.arange(shape.channels) + seen[name] * shape.channels)
+        seen[name] += 1
+    return tuple(found)
 
 
 def head_rows(heads: Tensor, head_dim: int) -> Tensor:
@@ -108,14 +139,14 @@ def write_cut(directory: Path, checkpoint: Checkpoint, masks: Masks, progress: P
     masks.save(directory)
 
 
-def _cut(checkpoint: Checkpoint, source: str, relative: str, rows: dict[str, tuple[int, Tensor]]) -> MadeTensor:
+def _cut(checkpoint: Checkpoint, source: str, relative: str, rows: dict[str, tuple[int, Tensor]]) -> ComputedTensor:
     stored, transposed = checkpoint.tensors[source], checkpoint.family.transposed
     shape = cut_tensor(relative, torch.empty(stored.shape, device="meta"), _on_meta(rows), transposed=transposed).shape
 
     def make() -> Tensor:
         return cut_tensor(relative, stored.read(), rows, transposed=transposed).contiguous()
 
-    return MadeTensor(tuple(shape), stored.dtype, make)
+    return ComputedTensor(tuple(shape), stored.dtype, make)
 
 
 def _on_meta(rows: dict[str, tuple[int, Tensor]]) -> dict[str, tuple[int, Tensor]]:

@@ -21,8 +21,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from spinecli.artifacts.record import Record
 from spinecli.errors import UnsupportedFamilyError
 
 
@@ -39,11 +41,7 @@ class Task(str, Enum):
     """Nothing: the last hidden states are the answer."""
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AttentionGroup(_Data):
+class AttentionGroup(Record):
     """Names of the attention projections, relative to a block; one name thrice if query, key and value are fused."""
 
     query: str
@@ -65,7 +63,7 @@ class AttentionGroup(_Data):
         return tuple(dict.fromkeys((self.query, self.key, self.value, self.output)))
 
 
-class FeedForwardGroup(_Data):
+class FeedForwardGroup(Record):
     """Names of the feed-forward projections, relative to a block."""
 
     inputs: tuple[str, ...]
@@ -78,7 +76,7 @@ class FeedForwardGroup(_Data):
         return tuple(dict.fromkeys((*self.inputs, self.output)))
 
 
-class ConfigKeys(_Data):
+class ConfigKeys(Record):
     """Which keys of config.json hold the sizes."""
 
     blocks: str
@@ -94,7 +92,7 @@ class ConfigKeys(_Data):
     """A boolean key: both sub-layers read the block's input, and their outputs are added to it together."""
 
 
-class Stand(_Data):
+class FallbackFamily(Record):
     """The family that carries a head count which does not divide hidden_size, with bit-identical modules."""
 
     model_type: str
@@ -104,7 +102,7 @@ class Stand(_Data):
     """Config keys that the standing-in family cannot express: if one is truthy, it cannot stand in."""
 
 
-class Family(_Data):
+class Family(Record):
     """One architecture family."""
 
     model_type: str
@@ -131,15 +129,15 @@ class Family(_Data):
     """The projections' weights are stored (d_in, d_out), as transformers' Conv1D has them."""
     positions_behind_padding: bool = False
     """Positions are counted from pad_token_id + 1, so that many fewer tokens fit."""
-    required: dict[str, Any] = {}
+    required: dict[str, Any] = Field(default_factory=dict)
     """Config keys that, if they are there, must hold these values: what the modules can do and spine cannot."""
-    stored_names: dict[str, str] = {}
+    stored_names: dict[str, str] = Field(default_factory=dict)
     """Modules outside the blocks that files call otherwise than the architecture does: its name -> theirs."""
     block_lists: tuple[str, ...] = ("layer_types",)
     """Config keys with one entry per block, if they are there: entries of removed blocks leave with them."""
     output_bias_switches: dict[str, str]
     """Config keys that give the output projections a bias: "attention", "feed_forward" -> key."""
-    indivisible_heads: Stand | None
+    indivisible_heads: FallbackFamily | None
     narrow_heads: str | None = None
     """The `model_type` that carries fewer heads of the same size, where this one cannot."""
     varied: str | None = None
@@ -247,3 +245,36 @@ def family_of_config(file: Path, raw_config: Mapping[str, Any]) -> Family:
             "checkpoint; if its layers are those of a family that spine knows, save it as one with transformers."
         )
     return family_of(model_type)
+
+
+# How transformers' classes of language models end.
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+
+
+def task_of(file: Path, family: Family, raw_config: dict[str, Any]) -> Task:
+    """The task of the checkpoint whose configuration lies in `file`.
+
+    A causal checkpoint is a language model if it names nothing, or the model without its head, which may be tied; an
+    encoder that names nothing is bare.
+
+    Raises: UnsupportedFamilyError for another head, and for variants that spine cannot run.
+    """
+    for key, value in family.required.items():
+        if raw_config.get(key) not in (None, value):
+            raise UnsupportedFamilyError(
+                f"{file} has {key} {raw_config[key]!r}; spine opens {family.model_type} with {value!r} only."
+            )
+    named = raw_config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
+    if architecture == family.classification_architecture:
+        return Task.classification
+    headless = family.bare_architecture or MODEL_MAPPING_NAMES.get(family.model_type)
+    if family.kind == "causal" and (architecture in (None, headless) or str(architecture).endswith(_LANGUAGE_MODELS)):
+        return Task.causal_lm
+    known = {family.architecture: Task.masked_lm, family.bare_architecture: Task.encoding, None: Task.encoding}
+    if family.kind == "causal" or architecture not in known:
+        raise UnsupportedFamilyError(
+            f"{file} names the architecture {architecture!r}, whose head spine does not know; it opens {headless}, "
+            f"{family.architecture}, {family.classification_architecture}."
+        )
+    return known[architecture]

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from spinecli.artifacts.manifest import MANIFEST_NAME, damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
-from spinecli.checkpoints.cuts import block_cuts
+from spinecli.checkpoints.cut_picture import block_cuts
 from spinecli.checkpoints.masks import MASKS_NAME, Masks
 from spinecli.errors import ForeignArtifactError, MissingPathError
 

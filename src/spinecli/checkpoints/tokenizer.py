@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.errors import MissingPackageError, TokenizerError
+from spinecli.errors import MissingPackageError, TokenizerError, reason_of
 
 _log = logging.getLogger(__name__)
 # Special tokens that a model is given or gives; others are only reserved.
@@ -45,7 +45,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             ) from error
         if not has_tokenizer(directory):
             raise TokenizerError(f"{directory} has no tokenizer; fetch its files, such as tokenizer.json.") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = reason_of(error)
         raise TokenizerError(
             f"The tokenizer in {directory} cannot be read ({reason:.200}); fetch its files again."
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from spinecli.checkpoints.family import Family
-from spinecli.checkpoints.reader import READABLE, StoredTensor, read_json_object
+from spinecli.checkpoints.tensors import READABLE, StoredTensor, read_json_object
 from spinecli.errors import DamagedCheckpointError
 
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")

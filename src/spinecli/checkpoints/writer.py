@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from spinecli.artifacts.directory import require_space
+from spinecli.artifacts.whole_file import whole_file
 from spinecli.checkpoints.companions import companions
 from spinecli.checkpoints.family import families
-from spinecli.checkpoints.reader import INDEX_FILE, SINGLE_FILE
-from spinecli.checkpoints.shipped_modules import modelling_source
-from spinecli.checkpoints.tensors import TensorSource
+from spinecli.checkpoints.skeleton import modelling_source
+from spinecli.checkpoints.tensors import INDEX_FILE, SINGLE_FILE, TensorSource
 from spinecli.progress import Progress, silent
 
 SHARD_BYTES = 512 << 20
@@ -97,11 +96,8 @@ def _shard_names(count: int) -> list[str]:
 
 def _write_shard(path: Path, shard: Mapping[str, TensorSource]) -> None:
     values = {name: tensor.read() for name, tensor in shard.items()}
-    temporary = path.with_suffix(".part")
-    save_file(values, temporary, metadata={"format": "pt"})
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.rename(path)
+    with whole_file(path) as part:
+        save_file(values, part, metadata={"format": "pt"})
 
 
 def _index(names: Sequence[str], shards: Sequence[Mapping[str, TensorSource]]) -> dict[str, Any]:

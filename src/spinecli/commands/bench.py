@@ -14,8 +14,7 @@ from spinecli.console import Terminal, table
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from spinecli.benching.results import BenchResults
-    from spinecli.benching.settings import Engine
+    from spinecli.evaluation.bench.results import BenchResults, Engine
 
 
 class EngineChoice(str, Enum):
@@ -87,18 +86,18 @@ def bench(
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
-        from spinecli.benching.models import open_models
-        from spinecli.benching.output import provenance, write_bench
-        from spinecli.benching.session import open_bench
-        from spinecli.benching.settings import BenchSettings
+        from spinecli.evaluation.bench.models import open_models
+        from spinecli.evaluation.bench.output import provenance, write_bench
+        from spinecli.evaluation.bench.results import BenchConfig
+        from spinecli.evaluation.bench.session import open_bench
         from spinecli.evaluation.session import Listeners
-        from spinecli.evaluation.settings import GenerationSettings
+        from spinecli.evaluation.settings import GenerationConfig
 
         output = OutputOptions(out, overwrite=overwrite) if out else None
         if output:
             check_output(output)
-        settings = BenchSettings(
-            generation=GenerationSettings(
+        settings = BenchConfig(
+            generation=GenerationConfig(
                 prompt_length=prompt_length, new_tokens=new_tokens, batch_size=batch_size, repeats=repeats
             ),
             device=device,
@@ -120,7 +119,7 @@ def bench(
 def _engines(choice: EngineChoice | None) -> tuple[Engine, ...] | None:
     if choice is None:
         return None
-    from spinecli.benching.settings import ENGINES
+    from spinecli.evaluation.bench.results import ENGINES
 
     return tuple(engine for engine in ENGINES if choice is EngineChoice.all or engine == choice.value)
 
@@ -130,7 +129,7 @@ def _tables(results: BenchResults) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from spinecli.benching.wording import conditions, lines, title
+    from spinecli.evaluation.bench.report import conditions, lines, title
 
     drawn = [
         part

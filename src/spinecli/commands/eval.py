@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spinecli.commands import options
-from spinecli.commands.eval_settings import labelled_settings, require_measure, task_settings, text_settings
 from spinecli.console import Terminal, table
+from spinecli.errors import OptionError
 
+if TYPE_CHECKING:
+    from spinecli.evaluation.settings import LabelledConfig, PerplexityConfig, TaskConfig
 if TYPE_CHECKING:
     from rich.console import Group
 
     from spinecli.evaluation.models import Subject
     from spinecli.evaluation.results import Evaluation
+
+
+def require_measure(measure: str, asked: bool, given: Mapping[str, object]) -> None:
+    """Refuse options of a measure that is not taken."""
+    if asked:
+        return
+    for name, value in given.items():
+        if value is not None:
+            raise OptionError(f"--{name.replace('_', '-')} belongs to {measure}, which was not asked for; add it.")
+
+
+def text_settings(texts: list[str] | None, given: Mapping[str, object]) -> PerplexityConfig | None:
+    """How perplexity is taken; None if no text is named."""
+    from spinecli.choice import choice
+    from spinecli.data.rows import SpecialTokens
+    from spinecli.evaluation.settings import PerplexityConfig
+
+    if (special := given.get("special_tokens")) is not None:
+        choice("--special-tokens", SpecialTokens, str(special))
+    return PerplexityConfig.model_validate({"texts": texts, **_named(given)}) if texts else None
+
+
+def task_settings(names: str | None, include_path: Path | None, given: Mapping[str, object]) -> TaskConfig | None:
+    """What lm-eval runs; None if --tasks is not given."""
+    from spinecli.evaluation.settings import TaskConfig
+
+    if names is None:
+        return None
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise OptionError("--tasks names no task; write names separated by commas.")
+    return TaskConfig.model_validate({"names": wanted, "include_path": include_path, **_named(given)})
+
+
+def labelled_settings(data: str | None, given: Mapping[str, object]) -> LabelledConfig | None:
+    """Which examples classifiers answer; None if --labelled is not given."""
+    from spinecli.evaluation.settings import LabelledConfig
+
+    return None if data is None else LabelledConfig.model_validate({"data": data, **_named(given)})
+
+
+def _named(given: Mapping[str, object]) -> dict[str, object]:
+    """The options that were given; the settings know the defaults of the others."""
+    return {name: value for name, value in given.items() if value is not None}
+
 
 _TEXT = "Perplexity"
 _TASK = "lm-eval tasks"
@@ -193,7 +241,7 @@ def evaluate(
         from spinecli.evaluation.models import default_text, open_subjects
         from spinecli.evaluation.output import provenance, write_evaluation
         from spinecli.evaluation.session import Listeners, open_session
-        from spinecli.evaluation.settings import GenerationSettings, Settings
+        from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig
 
         output = OutputOptions(out, overwrite=overwrite) if out else None
         if output:
@@ -209,13 +257,13 @@ def evaluate(
                 terminal.note(f"No measure was named: perplexity on {perplexity[0]}, and speed.")
         if not against:
             _suggest_reference(terminal, subjects[-1])
-        settings = Settings(
+        settings = EvaluateConfig(
             perplexity=text_settings(perplexity, text_options),
             tasks=asked_tasks,
             labelled=labelled_settings(labelled, label_options),
             latency=latency,
             memory=memory,
-            generation=GenerationSettings(
+            generation=GenerationConfig(
                 prompt_length=prompt_length, new_tokens=new_tokens, batch_size=sequences, repeats=repeats
             ),
             device=device,
@@ -245,7 +293,7 @@ def comparison_table(evaluation: Evaluation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from spinecli.evaluation.wording import cell, conditions, ratio_cell
+    from spinecli.evaluation.report import cell, conditions, ratio_cell
 
     columns, rows = [""], [[row.figure] for row in evaluation.comparison]
     for index, result in enumerate(evaluation.models):

@@ -39,13 +39,13 @@ def export(
     with terminal.reporting_errors():
         from spinecli.artifacts.stopwatch import Stopwatch
         from spinecli.evaluation.quiet import quiet_libraries
-        from spinecli.export.request import ExportOptions, open_request
+        from spinecli.export.request import ExportConfig, open_request
         from spinecli.export.run import export as run_export
 
         stopwatch = Stopwatch()
         with quiet_libraries(debug):
             request = open_request(
-                ExportOptions(
+                ExportConfig(
                     model=checkpoint, format=format, out=out, adapter=adapter, quantize=quantize, overwrite=overwrite
                 )
             )

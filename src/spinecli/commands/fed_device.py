@@ -55,7 +55,7 @@ def fed_device(
         from spinecli.errors import OptionError
         from spinecli.federation.engines.nvflare.names import require_class_name
         from spinecli.remote.address import parse_address, require_protection
-        from spinecli.remote.home import Home
+        from spinecli.remote.client_config import ClientConfig
         from spinecli.remote.join import join, memory_of_this_machine
 
         address = parse_address(server, "--server")
@@ -63,7 +63,7 @@ def fed_device(
         require_class_name(device_class)
         if insecure and name is None:
             raise OptionError("--insecure has no certificate to take a name from; give one with --name.")
-        home = Home(
+        home = ClientConfig(
             device=name or "",
             model=str(Path(model).resolve()) if Path(model).is_dir() else model,
             data=str(Path(data).resolve()) if Path(data).exists() else data,

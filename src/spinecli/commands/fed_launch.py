@@ -26,7 +26,7 @@ from spinecli.console import Terminal
 if TYPE_CHECKING:
     from spinecli.federation.engine import Clock, Connect, Engine
     from spinecli.federation.request import FederatedRequest
-    from spinecli.split.request import SplitRequest
+    from spinecli.federation.split.request import SplitRequest
 
 
 def fed_launch(
@@ -99,10 +99,10 @@ def fed_launch(
         from spinecli.federation.results import FederatedResult
         from spinecli.federation.run import launch
         from spinecli.federation.setup import memory_needs, memory_objection
+        from spinecli.federation.split.request import split_options, split_request
+        from spinecli.federation.split.run import launch as launch_split
         from spinecli.federation.strategies import SPLITTING
         from spinecli.remote.available import require_flower, require_nvflare
-        from spinecli.split.request import split_options, split_request
-        from spinecli.split.run import launch as launch_split
 
         if out is None and not dry_run:
             raise OptionError("Name the directory to write with --out, or add --dry-run to train nothing.")
@@ -225,7 +225,7 @@ def _usual_clock(engine: federated.EngineName) -> Clock:
 
 def _launcher(request: FederatedRequest, split: SplitRequest | None, terminal: Terminal) -> Connect:
     """Starts a process for each device when the run begins."""
-    from spinecli.remote.furnish import require_few
+    from spinecli.remote.client_config import require_few
 
     require_few(request)
 

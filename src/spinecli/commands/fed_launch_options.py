@@ -71,7 +71,7 @@ class FeatureDtype(str, Enum):
 
 
 class Optimizer(str, Enum):
-    """How split training goes downhill."""
+    """Optimizers of split training."""
 
     adamw = "adamw"
     sgd = "sgd"
@@ -340,7 +340,7 @@ OptimizerChoice = Annotated[
     Optimizer | None,
     typer.Option(
         "--optimizer",
-        help="How both halves go downhill. Default: adamw.",
+        help="Optimizer of both halves. Default: adamw.",
         rich_help_panel=SPLIT,
         show_default=False,
     ),

@@ -16,7 +16,7 @@ from spinecli.commands.fed_launch_options import (
 )
 
 if TYPE_CHECKING:
-    from spinecli.federation.request import FederatedOptions
+    from spinecli.federation.request import FederateConfig
 
 
 def federated_options(
@@ -53,20 +53,20 @@ def federated_options(
     seed: int,
     device: str,
     dtype: str,
-) -> FederatedOptions:
+) -> FederateConfig:
     """The options that both commands have, for a fleet simulated in this process; unchecked, but for device and dtype.
 
     Raises: what `compute_options` can raise.
     """
-    from spinecli.calibration.stream import compute_options
-    from spinecli.federation.data.columns import DataOptions
-    from spinecli.federation.request import FederatedOptions
+    from spinecli.checkpoints.stream.block_stream import compute_options
+    from spinecli.data.example_columns import DataOptions
+    from spinecli.federation.request import FederateConfig
+    from spinecli.federation.split.request import SPLIT_RATE
     from spinecli.federation.strategies import SPLITTING
-    from spinecli.federation.strategies.strategy import Tuning
-    from spinecli.split.request import SPLIT_RATE
+    from spinecli.federation.strategies.strategy import TrainConfig
 
-    usual_rate = SPLIT_RATE if strategy in SPLITTING else Tuning.learning_rate
-    tuning = Tuning(
+    usual_rate = SPLIT_RATE if strategy in SPLITTING else TrainConfig.learning_rate
+    tuning = TrainConfig(
         rank=rank,
         smallest_rank=smallest_rank,
         largest_rank=largest_rank,
@@ -81,7 +81,7 @@ def federated_options(
         prune_interval=prune_interval,
         score=score.value if score else None,
     )
-    return FederatedOptions(
+    return FederateConfig(
         model=model,
         data=data,
         strategy=strategy,

@@ -13,14 +13,14 @@ from rich.table import Table
 from spinecli.console import Terminal, size, table
 
 if TYPE_CHECKING:
-    from spinecli.federation.data.label_table import LabelTable
     from spinecli.federation.engine import Clock
     from spinecli.federation.history import RoundRecord
-    from spinecli.federation.memory import Need
+    from spinecli.federation.memory import MemoryNeed
     from spinecli.federation.request import FederatedRequest
     from spinecli.federation.results import FederatedResult
     from spinecli.federation.rounds import Listener
-    from spinecli.split.request import SplitRequest
+    from spinecli.federation.simulation.label_table import LabelTable
+    from spinecli.federation.split.request import SplitRequest
 
 _SHOWN_ROUNDS = 12
 _COLUMNS = ("round", "time", "accuracy", "loss", "slowest", "idle", "traffic", "pruned", "lost")
@@ -91,11 +91,11 @@ def opening(request: FederatedRequest) -> str:
 
 def split_opening(request: SplitRequest) -> str:
     """One line on where the model is cut and what crosses the cut."""
-    blocks, ways = request.federated.checkpoint.blocks, request.options.ways
+    blocks, modes = request.federated.checkpoint.blocks, request.options.modes
     if not request.strategy.split:
-        return f"unsplit: every device trains the whole model ({ways.bottom})"
+        return f"unsplit: every device trains the whole model ({modes.bottom})"
     return (
-        f"{request.cut} of {blocks} blocks on the devices ({ways.bottom}), the rest on the server ({ways.top}); "
+        f"{request.cut} of {blocks} blocks on the devices ({modes.bottom}), the rest on the server ({modes.top}); "
         f"up to {request.row_budget:.0f} rows of features an iteration in {request.options.feature_dtype}"
     )
 
@@ -118,7 +118,7 @@ def label_view(labels: LabelTable) -> list[Any]:
     return [table("Examples by label", columns, rows, note=note)]
 
 
-def memory_view(needs: Sequence[Need], strategy: str, refused: str | None) -> list[Any]:
+def memory_view(needs: Sequence[MemoryNeed], strategy: str, refused: str | None) -> list[Any]:
     """What the strategy asks of the devices' memory, a line for each class, and whether a run would begin."""
     columns = ("class", "devices", "limit", "least", "most", "for", "")
     rows = [
@@ -138,7 +138,7 @@ def memory_view(needs: Sequence[Need], strategy: str, refused: str | None) -> li
     return [table(f"Memory under {strategy}", columns, rows, words=(0, 5, 6), note=note), "", *told]
 
 
-def need_values(needs: Sequence[Need]) -> list[dict[str, Any]]:
+def need_values(needs: Sequence[MemoryNeed]) -> list[dict[str, Any]]:
     """The same for a program."""
     return [
         {

@@ -89,11 +89,11 @@ def fed_server(
         from spinecli.evaluation.quiet import quiet_libraries
         from spinecli.federation.results import FederatedResult
         from spinecli.federation.run import launch
+        from spinecli.federation.split.request import split_options, split_request
+        from spinecli.federation.split.run import launch as launch_split
         from spinecli.federation.strategies import SPLITTING
         from spinecli.remote.address import parse_address, parse_names, require_protection
         from spinecli.remote.serve import open_server_request, serving
-        from spinecli.split.request import split_options, split_request
-        from spinecli.split.run import launch as launch_split
 
         chosen = split_choices(
             strategy,

@@ -27,8 +27,7 @@ def inspect(
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         from spinecli.artifacts.picture_file import check_picture
-        from spinecli.checkpoints.cut_picture import save_cut_picture
-        from spinecli.checkpoints.cuts import cuts_of
+        from spinecli.checkpoints.cut_picture import cuts_of, save_cut_picture
         from spinecli.checkpoints.inspection import inspect_directory
 
         if plot:

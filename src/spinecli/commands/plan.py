@@ -69,7 +69,7 @@ def plan(
         from spinecli.artifacts.picture_file import require_matplotlib
         from spinecli.artifacts.stopwatch import Stopwatch
         from spinecli.errors import OptionError
-        from spinecli.federation.planning.request import PlanOptions, open_request
+        from spinecli.federation.planning.request import PlanConfig, open_request
         from spinecli.federation.planning.run import decide
         from spinecli.federation.planning.run import plan as write_plan
 
@@ -84,7 +84,7 @@ def plan(
         if output is not None:
             check_output(output)
         request = open_request(
-            PlanOptions(
+            PlanConfig(
                 model=model,
                 fleet=fleet,
                 rank=rank,

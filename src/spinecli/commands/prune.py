@@ -79,13 +79,13 @@ def prune(
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.calibration.rows import CalibrationOptions, SpecialTokens
-        from spinecli.calibration.stream import compute_options
         from spinecli.checkpoints.cutting import Heads
+        from spinecli.checkpoints.stream.block_stream import compute_options
         from spinecli.choice import choice
+        from spinecli.data.rows import CalibrationOptions, SpecialTokens
         from spinecli.errors import OptionError
         from spinecli.pruning.decision import decide
-        from spinecli.pruning.request import PruneOptions, Widths, open_request
+        from spinecli.pruning.request import PruneConfig, Widths, open_request
         from spinecli.pruning.run import prune as run_prune
 
         if out is None and not dry_run:
@@ -94,7 +94,7 @@ def prune(
         if out is not None and not resume:
             check_output(OutputOptions(out, overwrite, resume))
         request = open_request(
-            PruneOptions(
+            PruneConfig(
                 model=model,
                 sparsity=sparsity,
                 method=method,

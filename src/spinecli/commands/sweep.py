@@ -12,7 +12,7 @@ from spinecli.console import Terminal, number, table
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from spinecli.sweeping.results import Row, SweepResults
+    from spinecli.evaluation.sweep.results import SweepResults, SweepRow
 
 
 def sweep(
@@ -80,20 +80,19 @@ def sweep(
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.calibration.rows import CalibrationOptions, SpecialTokens
         from spinecli.choice import choice
+        from spinecli.data.rows import CalibrationOptions, SpecialTokens
         from spinecli.evaluation.session import Listeners
-        from spinecli.sweeping.choices import Tuning, parse_methods
-        from spinecli.sweeping.ratios import parse_ratios
-        from spinecli.sweeping.request import SweepOptions, open_request
-        from spinecli.sweeping.run import sweep as run_sweep
+        from spinecli.evaluation.sweep.points import AfterCut, parse_methods, parse_ratios
+        from spinecli.evaluation.sweep.request import SweepConfig, open_request
+        from spinecli.evaluation.sweep.run import sweep as run_sweep
 
         output, stopwatch = OutputOptions(out, overwrite, resume), Stopwatch()
-        asked = SweepOptions(
+        asked = SweepConfig(
             model=model,
             sparsities=parse_ratios(sparsity, step),
             methods=parse_methods(methods),
-            tune=choice("--tune", Tuning, tune),
+            tune=choice("--tune", AfterCut, tune),
             texts=tuple(perplexity or ()),
             window=window,
             rows=rows,
@@ -132,13 +131,13 @@ def _drawn(results: SweepResults) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from spinecli.sweeping.wording import columns, conditions
+    from spinecli.evaluation.sweep.report import columns, conditions
 
     lines = [_line(row, results) for row in results.rows]
     return Group(table("", columns(results), lines), Text("\n".join(conditions(results)), style="dim"))
 
 
-def _line(row: Row, results: SweepResults) -> list[str]:
+def _line(row: SweepRow, results: SweepResults) -> list[str]:
     dense = results.dense
     cells = [row.name, f"{row.achieved_sparsity:.1%}", number(row.parameters)]
     cells += [_ratio(row.parameters, dense.parameters), _ratio(row.flops_per_token, dense.flops_per_token)]

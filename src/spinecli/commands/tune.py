@@ -57,20 +57,20 @@ def tune(
     with terminal.reporting_errors():
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.calibration.rows import SpecialTokens
-        from spinecli.calibration.stream import compute_options
+        from spinecli.checkpoints.stream.block_stream import compute_options
         from spinecli.choice import choice
-        from spinecli.masktuning.recovery import TuneMethod
-        from spinecli.masktuning.recovery_pass import held_out_rows
-        from spinecli.masktuning.request import TuneOptions, open_request
-        from spinecli.masktuning.run import tune as run_tune
+        from spinecli.data.rows import SpecialTokens
+        from spinecli.pruning.recovery.least_squares import TuneMethod
+        from spinecli.pruning.recovery.recover import held_out_rows
+        from spinecli.pruning.recovery.tune import TuneConfig, open_request
+        from spinecli.pruning.recovery.tune import tune as run_tune
 
         stopwatch = Stopwatch()
         output = OutputOptions(out, overwrite, resume)
         if not resume:
             check_output(output)
         request = open_request(
-            TuneOptions(
+            TuneConfig(
                 pruned=pruned,
                 dense=dense,
                 method=choice("--method", TuneMethod, method),

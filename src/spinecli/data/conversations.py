@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from spinecli.errors import DataError, TokenizerError
+from spinecli.errors import DataError, TokenizerError, reason_of
 
 # what ShareGPT calls them
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -87,7 +87,7 @@ def render(
     try:
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (TemplateError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = reason_of(error)
         raise DataError(
             f"The model's chat template refuses a conversation of {reference} ({reason}); mend or remove it."
         ) from error

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO, cast
 
-from spinecli.errors import DataError, MissingPathError
+from spinecli.errors import DataError, MissingPathError, reason_of
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
@@ -142,5 +142,5 @@ def _first_undecodable(content: IO[bytes]) -> int | None:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    reason = reason_of(error)
     return DataError(f"{path} cannot be unpacked ({reason}); fetch it again or pack it anew.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spinecli.data.tables import SUFFIXES, Numbered, Table
-from spinecli.errors import DataError, OfflineError
+from spinecli.errors import DataError, OfflineError, reason_of
 
 _REFERENCE = re.compile(r"^([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?$")
 
@@ -76,7 +76,7 @@ def _unreachable(name: str) -> OfflineError:
 
 
 def _unusable(name: str, error: ValueError) -> DataError:
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    reason = reason_of(error)
     return DataError(
         f"The hub data set {name} cannot be used as it is ({reason}); save it as .jsonl and name the file."
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from spinecli.data.columns import CONVERSATIONS
 from spinecli.data.files import COMPRESSIONS, kind_of, open_bytes, open_text, read_text
-from spinecli.errors import DataError
+from spinecli.errors import DataError, reason_of
 
 LINE_KINDS = (".txt", ".md")
 ROW_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet")
@@ -186,7 +186,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
         with open_bytes(path) as content, pyarrow.PythonFile(content, mode="r") as file:
             yield parquet.ParquetFile(file)
     except (pyarrow.ArrowException, UnicodeError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = reason_of(error)
         raise DataError(
             f"{path} is no parquet file that can be read ({reason}); fetch it again, or convert it to .jsonl or .csv."
         ) from error

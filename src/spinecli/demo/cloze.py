@@ -42,7 +42,7 @@ _KIND_OF = {word: kind for kind, (_, words) in _KINDS.items() for word in words}
 
 
 @dataclass(frozen=True)
-class Item:
+class ClozeItem:
     """One question."""
 
     context: str
@@ -53,17 +53,17 @@ class Item:
     """What sort of word is asked for."""
 
 
-def items(count: int, seed: int = SEED) -> list[Item]:
+def items(count: int, seed: int = SEED) -> list[ClozeItem]:
     """The first ``count`` items; each kind of word comes up equally often, each story once."""
     rng = Random(seed)
-    found: list[Item] = []
+    found: list[ClozeItem] = []
     while len(found) < count:
         kind = list(_KINDS)[len(found) % len(_KINDS)]
         found += list(_items_of(write_story(rng), kind, rng))[:1]
     return found
 
 
-def _items_of(story: Document, kind: str, rng: Random) -> Iterator[Item]:
+def _items_of(story: Document, kind: str, rng: Random) -> Iterator[ClozeItem]:
     """The possible items of one kind in one story, in random order of their position."""
     least, words = _KINDS[kind]
     positions = [str(i) for i in range(EARLIEST, len(story.words)) if _KIND_OF.get(story.words[i]) == kind]
@@ -76,7 +76,7 @@ def _items_of(story: Document, kind: str, rng: Random) -> Iterator[Item]:
         wrong = [word for word in words if word != right and probabilities.get(word, 0.0) <= limit]
         chosen = _tempting_first(wrong, context, rng)[: CHOICES - 1]
         choices = tuple(shuffled(rng, [right, *chosen]))
-        yield Item(join(context), choices, choices.index(right), kind)
+        yield ClozeItem(join(context), choices, choices.index(right), kind)
 
 
 def _tempting_first(words: Sequence[str], context: Sequence[str], rng: Random) -> list[str]:

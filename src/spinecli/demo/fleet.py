@@ -8,17 +8,17 @@ from pathlib import Path
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest
+from spinecli.data.example_columns import DataOptions
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.federation.data.columns import DataOptions
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import RoundRecord
-from spinecli.federation.planning.request import PlanOptions
+from spinecli.federation.planning.request import PlanConfig
 from spinecli.federation.planning.request import open_request as open_plan
 from spinecli.federation.planning.run import decide, plan
-from spinecli.federation.request import FederatedOptions, open_request
+from spinecli.federation.request import FederateConfig, open_request
 from spinecli.federation.run import launch
 from spinecli.federation.setup import set_up
-from spinecli.federation.strategies.strategy import Tuning
+from spinecli.federation.strategies.strategy import TrainConfig
 from spinecli.progress import Progress, silent
 
 FLEET = "jetson-10"
@@ -55,14 +55,14 @@ def run_fleet(
         f"spine plan {model} --fleet {FLEET} --labels {LABELS} --length {LENGTH} --local-steps {LOCAL_STEPS} "
         f"--out {plan_out}"
     )
-    goal = PlanOptions(str(model), FLEET, labels=LABELS, length=LENGTH, local_steps=LOCAL_STEPS)
+    goal = PlanConfig(str(model), FLEET, labels=LABELS, length=LENGTH, local_steps=LOCAL_STEPS)
     planned = plan(decide(open_plan(goal)), OutputOptions(plan_out, overwrite=True))
     announce(
         f"spine fed-launch {model} --data {DATA} --limit {EXAMPLES} --strategy legend --fleet {FLEET} "
         f"--plan {plan_out} --rounds {ROUNDS} --cohort {COHORT} --local-steps {LOCAL_STEPS} --max-length {LENGTH} "
         f"--learning-rate {LEARNING_RATE:g} --out {fed_out}"
     )
-    options = FederatedOptions(
+    options = FederateConfig(
         model=str(model),
         data=DATA,
         strategy="legend",
@@ -72,7 +72,7 @@ def run_fleet(
         max_length=LENGTH,
         rounds=ROUNDS,
         cohort=COHORT,
-        tuning=Tuning(rounds=ROUNDS, local_steps=LOCAL_STEPS, length=LENGTH, learning_rate=LEARNING_RATE),
+        tuning=TrainConfig(rounds=ROUNDS, local_steps=LOCAL_STEPS, length=LENGTH, learning_rate=LEARNING_RATE),
     )
 
     def heard(record: RoundRecord) -> None:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from random import Random
 
 from spinecli.demo import vocabulary as v
-from spinecli.demo.pen import EndOfTextError, NotInLanguageError, Reader, Writer
 from spinecli.demo.story import tell
+from spinecli.demo.story_sampler import EndOfTextError, NotInLanguageError, Reader, Writer
 from spinecli.demo.tables import TOPIC_OF
 
 _PUNCTUATION = frozenset(".,")

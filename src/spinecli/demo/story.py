@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from spinecli.demo import vocabulary as v
-from spinecli.demo.pen import Pen, Weighted
+from spinecli.demo.story_sampler import StorySampler, Weighted
 from spinecli.demo.tables import ALL_PLACES, TOPIC_OF, Phrase, world
 
 FEWEST_EVENTS, MOST_EVENTS = 6, 12
@@ -60,7 +60,7 @@ class Scene:
     """Index into ``people`` of the subject of the last sentence."""
 
 
-def tell(pen: Pen) -> None:
+def tell(pen: StorySampler) -> None:
     """Write one whole story, up to and including the word that ends it."""
     scene = _opening(pen)
     _introduction(pen, scene)
@@ -73,7 +73,7 @@ def tell(pen: Pen) -> None:
     _ending(pen, scene)
 
 
-def _opening(pen: Pen) -> Scene:
+def _opening(pen: StorySampler) -> Scene:
     pen.write("at", "the")
     (place,) = pen.choose(_PLACE_OPTIONS)
     pen.write("it", "was", "a")
@@ -82,7 +82,7 @@ def _opening(pen: Pen) -> Scene:
     return Scene(place, weather)
 
 
-def _introduction(pen: Pen, scene: Scene) -> None:
+def _introduction(pen: StorySampler, scene: Scene) -> None:
     """Two people, each with a job and one or two belongings."""
     tables = world()
     (name,) = pen.choose(_NAME_OPTIONS)
@@ -104,7 +104,7 @@ def _introduction(pen: Pen, scene: Scene) -> None:
     _belongings(pen, scene, scene.people[1])
 
 
-def _belongings(pen: Pen, scene: Scene, owner: Person) -> None:
+def _belongings(pen: StorySampler, scene: Scene, owner: Person) -> None:
     """One or two things that the owner has not shown before, then a full stop."""
     for last in (False, True):
         taken = {item.noun for item in scene.items}
@@ -117,7 +117,7 @@ def _belongings(pen: Pen, scene: Scene, owner: Person) -> None:
             return
 
 
-def _event(pen: Pen, scene: Scene, closing: float) -> bool:
+def _event(pen: StorySampler, scene: Scene, closing: float) -> bool:
     """One event; or, with chance ``closing``, the words that begin the ending (then false)."""
     subjects: list[tuple[Phrase, float]] = []
     for index, person in enumerate(scene.people):
@@ -143,7 +143,7 @@ def _event(pen: Pen, scene: Scene, closing: float) -> bool:
     return True
 
 
-def _predicate(pen: Pen, scene: Scene, may_relate: bool) -> None:
+def _predicate(pen: StorySampler, scene: Scene, may_relate: bool) -> None:
     """What the subject of the sentence did, after a relative clause if there may be one."""
     who, other = scene.people[scene.speaker], scene.people[1 - scene.speaker]
     held = [item for item in scene.items if item.holder == who.name]
@@ -196,7 +196,7 @@ def _predicate(pen: Pen, scene: Scene, may_relate: bool) -> None:
     pen.write(".")
 
 
-def _relative_clause(pen: Pen, who: Person, held: list[Item]) -> None:
+def _relative_clause(pen: StorySampler, who: Person, held: list[Item]) -> None:
     """Say again what the subject holds, or else where people of that job come from."""
     if held:
         pen.write("still", "had")
@@ -207,7 +207,7 @@ def _relative_clause(pen: Pen, who: Person, held: list[Item]) -> None:
     pen.write(",")
 
 
-def _sight(pen: Pen, scene: Scene) -> None:
+def _sight(pen: StorySampler, scene: Scene) -> None:
     creature = pen.choose(world().creature[scene.place])[-1]
     if pen.choose(((("that", "was"), 0.7), (("near", "the"), 0.3)))[0] == "that":
         pen.choose(world().doing[creature])
@@ -215,7 +215,7 @@ def _sight(pen: Pen, scene: Scene) -> None:
         pen.write(scene.place)
 
 
-def _question(pen: Pen, scene: Scene, who: Person, other: Person) -> None:
+def _question(pen: StorySampler, scene: Scene, who: Person, other: Person) -> None:
     """Somebody asks about a thing, and the answer says who has it or where it lies."""
     _mention(pen, other)
     pen.write("about")
@@ -227,7 +227,7 @@ def _question(pen: Pen, scene: Scene, who: Person, other: Person) -> None:
         pen.write("it", "was", "at", "the", item.place, *item.spot)
 
 
-def _work(pen: Pen, who: Person, verb: str) -> None:
+def _work(pen: StorySampler, who: Person, verb: str) -> None:
     """What somebody did for a living, with the full stop of the sentence."""
     pen.choose(world().goods[who.job, verb])
     (after,) = pen.choose(world().manner[verb])
@@ -238,12 +238,12 @@ def _work(pen: Pen, who: Person, verb: str) -> None:
         pen.write(".")
 
 
-def _mention(pen: Pen, person: Person) -> None:
+def _mention(pen: StorySampler, person: Person) -> None:
     """Refer to somebody by name or by job."""
     pen.choose((((person.name,), 0.6), (("the", person.job), 0.4)))
 
 
-def _pick(pen: Pen, items: list[Item]) -> Item:
+def _pick(pen: StorySampler, items: list[Item]) -> Item:
     """Name one of the things, at times with its adjective."""
     options: list[tuple[Phrase, float]] = []
     for item in items:
@@ -252,7 +252,7 @@ def _pick(pen: Pen, items: list[Item]) -> Item:
     return next(item for item in items if item.noun == noun)
 
 
-def _all_of(pen: Pen, items: list[Item]) -> None:
+def _all_of(pen: StorySampler, items: list[Item]) -> None:
     """Name all the things in the order in which the story brought them in."""
     for index, item in enumerate(items):
         pen.write(*(("and",) if index else ()), "the", item.adjective, item.noun)
@@ -262,7 +262,7 @@ def _distinct(options: Weighted) -> Weighted:
     return list(dict(options).items())
 
 
-def _ending(pen: Pen, scene: Scene) -> None:
+def _ending(pen: StorySampler, scene: Scene) -> None:
     """Tell of one of the things who has it or where it lies."""
     options: list[tuple[Phrase, float]] = []
     for item in scene.items:

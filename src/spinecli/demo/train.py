@@ -16,11 +16,52 @@ from pathlib import Path
 from random import Random
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from spinecli.demo.language import Document, floor_perplexity, generate, write_story
-from spinecli.demo.tokenizer import START, build_tokenizer
+from spinecli.demo.language import Document, floor_perplexity, generate, vocabulary, write_story
+from spinecli.demo.vocabulary import END
+
+PAD, UNKNOWN, START = "<pad>", "<unk>", "<bos>"
+
+
+def build_tokenizer(longest: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word, for contexts of at most ``longest`` tokens.
+
+    A line break ends a story, so it is read as the end token and the end token is written
+    as a line break.
+    """
+    words = list(dict.fromkeys((PAD, UNKNOWN, START, *vocabulary())))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s*\n\s*"), f" {END} "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[.,]"), "isolated")]
+    )
+    # The word-piece decoder is here for its clean-up of the space before punctuation.
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(prefix="##", cleanup=True),
+            decoders.Fuse(),
+            decoders.Replace(Regex(f" ?{END} ?"), "\n"),
+        ]
+    )
+    start = words.index(START)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, start)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        model_max_length=longest,
+        clean_up_tokenization_spaces=False,
+    )
+
 
 CONTEXT = 256
 """Longest context of the model and length of a training row, in tokens."""
@@ -47,7 +88,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Point:
+class TrainingPoint:
     """One line of the training curve; losses are in nats per token."""
 
     step: int
@@ -158,7 +199,7 @@ def train(recipe: Recipe, out: Path, every: int = 100) -> LlamaForCausalLM:
     rows = training_rows(ids, Random(FIRST_TRAINING_SEED + recipe.seed))
     held_out = generate(documents=100, seed=HELD_OUT_SEED)
     floor = math.log(floor_perplexity(held_out))
-    curve: list[Point] = []
+    curve: list[TrainingPoint] = []
     recent: list[float] = []
     began = time.monotonic()
     for step in range(recipe.steps):
@@ -175,7 +216,7 @@ def train(recipe: Recipe, out: Path, every: int = 100) -> LlamaForCausalLM:
         done = step + 1
         if done % every == 0 or done == recipe.steps:
             held_out_loss = story_loss(model, ids, held_out)
-            curve.append(Point(done, done * batch.numel(), sum(recent) / len(recent), held_out_loss, floor))
+            curve.append(TrainingPoint(done, done * batch.numel(), sum(recent) / len(recent), held_out_loss, floor))
             recent = []
             save(model, tokenizer, curve, out)
             print(
@@ -186,7 +227,7 @@ def train(recipe: Recipe, out: Path, every: int = 100) -> LlamaForCausalLM:
     return model
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, curve: list[Point], out: Path) -> None:
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, curve: list[TrainingPoint], out: Path) -> None:
     """Write model, tokenizer and training curve to ``out``."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

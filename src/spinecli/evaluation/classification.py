@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spinecli.data.batches import Batch, evaluation_batches
+from spinecli.data.encoding import Encoded
 from spinecli.errors import MeasurementError
 from spinecli.evaluation.labelled import LabelledSet
 from spinecli.evaluation.results import ClassificationResult
-from spinecli.federation.data.batches import Batch, evaluation_batches
-from spinecli.federation.data.encoding import Encoded
 from spinecli.progress import Progress
 
 _BATCH = 64

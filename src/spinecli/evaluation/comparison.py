@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from spinecli.evaluation.latency import paired_ratio
-from spinecli.evaluation.results import Better, Form, ModelResult, Rates, Row, Weights
+from spinecli.evaluation.results import Better, ComparisonRow, Form, ModelResult, Rates, Weights
 from spinecli.evaluation.tasks import TaskFigure, task_figures
 
 
-def compare(models: Sequence[ModelResult]) -> tuple[Row, ...]:
+def compare(models: Sequence[ModelResult]) -> tuple[ComparisonRow, ...]:
     """All figures that at least one model has, in the order of the table."""
     rows = [
         *_weights(models),
@@ -28,11 +28,11 @@ def _ratios(values: Sequence[float | None]) -> tuple[float | None, ...]:
     return tuple(value / first if value is not None and first else None for value in values)
 
 
-def _row(figure: str, better: Better, form: Form, values: Sequence[float | None]) -> Row:
-    return Row(figure=figure, better=better, form=form, values=tuple(values), ratios=_ratios(values))
+def _row(figure: str, better: Better, form: Form, values: Sequence[float | None]) -> ComparisonRow:
+    return ComparisonRow(figure=figure, better=better, form=form, values=tuple(values), ratios=_ratios(values))
 
 
-def _weights(models: Sequence[ModelResult]) -> list[Row]:
+def _weights(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     def values(get: Callable[[Weights], int]) -> list[float | None]:
         return [float(get(model.weights)) for model in models]
 
@@ -48,7 +48,7 @@ def _weights(models: Sequence[ModelResult]) -> list[Row]:
     return rows
 
 
-def _perplexities(models: Sequence[ModelResult]) -> list[Row]:
+def _perplexities(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     rows = []
     for index, first in enumerate(models[0].perplexity):
         results = [model.perplexity[index] for model in models]
@@ -59,7 +59,7 @@ def _perplexities(models: Sequence[ModelResult]) -> list[Row]:
             for value, result in zip(values, results, strict=True)
         ]
         rows.append(
-            Row(
+            ComparisonRow(
                 figure=f"perplexity, {first.description}",
                 better="lower",
                 form="score",
@@ -70,7 +70,7 @@ def _perplexities(models: Sequence[ModelResult]) -> list[Row]:
     return rows
 
 
-def _tasks(models: Sequence[ModelResult]) -> list[Row]:
+def _tasks(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     by_model: list[dict[tuple[str, str], TaskFigure]] = [
         {(figure.task, figure.metric): figure for figure in task_figures(model.lm_eval)} if model.lm_eval else {}
         for model in models
@@ -81,7 +81,7 @@ def _tasks(models: Sequence[ModelResult]) -> list[Row]:
         values = [figure.value if figure else None for figure in figures]
         higher = next((figure.higher_is_better for figure in figures if figure), None)
         rows.append(
-            Row(
+            ComparisonRow(
                 figure=f"{task} {metric}",
                 better="neither" if higher is None else "higher" if higher else "lower",
                 form="score",
@@ -93,7 +93,7 @@ def _tasks(models: Sequence[ModelResult]) -> list[Row]:
     return rows
 
 
-def _classification(models: Sequence[ModelResult]) -> list[Row]:
+def _classification(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     results = [model.classification for model in models if model.classification is not None]
     if not results:
         return []
@@ -107,7 +107,7 @@ def _classification(models: Sequence[ModelResult]) -> list[Row]:
     ]
 
 
-def _speeds(models: Sequence[ModelResult]) -> list[Row]:
+def _speeds(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     latencies = [model.latency for model in models if model.latency is not None]
     if not latencies:
         return []
@@ -117,7 +117,7 @@ def _speeds(models: Sequence[ModelResult]) -> list[Row]:
     ]
 
 
-def _passes(models: Sequence[ModelResult]) -> list[Row]:
+def _passes(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     passes = [model.forward for model in models if model.forward is not None]
     if not passes:
         return []
@@ -127,8 +127,8 @@ def _passes(models: Sequence[ModelResult]) -> list[Row]:
     ]
 
 
-def _speed(figure: str, measured: Sequence[Rates]) -> Row:
-    return Row(
+def _speed(figure: str, measured: Sequence[Rates]) -> ComparisonRow:
+    return ComparisonRow(
         figure=figure,
         better="higher",
         form="rate",
@@ -137,7 +137,7 @@ def _speed(figure: str, measured: Sequence[Rates]) -> Row:
     )
 
 
-def _memories(models: Sequence[ModelResult]) -> list[Row]:
+def _memories(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     memories = [model.memory for model in models]
     peaks = [float(memory.peak_bytes) if memory else None for memory in memories]
     added = [float(memory.added_bytes) if memory else None for memory in memories]

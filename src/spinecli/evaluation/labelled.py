@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,25 +10,75 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spinecli.data.encoding import Encoded, encode
+from spinecli.data.example_columns import DataOptions
+from spinecli.data.examples import BUILTIN, Dataset, load_dataset
 from spinecli.data.hub import hub_name
+from spinecli.data.splits import evaluation_beside
 from spinecli.errors import DataError, OptionError
-from spinecli.evaluation.classifiers import label_names
-from spinecli.evaluation.label_matching import LabelMatch, listed, match_labels
-from spinecli.evaluation.models import Subject
-from spinecli.evaluation.row_length import fit_row_length
-from spinecli.evaluation.settings import DEFAULT_MAX_LENGTH, LabelledSettings
-from spinecli.federation.data.builtin import BUILTIN
-from spinecli.federation.data.columns import DataOptions
-from spinecli.federation.data.encoding import Encoded, encode
-from spinecli.federation.data.examples import Dataset, load_dataset
-from spinecli.federation.data.splits import evaluation_beside
+from spinecli.evaluation.models import Subject, label_names
+from spinecli.evaluation.results import Matching
+from spinecli.evaluation.settings import DEFAULT_MAX_LENGTH, LabelledConfig, fit_row_length
+
+_UNNAMED = re.compile(r"LABEL_\d+")
+_NUMBER = re.compile(r"-?\d+")
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class LabelMatch:
+    """A classifier's outputs by a data set's labels."""
+
+    outputs: tuple[int, ...]
+    """One a label of the data, in the data's order; no two are equal."""
+    by: Matching
+
+
+def match_labels(labels: Sequence[str], data: str, names: Sequence[str], model: str) -> LabelMatch:
+    """Find every label of the data called `data` among the names of the outputs of `model`.
+
+    By name, upper and lower case alike if nothing else tells labels apart; the data need not have every label. Where
+    one side has no names, by position: labels that are numbers from 0 on are the numbers of outputs, and as many labels
+    as outputs that are called LABEL_0 and so on follow their order.
+
+    Raises: DataError, naming the labels of both sides.
+    """
+    for found in (_by_name(labels, names), _by_name(_folded(labels), _folded(names))):
+        if found is not None:
+            return LabelMatch(found, "name")
+    numbered = {str(index): index for index in range(len(names))}
+    if not any(map(_NUMBER.fullmatch, names)) and all(label in numbered for label in labels):
+        return LabelMatch(tuple(numbered[label] for label in labels), "position")
+    if len(labels) == len(names) and all(map(_UNNAMED.fullmatch, names)):
+        return LabelMatch(tuple(range(len(names))), "position")
+    raise DataError(
+        f"{data} has {len(labels)} labels ({listed(labels)}) and {model} answers with {len(names)} ({listed(names)}), "
+        "which do not match; name the data or the column that the model was trained for."
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, separated by commas."""
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+
+
+def _by_name(labels: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
+    places = {name: index for index, name in enumerate(names)}
+    unambiguous = len(places) == len(names) and len(set(labels)) == len(labels)
+    if not unambiguous or not places.keys() >= set(labels):
+        return None
+    return tuple(places[label] for label in labels)
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    return [name.casefold().strip() for name in names]
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledSet:
     """Labelled examples that all models answer."""
 
-    settings: LabelledSettings
+    settings: LabelledConfig
     """With `max_length` filled in."""
     max_length: int
     """Longest row in tokens."""
@@ -47,7 +98,7 @@ class LabelledSet:
         return torch.tensor(self.matches[index].outputs)[self.encoded[index].labels]
 
 
-def read_labelled(settings: LabelledSettings, subjects: Sequence[Subject], note: Callable[[str], None]) -> LabelledSet:
+def read_labelled(settings: LabelledConfig, subjects: Sequence[Subject], note: Callable[[str], None]) -> LabelledSet:
     """Read the examples and put them into the tokens of every model; `note` hears what is not as one would expect.
 
     Raises: DataError, MissingPathError, OfflineError, OptionError, TokenizerError.

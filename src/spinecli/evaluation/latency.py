@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from spinecli.errors import OptionError
-from spinecli.evaluation.results import LatencyResult, Rates
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationSettings
+from spinecli.evaluation.results import ForwardResult, LatencyResult, Rates
+from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationConfig
 from spinecli.progress import Progress, silent
 
 _Timed = TypeVar("_Timed")
@@ -37,8 +37,8 @@ class Seconds:
 
 
 def fit_generation(
-    settings: GenerationSettings, positions: dict[str, int | None], note: Callable[[str], None]
-) -> GenerationSettings:
+    settings: GenerationConfig, positions: dict[str, int | None], note: Callable[[str], None]
+) -> GenerationConfig:
     """The settings with a prompt length that every model (label -> positions) has room for.
 
     Raises: OptionError if a length that was asked for does not fit.
@@ -89,7 +89,7 @@ def time_generation(model: nn.Module, prompt: Tensor, new_tokens: int) -> Second
 
 
 def measure_latency(
-    models: Sequence[nn.Module], prompts: Sequence[Tensor], settings: GenerationSettings, progress: Progress = silent
+    models: Sequence[nn.Module], prompts: Sequence[Tensor], settings: GenerationConfig, progress: Progress = silent
 ) -> list[LatencyResult]:
     """Time all models in turns; one result a model, in their order.
 
@@ -107,7 +107,7 @@ def generation_rates(
     generations: Sequence[Callable[[], Seconds]],
     batch: int,
     length: int,
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     progress: Progress = silent,
 ) -> list[LatencyResult]:
     """Run generations in turns, each of which times itself; one result each, in their order.
@@ -126,7 +126,7 @@ def generation_rates(
 
 
 def in_turns(
-    timed: Sequence[Callable[[], _Timed]], settings: GenerationSettings, progress: Progress = silent
+    timed: Sequence[Callable[[], _Timed]], settings: GenerationConfig, progress: Progress = silent
 ) -> list[list[_Timed]]:
     """Call everything once a round, in order; what each returned in the rounds that count."""
     rounds = settings.warmup + settings.repeats
@@ -162,3 +162,29 @@ def seconds_now(device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
+
+
+@torch.no_grad()
+def time_forward(model: nn.Module, rows: Tensor) -> float:
+    """Seconds of one forward pass over `rows`, (batch, length) int64 on the model's device, without padding."""
+    start = seconds_now(rows.device)
+    model(input_ids=rows, attention_mask=torch.ones_like(rows))
+    return seconds_now(rows.device) - start
+
+
+def measure_forward(
+    models: Sequence[nn.Module], rows: Sequence[Tensor], settings: GenerationConfig, progress: Progress = silent
+) -> list[ForwardResult]:
+    """Time all models in turns; one result a model, in their order.
+
+    `rows` holds one a model, all (batch, length) int64, on the models' device.
+    """
+    passes = [partial(time_forward, model, own) for model, own in zip(models, rows, strict=True)]
+    taken = in_turns(passes, settings, progress)
+    batch, tokens = len(rows[0]), rows[0].numel()
+    return [
+        ForwardResult(
+            rows=rates([batch / seconds for seconds in series]), tokens=rates([tokens / seconds for seconds in series])
+        )
+        for series in taken
+    ]

@@ -16,10 +16,10 @@ from spinecli.errors import MeasurementError
 from spinecli.evaluation.memory_probe import FAILURE_MARK, REPORT_MARK
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.results import MemoryResult
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, Settings
+from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, EvaluateConfig
 
 
-def measure_memory(subject: Subject, settings: Settings) -> MemoryResult:
+def measure_memory(subject: Subject, settings: EvaluateConfig) -> MemoryResult:
     """Start a process that loads the model, runs it once, and reports its own peak.
 
     Raises: MeasurementError if that process dies, for want of memory for instance.

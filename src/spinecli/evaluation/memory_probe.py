@@ -21,8 +21,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     import torch
 
-    from spinecli.evaluation.forward import time_forward
-    from spinecli.evaluation.latency import random_prompt, time_generation
+    from spinecli.evaluation.latency import random_prompt, time_forward, time_generation
     from spinecli.evaluation.models import load_model, open_subjects
     from spinecli.evaluation.quiet import quiet_libraries
 

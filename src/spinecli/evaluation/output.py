@@ -8,27 +8,26 @@ from dataclasses import dataclass, replace
 from pydantic import JsonValue
 
 from spinecli.artifacts.directory import OutputOptions, check_output
-from spinecli.artifacts.lineage import lineage_behind
-from spinecli.artifacts.manifest import Manifest, Source, Step, record_file
+from spinecli.artifacts.manifest import Manifest, Source, Step, lineage_behind, record_file
 from spinecli.artifacts.run import Run
-from spinecli.calibration.rows import TokenRows
 from spinecli.checkpoints.source import describe_source
+from spinecli.data.rows import TokenRows
 from spinecli.evaluation.plots import PICTURE_NAME, can_plot, save_picture
-from spinecli.evaluation.report_html import REPORT_NAME, report_html
+from spinecli.evaluation.report_page import REPORT_NAME, report_html
 from spinecli.evaluation.results import RESULTS_NAME, Evaluation
 from spinecli.evaluation.session import Session
 from spinecli.lora.peft_format import CONFIG_NAME, WEIGHTS_NAME
 
 
 @dataclass(frozen=True)
-class Provenance:
+class EvaluationInputs:
     """What an evaluation measures and where that comes from."""
 
     inputs: dict[str, Source]
     lineage: tuple[Step, ...]
 
 
-def provenance(session: Session) -> Provenance:
+def provenance(session: Session) -> EvaluationInputs:
     """Sums of everything that is measured or measured with. Reads every checkpoint once, so before measuring.
 
     Raises: DamagedArtifactError if a model's files are not those that its spine.json lists.
@@ -44,10 +43,12 @@ def provenance(session: Session) -> Provenance:
         inputs[f"text {index}"] = TokenRows(passage.windows[-1].tokens.contiguous(), passage.text).source()
     if session.labelled:
         inputs["labelled examples"] = session.labelled.dataset.source()
-    return Provenance(inputs, lineage_behind(main.path, inputs["model"]))
+    return EvaluationInputs(inputs, lineage_behind(main.path, inputs["model"]))
 
 
-def write_evaluation(session: Session, source: Provenance, evaluation: Evaluation, output: OutputOptions) -> Manifest:
+def write_evaluation(
+    session: Session, source: EvaluationInputs, evaluation: Evaluation, output: OutputOptions
+) -> Manifest:
     """Write the output directory, whole or not at all.
 
     Nothing is written while measuring, so a killed evaluation leaves nothing. What a kill in the moment of writing

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.calibration.rows import Frame, SpecialTokens, frame_of
+from spinecli.data.rows import Frame, SpecialTokens, frame_of
 from spinecli.data.text import Text, load_text
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.perplexity import Windowing, text_windows
-from spinecli.evaluation.row_length import fit_row_length
-from spinecli.evaluation.settings import DEFAULT_WINDOW, PerplexitySettings
+from spinecli.evaluation.settings import DEFAULT_WINDOW, PerplexityConfig, fit_row_length
 
 # More than any tokenizer needs for prose; bounds what is fetched of a hub data set.
 _CHARACTERS_PER_TOKEN = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class TextWindows:
     """A text as one model sees it."""
 
     tokens: Tensor
@@ -35,7 +34,7 @@ class Passage:
     """One text."""
 
     text: Text
-    windows: tuple[Windows, ...]
+    windows: tuple[TextWindows, ...]
     """One a model."""
 
     def comparable(self, index: int) -> bool:
@@ -44,14 +43,14 @@ class Passage:
 
 
 def read_passages(
-    settings: PerplexitySettings, subjects: Sequence[Subject], note: Callable[[str], None]
+    settings: PerplexityConfig, subjects: Sequence[Subject], note: Callable[[str], None]
 ) -> list[Passage]:
     """Read and cut all texts; `note` hears what is not as one would expect.
 
     Raises: OptionError, CalibrationTextError, TokenizerError, OfflineError.
     """
     positions = {subject.label: subject.positions for subject in subjects}
-    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note, "Windows")
+    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note, "TextWindows")
     tokenizers = [subject.tokenizer for subject in subjects]
     frames = [
         frame_of(subject.checkpoint, tokenizer, SpecialTokens(settings.special_tokens))
@@ -65,13 +64,13 @@ def read_passages(
         windows = []
         for subject, tokenizer, windowing, frame in zip(subjects, tokenizers, windowings, frames, strict=True):
             tokens = text_windows(tokenizer, text, windowing, opening=frame.opening, vocabulary=subject.vocabulary)
-            windows.append(Windows(tokens, windowing, frame))
+            windows.append(TextWindows(tokens, windowing, frame))
         passages.append(Passage(text, tuple(windows)))
         _tell(passages[-1], subjects, note)
     return passages
 
 
-def _windowing(settings: PerplexitySettings, window: int, frame: Frame) -> Windowing:
+def _windowing(settings: PerplexityConfig, window: int, frame: Frame) -> Windowing:
     opening = len(frame.opening)
     # as many tokens as a window has mean windows side by side, whatever opens them
     disjoint = settings.stride is None or settings.stride == window

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from spinecli.calibration.rows import token_rows
-from spinecli.calibration.stream import CHUNK_TOKENS, BlockStream, ComputeOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream, ComputeOptions
+from spinecli.data.rows import token_rows
 from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError
 from spinecli.evaluation.results import Computation
@@ -82,7 +82,7 @@ class Windowing:
 
 
 @dataclass(frozen=True)
-class Score:
+class TextScore:
     """A model's loss on a text."""
 
     nll: float
@@ -148,7 +148,7 @@ def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     return losses.view(targets.shape).cpu().double()
 
 
-def score(logits: Iterable[Tensor], windows: Tensor, windowing: Windowing) -> Score:
+def score(logits: Iterable[Tensor], windows: Tensor, windowing: Windowing) -> TextScore:
     """The loss over the scored tokens of all windows.
 
     `logits` comes in chunks of (chunk, window, vocabulary) that together have one row a window; `windows` is
@@ -169,7 +169,7 @@ def score(logits: Iterable[Tensor], windows: Tensor, windowing: Windowing) -> Sc
         raise MeasurementError(
             f"The loss is {nll}, which has no perplexity; compute with --dtype float32, or the model is broken."
         )
-    return Score(nll, count)
+    return TextScore(nll, count)
 
 
 @dataclass(frozen=True, eq=False)

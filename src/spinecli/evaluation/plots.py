@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from spinecli.evaluation.results import Evaluation, Row
+from spinecli.evaluation.results import ComparisonRow, Evaluation
 
 PICTURE_NAME = "comparison.png"
 
@@ -41,7 +41,7 @@ def save_picture(evaluation: Evaluation, path: Path) -> None:
     figure.savefig(path, dpi=144)
 
 
-def _drawn(evaluation: Evaluation) -> list[Row]:
+def _drawn(evaluation: Evaluation) -> list[ComparisonRow]:
     """The measured figures; where nothing was measured that can be drawn, the parameters."""
     perplexities = [row for row in evaluation.comparison if row.figure.startswith("perplexity")]
     # without ratios there is no common unit, and nothing to see side by side
@@ -51,7 +51,7 @@ def _drawn(evaluation: Evaluation) -> list[Row]:
     return rows[:_MOST_PANELS] or [evaluation.comparison[0]]
 
 
-def _scatter(axis: Any, parameters: list[float], row: Row, labels: list[str]) -> None:
+def _scatter(axis: Any, parameters: list[float], row: ComparisonRow, labels: list[str]) -> None:
     axis.plot(parameters, row.values, "o", color="#4472c4")
     for x, y, label in zip(parameters, row.values, labels, strict=True):
         axis.annotate(label, (x, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
@@ -60,7 +60,7 @@ def _scatter(axis: Any, parameters: list[float], row: Row, labels: list[str]) ->
     axis.grid(alpha=0.3)
 
 
-def _bars(axis: Any, row: Row, labels: list[str]) -> None:
+def _bars(axis: Any, row: ComparisonRow, labels: list[str]) -> None:
     values = [value or 0 for value in row.values]
     scale = 1e6 if row.form == "bytes" else 1
     errors = [deviation or 0 for deviation in row.deviations] or None

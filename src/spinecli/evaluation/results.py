@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from spinecli.checkpoints.cuts import BlockCut
-from spinecli.evaluation.record import Record
-from spinecli.evaluation.settings import GenerationSettings, Settings
+from spinecli.artifacts.record import Record
+from spinecli.checkpoints.cut_picture import BlockCut
+from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig
 
 RESULTS_NAME = "results.json"
 RESULTS_FORMAT = 1
@@ -132,7 +132,7 @@ class ModelResult(Record):
     """lm-eval's own results, as it returns them."""
 
 
-class Row(Record):
+class ComparisonRow(Record):
     """One figure over all models."""
 
     figure: str
@@ -150,13 +150,13 @@ class Evaluation(Record):
     """The whole of results.json. The first model is the reference of all ratios."""
 
     results_format: int = RESULTS_FORMAT
-    settings: Settings
+    settings: EvaluateConfig
     machine: dict[str, JsonValue]
     models: tuple[ModelResult, ...]
-    comparison: tuple[Row, ...]
+    comparison: tuple[ComparisonRow, ...]
 
     @property
-    def generation(self) -> GenerationSettings:
+    def generation(self) -> GenerationConfig:
         """The generation behind speed and memory."""
         return self.settings.generation
 

@@ -9,14 +9,12 @@ from pydantic import JsonValue
 from transformers import PreTrainedModel
 
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.stream import compute_options
-from spinecli.errors import MeasurementError
+from spinecli.checkpoints.stream.block_stream import compute_options
+from spinecli.errors import MeasurementError, OptionError
 from spinecli.evaluation.classification import classify
 from spinecli.evaluation.comparison import compare
-from spinecli.evaluation.forward import measure_forward
-from spinecli.evaluation.kinds import require_measurable
 from spinecli.evaluation.labelled import LabelledSet, read_labelled
-from spinecli.evaluation.latency import fit_generation, measure_latency, random_prompt
+from spinecli.evaluation.latency import fit_generation, measure_forward, measure_latency, random_prompt
 from spinecli.evaluation.machine import machine_facts, torch_threads
 from spinecli.evaluation.memory import measure_memory
 from spinecli.evaluation.models import Subject, cut_of, load_model, weights_of
@@ -32,10 +30,30 @@ from spinecli.evaluation.results import (
     ModelResult,
     PerplexityResult,
 )
-from spinecli.evaluation.row_length import fit_row_length
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationSettings, Settings
+from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, EvaluateConfig, GenerationConfig, fit_row_length
 from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks
 from spinecli.progress import Progress, silent
+
+
+def require_measurable(subject: Subject, settings: EvaluateConfig) -> None:
+    """Refuse a measure that the model's kind does not have; all models of an evaluation are of one kind.
+
+    Raises: OptionError.
+    """
+    for option, asked, of_classifiers in (
+        ("--perplexity", settings.perplexity, False),
+        ("--tasks", settings.tasks, False),
+        ("--labelled", settings.labelled, True),
+    ):
+        if asked is None or subject.classifies == of_classifiers:
+            continue
+        if of_classifiers:
+            raise OptionError(
+                f"{option} measures classifiers and {subject.label} is a language model; use --perplexity or --tasks."
+            )
+        raise OptionError(
+            f"{option} measures language models and {subject.label} is a classifier; use --labelled with examples."
+        )
 
 
 def _unheard(sentence: str) -> None:
@@ -57,7 +75,7 @@ class Session:
     """Models, what to measure of them, and all that has been found for it; made by `open_session`."""
 
     subjects: tuple[Subject, ...]
-    settings: Settings
+    settings: EvaluateConfig
     passages: tuple[Passage, ...]
     tasks: TaskSet | None
     labelled: LabelledSet | None
@@ -190,7 +208,7 @@ class Session:
 
 def open_session(
     subjects: Sequence[Subject],
-    settings: Settings,
+    settings: EvaluateConfig,
     listeners: Listeners | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Session:
@@ -213,9 +231,7 @@ def open_session(
     return Session(tuple(subjects), settings, tuple(passages), tasks, labelled, listeners, stopwatch)
 
 
-def _fit(
-    generation: GenerationSettings, subjects: Sequence[Subject], note: Callable[[str], None]
-) -> GenerationSettings:
+def _fit(generation: GenerationConfig, subjects: Sequence[Subject], note: Callable[[str], None]) -> GenerationConfig:
     """The generation, or a classifier's pass, in the length that every model has room for."""
     positions = {subject.label: subject.positions for subject in subjects}
     if not subjects[0].classifies:
@@ -225,7 +241,9 @@ def _fit(
     return generation.model_copy(update={"prompt_length": length, "new_tokens": 0})
 
 
-def evaluate_models(subjects: Sequence[Subject], settings: Settings, listeners: Listeners | None = None) -> Evaluation:
+def evaluate_models(
+    subjects: Sequence[Subject], settings: EvaluateConfig, listeners: Listeners | None = None
+) -> Evaluation:
     """Measure models side by side; the first is the reference of the ratios."""
     return open_session(subjects, settings, listeners).measure()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from spinecli.evaluation.record import Record
+from spinecli.artifacts.record import Record
+from spinecli.errors import OptionError
 
 DEFAULT_WINDOW = 256
 DEFAULT_ROWS = 40
@@ -14,7 +16,7 @@ DEFAULT_MAX_LENGTH = 128
 DEFAULT_EXAMPLES = 2000
 
 
-class PerplexitySettings(Record):
+class PerplexityConfig(Record):
     """Texts and how they are cut into windows."""
 
     texts: tuple[str, ...]
@@ -28,7 +30,7 @@ class PerplexitySettings(Record):
     """What opens a window: what the tokenizer puts in front of a text, or nothing."""
 
 
-class TaskSettings(Record):
+class TaskConfig(Record):
     """What lm-eval runs."""
 
     names: tuple[str, ...]
@@ -40,7 +42,7 @@ class TaskSettings(Record):
     """Chooses few-shot examples; 1234 is lm-eval's own default."""
 
 
-class LabelledSettings(Record):
+class LabelledConfig(Record):
     """Labelled examples that classifiers answer."""
 
     data: str
@@ -56,7 +58,7 @@ class LabelledSettings(Record):
     """At most this many, spread evenly over the data."""
 
 
-class GenerationSettings(Record):
+class GenerationConfig(Record):
     """The generation that is timed, and whose memory is measured; of a classifier, one forward pass."""
 
     prompt_length: int | None = None
@@ -71,19 +73,47 @@ class GenerationSettings(Record):
     """Rounds before them that are not counted."""
 
 
-class Settings(Record):
+class EvaluateConfig(Record):
     """One evaluation."""
 
-    perplexity: PerplexitySettings | None = None
+    perplexity: PerplexityConfig | None = None
     """None: not measured."""
-    tasks: TaskSettings | None = None
+    tasks: TaskConfig | None = None
     """None: none are run."""
-    labelled: LabelledSettings | None = None
+    labelled: LabelledConfig | None = None
     """None: not measured."""
     latency: bool = False
     memory: bool = False
-    generation: GenerationSettings = GenerationSettings()
+    generation: GenerationConfig = GenerationConfig()
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
     """Threads of torch; None: as many as torch chooses."""
+
+
+def fit_row_length(
+    asked: int | None,
+    default: int,
+    positions: Mapping[str, int | None],
+    option: str,
+    note: Callable[[str], None],
+    rows: str = "Rows",
+) -> int:
+    """The length that was asked for; else the default, or as many tokens as every model has positions for.
+
+    Args:
+        positions: label -> positions of a model; None if it has no limit.
+        option: the command-line option that asks for a length.
+        rows: what the rows are called.
+
+    Raises: OptionError if a model has no room for the length that was asked for.
+    """
+    length = default if asked is None else asked
+    for label, limit in positions.items():
+        if limit is None or length <= limit:
+            continue
+        if asked is not None:
+            raise OptionError(f"{rows} of {length} tokens exceed the {limit} positions of {label}; lower {option}.")
+        note(f"{rows} have at most {limit} tokens instead of {length}, because {label} has no more positions.")
+        length = limit
+    return length

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from spinecli.errors import MissingPathError, OptionError
-from spinecli.evaluation.settings import TaskSettings
+from spinecli.errors import MissingPathError, OptionError, reason_of
+from spinecli.evaluation.settings import TaskConfig
 
 # a top-level key with what belongs to it: the rest of its line, and lines that are indented, items or comments
 _KEY = re.compile(
@@ -49,7 +49,7 @@ class TaskNames:
         return [self.files[name]] if name in self.files else self.tags.get(name, [])
 
 
-def expand_names(settings: TaskSettings) -> tuple[str, ...]:
+def expand_names(settings: TaskConfig) -> tuple[str, ...]:
     """The tasks that are meant, each once, with patterns expanded.
 
     Raises: MissingPathError, OptionError if there is no such task.
@@ -73,7 +73,7 @@ def expand_names(settings: TaskSettings) -> tuple[str, ...]:
     return tuple(names)
 
 
-def own_folders(settings: TaskSettings) -> list[Path]:
+def own_folders(settings: TaskConfig) -> list[Path]:
     """Folders of tasks beside lm-eval's own: that of the demo, and the user's."""
     demo = Path(str(resources.files("spinecli.demo") / "assets" / "tasks"))
     return [demo, *([settings.include_path] if settings.include_path else [])]
@@ -173,5 +173,5 @@ def _refuse_broken(paths: Sequence[Path]) -> None:
             raise OptionError(f"The task file {file}{line} cannot be read ({reason}); mend it.") from error
         # a file of any author: it may include what is absent, or hold no mapping
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            reason = reason_of(error)
             raise OptionError(f"The task file {path} cannot be read ({reason}); mend it.") from error

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spinecli.errors import MeasurementError, OfflineError, OptionError
+from spinecli.errors import MeasurementError, OfflineError, OptionError, reason_of
 from spinecli.evaluation.quiet import lm_eval_progress
-from spinecli.evaluation.settings import TaskSettings
+from spinecli.evaluation.settings import TaskConfig
 from spinecli.evaluation.task_names import TaskNames, expand_names, lm_eval_names, own_folders
 from spinecli.progress import Progress, silent
 
@@ -22,7 +22,7 @@ from spinecli.progress import Progress, silent
 class TaskSet:
     """Tasks that exist and whose data has been found."""
 
-    settings: TaskSettings
+    settings: TaskConfig
     names: tuple[str, ...]
     """Patterns expanded."""
     manager: Any
@@ -41,7 +41,7 @@ class TaskFigure:
     higher_is_better: bool | None
 
 
-def find_tasks(settings: TaskSettings, progress: Progress = silent, *, debug: bool = False) -> TaskSet:
+def find_tasks(settings: TaskConfig, progress: Progress = silent, *, debug: bool = False) -> TaskSet:
     """Look the tasks up and load their data once, so that mistakes are found before any model is loaded.
 
     Raises: OptionError (unknown or unusable task), MissingPathError, OfflineError (data that has to be fetched).
@@ -95,7 +95,7 @@ def run_tasks(
             )
     # tasks are code of many authors; whatever they raise ends this measurement
     except Exception as error:
-        raise MeasurementError(f"lm-eval stopped in {', '.join(tasks.names)}: {_reason(error)}.") from error
+        raise MeasurementError(f"lm-eval stopped in {', '.join(tasks.names)}: {reason_of(error)}.") from error
     # NaN and infinity are no JSON; they become strings
     text = json.dumps(results, default=handle_non_serializable)
     found: dict[str, JsonValue] = json.loads(text, parse_constant=str)
@@ -170,15 +170,15 @@ def _check_task(manager: Any, name: str) -> None:
     try:
         loaded = manager.load([name])
     except FileNotFoundError as error:
-        raise OptionError(f"The data of task {name} was not found: {_reason(error)}; mend its data_files.") from error
+        raise OptionError(f"The data of task {name} was not found: {reason_of(error)}; mend its data_files.") from error
     except ConnectionError as error:
         raise OfflineError(
-            f"The data of task {name} is on the hub, which cannot be reached ({_reason(error)}); fetch it once with a "
-            "connection, or name a task with local data."
+            f"The data of task {name} is on the hub, which cannot be reached ({reason_of(error)}); fetch it once with "
+            "a connection, or name a task with local data."
         ) from error
     # a task file is configuration and code of any author, and lm-eval raises whatever comes of it
     except Exception as error:
-        raise OptionError(f"Task {name} cannot be loaded ({_reason(error)}); mend its file.") from error
+        raise OptionError(f"Task {name} cannot be loaded ({reason_of(error)}); mend its file.") from error
     for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise OptionError(
@@ -224,8 +224,3 @@ def _beside(value: Any, directory: Path) -> Any:
         return value
     found = (directory / value).exists() or any(directory.glob(value))
     return str(directory / value) if found else value
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__

@@ -12,8 +12,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from spinecli.artifacts.record import Record
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.errors import UnexportableError
@@ -32,10 +33,8 @@ class Change(str, Enum):
     """Rows of a fused projection from head after head to all queries, all keys, all values."""
 
 
-class Architecture(BaseModel):
+class Architecture(Record):
     """One architecture of llama.cpp."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     outer: dict[str, str]
@@ -50,7 +49,7 @@ class Architecture(BaseModel):
     """Norms of a block that are there for its attention alone, and leave with it."""
     feed_forward_norms: tuple[str, ...]
     """The same for its feed-forward layer."""
-    changes: dict[str, Change] = {}
+    changes: dict[str, Change] = Field(default_factory=dict)
     """By module."""
     biases: tuple[str, ...] = ()
     """Modules that may have one, norms of a block aside."""
@@ -64,9 +63,9 @@ class Architecture(BaseModel):
     """Less than a whole head may be turned."""
     sliding: bool = False
     """It slides attention windows, in the blocks that the file names."""
-    settings: dict[str, str] = {}
+    settings: dict[str, str] = Field(default_factory=dict)
     """Further keys, relative to the architecture -> keys of config.json; absent and null ones are left out."""
-    required: dict[str, tuple[Any, ...]] = {}
+    required: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Keys of config.json that must hold one of these values, if any: what its code takes as given."""
     needed: tuple[str, ...] = ()
     """Keys of config.json that must hold something."""
@@ -74,7 +73,7 @@ class Architecture(BaseModel):
     """Keys of config.json that must hold nothing."""
     head_dim_twins: tuple[str, ...] = ()
     """Keys of config.json that must hold the size of a head."""
-    patterns: dict[str, tuple[Any, ...]] = {}
+    patterns: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Keys of config.json with a value per block -> what these must be, over and over."""
     refused_blocks: tuple[int, ...] = ()
     """Numbers of blocks by which it recognises a model that it scales in another way."""

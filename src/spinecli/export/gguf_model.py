@@ -7,8 +7,8 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.export.form import form_of
 from spinecli.export.gguf_file import GgufModel
+from spinecli.export.gguf_shape import gguf_shape_of
 from spinecli.export.storage import Quantization
 from spinecli.export.tokenizer import GgufTokenizer, read_tokenizer
 
@@ -24,7 +24,7 @@ def gguf_model(
 
     Raises: UnexportableError, TokenizerError.
     """
-    form = form_of(checkpoint)
+    form = gguf_shape_of(checkpoint)
     text = read_tokenizer(tokenizer, int(checkpoint.config.vocab_size), str(checkpoint.path))
     positions = checkpoint.positions or _POSITIONS_WITHOUT_LIMIT
     window = sliding_window(checkpoint)

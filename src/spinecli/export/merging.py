@@ -22,10 +22,9 @@ from peft.utils.other import TrainableTokensWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from spinecli.checkpoints.checkpoint import Checkpoint, config_from
+from spinecli.checkpoints.checkpoint import Checkpoint, config_from, fine_tuned
 from spinecli.checkpoints.family import Task
-from spinecli.checkpoints.finetuned import fine_tuned
-from spinecli.checkpoints.tensors import MadeTensor, TensorSource, held
+from spinecli.checkpoints.tensors import ComputedTensor, TensorSource, held
 from spinecli.checkpoints.tokenizer import has_tokenizer
 from spinecli.errors import OptionError
 from spinecli.lora.peft_adapter import (
@@ -113,7 +112,7 @@ class _Merging:
 
 
 @dataclass(frozen=True, eq=False)
-class _RetrainedRows(MadeTensor):
+class _RetrainedRows(ComputedTensor):
     """An embedding of which an adapter brings some rows; a head that is tied to it gets the same."""
 
 
@@ -132,7 +131,7 @@ def _changes(model: nn.Module, merging: _Merging) -> dict[str, TensorSource]:
             stored = changes.get(name) or merging.stored(name)
             shape = tuple(module.get_base_layer().weight.shape)
             make = partial(_merged, module, wrapped, stored, merging)
-            changes[name] = MadeTensor(shape, merging.dtype(stored), make)
+            changes[name] = ComputedTensor(shape, merging.dtype(stored), make)
         elif isinstance(module, TrainableTokensWrapper):
             stored = changes.get(name) or merging.stored(name)
             rows = torch.tensor(module.token_adapter.token_indices[_ADAPTER])

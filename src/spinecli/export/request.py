@@ -30,7 +30,7 @@ class Format(str, Enum):
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportConfig:
     """The options of `spine export`."""
 
     model: str
@@ -45,7 +45,7 @@ class ExportOptions:
 class ExportRequest:
     """An export that can be carried out."""
 
-    options: ExportOptions
+    options: ExportConfig
     format: Format
     base: Checkpoint
     """As it lies on disk."""
@@ -55,7 +55,7 @@ class ExportRequest:
     """None for a format that keeps the stored dtype."""
 
 
-def open_request(options: ExportOptions) -> ExportRequest:
+def open_request(options: ExportConfig) -> ExportRequest:
     """Check the options and open what they name; no weight is read.
 
     Raises: OptionError, MissingPackageError, OutputExistsError, and what opening a checkpoint or an adapter raises.

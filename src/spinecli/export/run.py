@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import JsonValue
 
 from spinecli.artifacts.directory import require_space
-from spinecli.artifacts.hashing import sha256_file
-from spinecli.artifacts.manifest import record_files
+from spinecli.artifacts.manifest import record_files, sha256_file
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.reload import random_rows, verify_reading
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.checkpoints.stream.verify import random_rows, streamed_logits, verify_reading, verify_written
 from spinecli.checkpoints.tokenizer import tokenizer_of
-from spinecli.export.huggingface import write_huggingface
+from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.export.merging import adapted_modules
 from spinecli.export.output import whole_directory, whole_file
 from spinecli.export.request import ExportRequest, Format
 from spinecli.lora.peft_adapter import adapter_shapes
 from spinecli.progress import Progress, silent
+
+
+def write_huggingface(
+    directory: Path, checkpoint: Checkpoint, stopwatch: Stopwatch, progress: Progress = silent
+) -> float:
+    """Write the checkpoint in its stored dtype and open it again; the largest difference of its logits.
+
+    Raises: VerificationError if the written checkpoint computes something else, NoSpaceError.
+    """
+    with stopwatch("writing"):
+        write_checkpoint(directory, checkpoint.raw_config, checkpoint.groups(), checkpoint.path, progress)
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)  # as the umask has it; safetensors writes for the owner alone
+    with stopwatch("verifying"):
+        tokens = random_rows(checkpoint)
+        expected = streamed_logits(checkpoint, tokens)
+        return verify_written(directory, tokens, expected, ComputeOptions(), stopwatch)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from spinecli.calibration.reload import streamed_logits
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.errors import VerificationError
 from spinecli.export import llamacpp
 from spinecli.export.storage import Quantization

@@ -10,21 +10,20 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from spinecli.calibration.stream import ComputeOptions
-from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.checkpoint import Checkpoint, fine_tuned
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.family import Task
-from spinecli.checkpoints.finetuned import fine_tuned
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.data import example_columns as data_columns
+from spinecli.data.batches import IGNORED, Batch
+from spinecli.data.encoding import Encoded
 from spinecli.errors import VerificationError
-from spinecli.federation.data import columns as data_columns
-from spinecli.federation.data.batches import IGNORED, Batch
-from spinecli.federation.data.encoding import Encoded
-from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.objective import answers_of
+from spinecli.federation.client.base_model import BaseModel
+from spinecli.federation.client.objective import answers_of
 from spinecli.federation.evaluation import adapter_for, probe_batch
-from spinecli.federation.strategies.strategy import GlobalModel, Served
+from spinecli.federation.strategies.strategy import DeployedModel, GlobalModel
 
 _TOLERANCE = 1e-3
 _COARSE_TOLERANCE = 0.05
@@ -55,14 +54,16 @@ def label_settings(labels: Sequence[str], pad_id: int) -> dict[str, Any]:
     }
 
 
-def deploy(directory: Path, merged: Checkpoint, served: Served) -> None:
+def deploy(directory: Path, merged: Checkpoint, served: DeployedModel) -> None:
     """Write the checkpoint of one group: `merged`, cut by the group's masks."""
     directory.mkdir(parents=True, exist_ok=True)  # a killed run may have begun it
     write_cut(directory, merged, served.masks or Masks.full(merged.shapes))
 
 
 @torch.no_grad()
-def verify_deployed(directory: Path, base: BaseModel, model: GlobalModel, served: Served, probe: Encoded) -> float:
+def verify_deployed(
+    directory: Path, base: BaseModel, model: GlobalModel, served: DeployedModel, probe: Encoded
+) -> float:
     """Open a written checkpoint as a stranger would; the largest difference of its logits from the trained model's.
 
     Raises: VerificationError.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spinecli.federation.data.batches import Batch, collate, evaluation_batches
-from spinecli.federation.data.encoding import Encoded
-from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.objective import Tally, tally
+from spinecli.data.batches import Batch, collate, evaluation_batches
+from spinecli.data.encoding import Encoded
+from spinecli.federation.client.base_model import BaseModel
+from spinecli.federation.client.objective import Tally, tally
 from spinecli.federation.history import Measurement
-from spinecli.federation.strategies.strategy import GlobalModel, Served
+from spinecli.federation.strategies.strategy import DeployedModel, GlobalModel
 from spinecli.lora.aggregation.contribution import restricted
 from spinecli.lora.factors import Factors
 
@@ -43,13 +43,13 @@ def _over_groups(base: BaseModel, model: GlobalModel, batches: Sequence[Batch]) 
     )
 
 
-def adapter_for(base: BaseModel, model: GlobalModel, served: Served) -> dict[str, Factors]:
+def adapter_for(base: BaseModel, model: GlobalModel, served: DeployedModel) -> dict[str, Factors]:
     """The global adapter in the shape of a group's masks."""
     rows, columns = base.kept_units(served.masks) if served.masks else ({}, {})
     return {name: restricted(factors, rows.get(name), columns.get(name)) for name, factors in model.adapter.items()}
 
 
-def _measured(base: BaseModel, model: GlobalModel, served: Served, batches: Sequence[Batch]) -> Measurement:
+def _measured(base: BaseModel, model: GlobalModel, served: DeployedModel, batches: Sequence[Batch]) -> Measurement:
     with base.lent(model.head, served.masks):
         base.attach(adapter_for(base, model, served), trainable=False)
         return measurement_of([tally(base, batch) for batch in batches])

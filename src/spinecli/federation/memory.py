@@ -36,7 +36,7 @@ class TrainingMemory:
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceGroup:
     """Devices that are alike."""
 
     device_class: str
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What a strategy asks of the memory of devices that are alike."""
 
     device_class: str
@@ -66,27 +66,30 @@ class Need:
         return self.least_bytes <= self.limit_bytes
 
 
-def places_of(devices: Iterable[tuple[str, int, int]]) -> list[Place]:
+def places_of(devices: Iterable[tuple[str, int, int]]) -> list[DeviceGroup]:
     """Devices, given as (class, memory in bytes, examples), put together where class and memory are the same."""
     known = list(devices)
     counts = Counter((device_class, memory) for device_class, memory, _ in known)
     most = {key: max(count for *other, count in known if tuple(other) == key) for key in counts}
-    return [Place(*key, devices, most[key]) for key, devices in counts.items()]
+    return [DeviceGroup(*key, devices, most[key]) for key, devices in counts.items()]
 
 
 def needs_of(
-    places: Sequence[Place], least: Callable[[Place], int], most: Callable[[Place], tuple[int, str]]
-) -> list[Need]:
+    places: Sequence[DeviceGroup], least: Callable[[DeviceGroup], int], most: Callable[[DeviceGroup], tuple[int, str]]
+) -> list[MemoryNeed]:
     """The table of needs against limits.
 
     Args:
         least: bytes for the least that can be asked of such a device.
         most: bytes for the most that will be asked, and what that is; both of the least where that does not fit.
     """
-    return [Need(place.device_class, place.devices, place.memory_bytes, least(place), *most(place)) for place in places]
+    return [
+        MemoryNeed(place.device_class, place.devices, place.memory_bytes, least(place), *most(place))
+        for place in places
+    ]
 
 
-def objection(needs: Sequence[Need], strategy: str, remedy: str, *, leaves_out: bool) -> str | None:
+def objection(needs: Sequence[MemoryNeed], strategy: str, remedy: str, *, leaves_out: bool) -> str | None:
     """Why a run cannot begin, in a sentence; None if it can.
 
     Args:
@@ -102,12 +105,12 @@ def objection(needs: Sequence[Need], strategy: str, remedy: str, *, leaves_out: 
     return f"The fleet cannot hold {strategy}: {_compared(misfits[0])}; {remedy}."
 
 
-def sitting_out(needs: Sequence[Need], strategy: str) -> list[str]:
+def sitting_out(needs: Sequence[MemoryNeed], strategy: str) -> list[str]:
     """A note for each kind of device that the strategy leaves out."""
     return [f"{_compared(need)} under {strategy}, and so sit out" for need in needs if not need.fits]
 
 
-def _compared(need: Need) -> str:
+def _compared(need: MemoryNeed) -> str:
     return (
         f"devices of class {need.device_class} have {_gigabytes(need.limit_bytes)} and need at least "
         f"{_gigabytes(need.least_bytes)} ({need.work})"

@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from spinecli.errors import MessageError
-from spinecli.federation.figures import LARGEST
+from spinecli.federation.bounds import LARGEST
 
 _HEADER_KEY = "spine"
 _LENGTH_BYTES = 8

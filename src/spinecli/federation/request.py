@@ -7,28 +7,26 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from spinecli.artifacts.lineage import lineage_behind
-from spinecli.artifacts.manifest import Source, Step
-from spinecli.calibration.stream import ComputeOptions
+from spinecli.artifacts.manifest import Source, Step, lineage_behind
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import tokenizer_of
+from spinecli.data.encoding import Encoded, encode
+from spinecli.data.example_columns import DataOptions
+from spinecli.data.splits import Splits, load_splits
 from spinecli.errors import OptionError
-from spinecli.federation.data.columns import DataOptions
-from spinecli.federation.data.encoding import Encoded, encode
-from spinecli.federation.data.label_table import LabelTable, label_table
-from spinecli.federation.data.partition import partition
-from spinecli.federation.data.schemes import options_for, parse_partition
-from spinecli.federation.data.splits import Splits, load_splits
 from spinecli.federation.engine import Clock
-from spinecli.federation.fleet import Fleet, load_fleet
-from spinecli.federation.memory import Place, places_of
+from spinecli.federation.memory import DeviceGroup, places_of
 from spinecli.federation.planning.artifact import LoraPlan, read_plan
 from spinecli.federation.rounds import RoundOptions
 from spinecli.federation.schedule import Schedule
+from spinecli.federation.simulation.fleet import Fleet, load_fleet
+from spinecli.federation.simulation.label_table import LabelTable, label_table
+from spinecli.federation.simulation.partition import options_for, parse_partition, partition
 from spinecli.federation.strategies import SPLITTING, strategy_of
-from spinecli.federation.strategies.strategy import Tuning
-from spinecli.lora.targets import target_projections
+from spinecli.federation.strategies.strategy import TrainConfig
+from spinecli.lora.factors import target_projections
 
 _MOST_EVALUATED = 2000
 SMALLEST_RATE = 1e-30
@@ -36,7 +34,7 @@ SMALLEST_RATE = 1e-30
 
 
 @dataclass(frozen=True)
-class FederatedOptions:
+class FederateConfig:
     """The options of `spine fed-launch`."""
 
     model: str
@@ -57,7 +55,7 @@ class FederatedOptions:
     rounds: int = 50
     cohort: int = 10
     deadline: float | None = None
-    tuning: Tuning = field(default_factory=Tuning)
+    tuning: TrainConfig = field(default_factory=TrainConfig)
     """Its rounds and length are those above."""
     targets: str = "all"
     schedule: Schedule = "linear"
@@ -75,7 +73,7 @@ class FederatedOptions:
 class FederatedRequest:
     """Checked options with everything opened."""
 
-    options: FederatedOptions
+    options: FederateConfig
     checkpoint: Checkpoint
     source: Source
     lineage: tuple[Step, ...]
@@ -97,7 +95,7 @@ class FederatedRequest:
         """Tokens of the longest row that a device may have; of rows that lie elsewhere only the limit is known."""
         return int(self.train.lengths.max()) if self.parts else self.options.max_length
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[DeviceGroup]:
         """The fleet's devices by what they hold."""
         sizes = [len(part) for part in self.parts] or [self.options.tuning.batch_size] * len(self.fleet.devices)
         kinds = [(spec.device_class.name, spec.device_class.memory_bytes) for spec in self.fleet.devices]
@@ -168,7 +166,7 @@ class FederatedRequest:
         return label_table(self.splits.train, self.parts, classes)
 
 
-def open_request(options: FederatedOptions, *, deal: bool = True) -> FederatedRequest:
+def open_request(options: FederateConfig, *, deal: bool = True) -> FederatedRequest:
     """Check the options against checkpoint, fleet and data, and deal the data out.
 
     Args:
@@ -218,7 +216,7 @@ def open_request(options: FederatedOptions, *, deal: bool = True) -> FederatedRe
     )
 
 
-def _require_same_targets(plan: LoraPlan, checkpoint: Checkpoint, options: FederatedOptions) -> None:
+def _require_same_targets(plan: LoraPlan, checkpoint: Checkpoint, options: FederateConfig) -> None:
     planned = plan.manifest.parameters["targets"]
     if planned != list(target_projections(checkpoint.family, options.targets)):
         raise OptionError(
@@ -231,7 +229,7 @@ def _spread(count: int, limit: int) -> list[int]:
     return list(range(count)) if count <= limit else [index * count // limit for index in range(limit)]
 
 
-def _check_options(options: FederatedOptions) -> None:
+def _check_options(options: FederateConfig) -> None:
     """Refuse values that no run can have; NaN fails every comparison and so is refused, too."""
     tuning = options.tuning
     positive = {

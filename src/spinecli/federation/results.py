@@ -6,16 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from spinecli.artifacts.record import Record
 from spinecli.errors import FederationError
 from spinecli.federation.history import HISTORY_NAME, RoundRecord
 
 
-class ClassResult(BaseModel):
+class ClassResult(Record):
     """What one group of devices would run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     group: str
     devices: int
@@ -23,10 +20,8 @@ class ClassResult(BaseModel):
     """Share of the block parameters that is cut."""
 
 
-class FederatedResult(BaseModel):
+class FederatedResult(Record):
     """The figures that strategies are compared by. Seconds are the engine's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rounds: int
     seconds: float

@@ -10,20 +10,36 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from spinecli.artifacts.stopwatch import return_freed_memory
 from spinecli.errors import FederationError, MessageError
-from spinecli.federation.cohort import draw_cohort
-from spinecli.federation.device.device import importance_tensors
-from spinecli.federation.device.handle import TRAIN
-from spinecli.federation.device.order import PruningOrder, TrainingOrder
-from spinecli.federation.device.wire import FOLDED, adapter_tensors, head_tensors, outputs_tensors
-from spinecli.federation.engine import Engine, Job, Lost, Reply
+from spinecli.federation.client.device import importance_tensors
+from spinecli.federation.client.handle import TRAIN
+from spinecli.federation.client.order import PruningOrder, TrainingOrder
+from spinecli.federation.client.wire import FOLDED, adapter_tensors, head_tensors, outputs_tensors
+from spinecli.federation.engine import Engine, Job, Lost, Node, Reply
 from spinecli.federation.history import DeviceRecord, History, Measurement, RoundRecord
 from spinecli.federation.messages import Message, require_finite
 from spinecli.federation.schedule import Schedule, learning_rate
+from spinecli.federation.seeding import random_generator
 from spinecli.federation.state import RunState
-from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Setting, Strategy, Update
+from spinecli.federation.strategies.strategy import (
+    ClientUpdate,
+    GlobalModel,
+    Strategy,
+    StrategyContext,
+    TrainInstruction,
+)
 from spinecli.federation.updates import checked_update
-from spinecli.freed_memory import return_freed_memory
+
+
+def draw_cohort(nodes: Sequence[Node], size: int, seed: int, round_number: int) -> list[str]:
+    """`size` devices drawn without replacement, in the fleet's order; all of them if there are no more."""
+    names = [node.name for node in nodes]
+    if size >= len(names):
+        return names
+    drawn = set(random_generator(seed, "cohort", round_number).sample(names, size))
+    return [name for name in names if name in drawn]
+
 
 _LOG = logging.getLogger(__name__)
 _MOST_NAMED = 5
@@ -62,7 +78,7 @@ class Loop:
     options: RoundOptions
     engine: Engine
     strategy: Strategy
-    setting: Setting
+    setting: StrategyContext
     evaluate: Callable[[GlobalModel], Measurement]
     save: Callable[[RunState], None]
     probe: Callable[[GlobalModel], Measurement] | None = None
@@ -89,7 +105,7 @@ class Loop:
     def _round(self, number: int, acknowledged: dict[str, int]) -> RoundRecord:
         options, setting = self.options, self.setting
         cohort = draw_cohort(setting.nodes, options.cohort, setting.seed, number)
-        assignments = self.strategy.assign(number, cohort)
+        assignments = self.strategy.configure_train(number, cohort)
         self._require_memory(assignments)
         rate = learning_rate(setting.tuning.learning_rate, options.schedule, number, options.rounds)
         jobs = [
@@ -99,18 +115,18 @@ class Loop:
         began = self.engine.now()
         outcomes = self.engine.exchange(jobs, options.deadline)
         ended = self.engine.now()
-        updates: list[Update] = []
+        updates: list[ClientUpdate] = []
         lost: list[Lost] = []
         devices = []
         for job, outcome in zip(jobs, outcomes, strict=True):
             assignment = assignments[job.device]
             checked = self._checked(outcome, assignment, began)
-            if isinstance(checked, Update):
+            if isinstance(checked, ClientUpdate):
                 updates.append(checked)
                 acknowledged[job.device] = number
             else:
                 lost.append(checked)
-            ratio = checked.ratio if isinstance(checked, Update) else self._ratio(job.device)
+            ratio = checked.ratio if isinstance(checked, ClientUpdate) else self._ratio(job.device)
             devices.append(_device_record(job.device, assignment, outcome, checked, ended, ratio))
         evaluation = self._absorbed(number, updates, lost)
         return RoundRecord(
@@ -122,21 +138,21 @@ class Loop:
             devices=tuple(devices),
         )
 
-    def _absorbed(self, number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> Measurement | None:
+    def _absorbed(self, number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> Measurement | None:
         """Learn from the answers; what is measured of the new model where that is due.
 
         Every answer is finite by itself; what many of them come to over the rounds needs not be.
         """
         answered = [update.device for update in updates]
         try:
-            self.strategy.absorb(number, updates, lost)
+            self.strategy.aggregate_train(number, updates, lost)
             require_finite(self.strategy.snapshot().tensors)
         except (MessageError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             what = str(error).rstrip(".") if isinstance(error, MessageError) else "its factors have no decomposition"
             raise diverged(number, self.options.rounds, f"{what}, from {named(answered)}") from error
         return measured(self.options, number, self.strategy.model(), answered, self.evaluate, self.probe)
 
-    def _require_memory(self, assignments: Mapping[str, Assignment]) -> None:
+    def _require_memory(self, assignments: Mapping[str, TrainInstruction]) -> None:
         """Whatever a strategy orders, no device is asked for more than it has said that it holds."""
         memory = self.setting.memory
         needed = {ranks: memory.needed(ranks) for ranks in {each.ranks for each in assignments.values()}}
@@ -154,7 +170,9 @@ class Loop:
         cuts, masks = self.setting.cuts, self.strategy.masks_of(device)
         return cuts.ratio_of(cuts.widths_of(masks)) if masks else 0.0
 
-    def _job(self, number: int, device: str, assignment: Assignment, rate: float, acknowledged: int | None) -> Job:
+    def _job(
+        self, number: int, device: str, assignment: TrainInstruction, rate: float, acknowledged: int | None
+    ) -> Job:
         tuning, pruning = self.setting.tuning, assignment.pruning
         order = TrainingOrder(
             round=number,
@@ -184,7 +202,7 @@ class Loop:
             tensors |= importance_tensors(pruning.importance)
         return Job(device, TRAIN, number, Message(order.model_dump(mode="json"), tensors))
 
-    def _checked(self, outcome: Reply | Lost, assignment: Assignment, began: float) -> Update | Lost:
+    def _checked(self, outcome: Reply | Lost, assignment: TrainInstruction, began: float) -> ClientUpdate | Lost:
         if isinstance(outcome, Lost):
             return outcome
         try:
@@ -276,11 +294,16 @@ def _reached_target(rounds: Sequence[RoundRecord], target: float | None) -> bool
 
 
 def _device_record(
-    device: str, assignment: Assignment, outcome: Reply | Lost, checked: Update | Lost, ended: float, ratio: float
+    device: str,
+    assignment: TrainInstruction,
+    outcome: Reply | Lost,
+    checked: ClientUpdate | Lost,
+    ended: float,
+    ratio: float,
 ) -> DeviceRecord:
     held = [rank for rank in assignment.ranks if rank > 0]
     depth, rank = len(held), sum(held) / max(len(held), 1)
-    update = checked if isinstance(checked, Update) else None
+    update = checked if isinstance(checked, ClientUpdate) else None
     lost = checked if isinstance(checked, Lost) else None
     timing = outcome.timing if isinstance(outcome, Reply) else None
     return DeviceRecord(

@@ -7,20 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spinecli.errors import FederationError, OptionError
-from spinecli.federation.device.base_model import BaseModel
-from spinecli.federation.device.device import Device, DeviceMemory
-from spinecli.federation.device.handle import handle
+from spinecli.federation.client.base_model import BaseModel
+from spinecli.federation.client.device import Device, DeviceMemory
+from spinecli.federation.client.handle import handle
 from spinecli.federation.engine import Engine
-from spinecli.federation.engines.local import LocalEngine, Simulated
-from spinecli.federation.engines.virtual_clock import VirtualMeter
-from spinecli.federation.memory import Need, Place, TrainingMemory, needs_of, objection, places_of, sitting_out
+from spinecli.federation.memory import (
+    DeviceGroup,
+    MemoryNeed,
+    TrainingMemory,
+    needs_of,
+    objection,
+    places_of,
+    sitting_out,
+)
 from spinecli.federation.planning.workload import head_of
 from spinecli.federation.request import FederatedRequest
+from spinecli.federation.simulation.local_engine import LocalEngine, Simulated
+from spinecli.federation.simulation.virtual_clock import VirtualMeter
 from spinecli.federation.strategies import strategy_of
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import Projection, Setting, Strategy
+from spinecli.federation.strategies.strategy import Projection, Strategy, StrategyContext
 from spinecli.lora.cost import TrainingCosts
-from spinecli.lora.targets import target_projections
+from spinecli.lora.factors import target_projections
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,7 +39,7 @@ class Federation:
 
     base: BaseModel
     engine: Engine
-    setting: Setting
+    setting: StrategyContext
     strategy: Strategy
 
 
@@ -56,7 +64,7 @@ def set_up(request: FederatedRequest, engine: Engine | None = None) -> Federatio
     head = head_of(checkpoint, request.labels)
     costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
     engine = engine or _simulated(request, base, costs)
-    setting = Setting(
+    setting = StrategyContext(
         nodes=engine.nodes(),
         projections={
             base.projection_name(index, relative): Projection(index, *base.projection(index, relative).dense_shape)
@@ -90,7 +98,7 @@ def require_memory(request: FederatedRequest) -> None:
         raise OptionError(refused)
 
 
-def memory_needs(request: FederatedRequest, places: Sequence[Place] | None = None) -> list[Need]:
+def memory_needs(request: FederatedRequest, places: Sequence[DeviceGroup] | None = None) -> list[MemoryNeed]:
     """What the strategy asks of the devices' memory; empty for a strategy that does not say.
 
     Args:
@@ -109,13 +117,13 @@ def memory_needs(request: FederatedRequest, places: Sequence[Place] | None = Non
     memory = TrainingMemory(costs, checkpoint.shapes, tuning.batch_size, tuning.length, weight)
     limits = {place.memory_bytes for place in places}
 
-    def menu(place: Place) -> list[Sequence[int]]:
+    def menu(place: DeviceGroup) -> list[Sequence[int]]:
         return server.menu(tuning, checkpoint.blocks, request.plan, place.memory_bytes, limits)
 
-    def least(place: Place) -> int:
+    def least(place: DeviceGroup) -> int:
         return memory.needed(menu(place)[0])
 
-    def most(place: Place) -> tuple[int, str]:
+    def most(place: DeviceGroup) -> tuple[int, str]:
         offered = menu(place)
         ranks = (memory.fitting(offered, place.memory_bytes) or offered[:1])[-1]
         return memory.needed(ranks), _in_words(ranks)
@@ -123,7 +131,7 @@ def memory_needs(request: FederatedRequest, places: Sequence[Place] | None = Non
     return needs_of(places, least, most)
 
 
-def memory_objection(request: FederatedRequest, needs: Sequence[Need]) -> str | None:
+def memory_objection(request: FederatedRequest, needs: Sequence[MemoryNeed]) -> str | None:
     """Why a run with these needs cannot begin; None if it can."""
     name = request.options.strategy
     strategy = strategy_of(name)

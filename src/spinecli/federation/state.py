@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from spinecli.artifacts.whole_file import whole_file
 from spinecli.federation.engine import Snapshot
 from spinecli.federation.messages import Message
 
@@ -28,12 +28,8 @@ class RunState:
         parts = {_STRATEGY: self.strategy, _ENGINE: self.engine}
         tensors = {f"{part}/{name}": value for part, each in parts.items() for name, value in each.tensors.items()}
         header: dict[str, JsonValue] = {"rounds": self.rounds, **{part: each.values for part, each in parts.items()}}
-        temporary = directory / f"{_NAME}.new"
-        with temporary.open("wb") as handle:
-            handle.write(Message(header, tensors).pack())
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.rename(directory / _NAME)
+        with whole_file(directory / _NAME) as part:
+            part.write_bytes(Message(header, tensors).pack())
 
 
 def forget_state(directory: Path) -> None:

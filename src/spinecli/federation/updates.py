@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from spinecli.artifacts.record import FiniteRecord
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import MessageError
-from spinecli.federation.device.device import importance_from, importance_shapes, mask_shapes, mask_tensors, masks_from
-from spinecli.federation.device.wire import adapter_from, head_from, outputs_from
+from spinecli.federation.bounds import Examples, Loss, Seconds
+from spinecli.federation.client.device import importance_from, importance_shapes, mask_shapes, mask_tensors, masks_from
+from spinecli.federation.client.wire import adapter_from, head_from, outputs_from
 from spinecli.federation.engine import Reply
-from spinecli.federation.figures import Examples, Loss, Seconds
 from spinecli.federation.messages import checked_header, require_moderate, require_shapes
-from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.contribution import Contribution
 
 
-class Metrics(BaseModel):
+class Metrics(FiniteRecord):
     """What a device says of its round."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     examples: Examples
     loss_before: Loss
@@ -32,7 +31,9 @@ class Metrics(BaseModel):
     ratio: float = Field(default=0.0, ge=0, lt=1)
 
 
-def checked_update(reply: Reply, assignment: Assignment, setting: Setting, before: Masks | None) -> Update:
+def checked_update(
+    reply: Reply, assignment: TrainInstruction, setting: StrategyContext, before: Masks | None
+) -> ClientUpdate:
     """Validate an answer against what was ordered.
 
     Args:
@@ -57,7 +58,7 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
     if metrics.ratio != ratio:
         raise MessageError(f"Its ratio {metrics.ratio:g} is not the {ratio:g} of its masks.")
     weight = float(metrics.examples) if setting.tuning.weighting == "examples" else 1.0
-    return Update(
+    return ClientUpdate(
         device=reply.device,
         contribution=Contribution(adapter, weight, rows, columns),
         head=head_from(tensors),
@@ -74,7 +75,7 @@ def checked_update(reply: Reply, assignment: Assignment, setting: Setting, befor
     )
 
 
-def _checked_masks(tensors: Mapping[str, Tensor], setting: Setting, before: Masks | None) -> Masks:
+def _checked_masks(tensors: Mapping[str, Tensor], setting: StrategyContext, before: Masks | None) -> Masks:
     shapes = mask_shapes(setting.blocks, setting.cuts.dense)
     for name, shape in shapes.items():
         value = tensors.get(name)
@@ -93,8 +94,8 @@ def _checked_masks(tensors: Mapping[str, Tensor], setting: Setting, before: Mask
 
 
 def _expected(
-    assignment: Assignment,
-    setting: Setting,
+    assignment: TrainInstruction,
+    setting: StrategyContext,
     rows: Mapping[str, Tensor],
     columns: Mapping[str, Tensor],
     *,

@@ -6,11 +6,15 @@ weight is B A and nothing else, whatever ranks the devices train with.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from spinecli.checkpoints.family import Family
+from spinecli.errors import OptionError
 
 DEFAULT_SCALE = 2.0
 """LoRA's alpha / rank, the same at every rank, so that a block's learning rate does not depend on its rank."""
@@ -57,3 +61,38 @@ def fresh_factors(d_out: int, d_in: int, rank: int, generator: torch.Generator) 
 def empty_b(d_out: int, rank: int) -> Tensor:
     """The B that makes any A change nothing, (d_out, rank)."""
     return torch.zeros(d_out, rank)
+
+
+def target_projections(family: Family, selection: str = "all") -> tuple[str, ...]:
+    """Names of the adapted projections relative to a block, in the family's order.
+
+    Args:
+        selection: `all`, `attention`, `query-value`, or the projections' own names separated by commas. The last part
+            of a name will do if no other projection shares it.
+
+    Raises: OptionError if a name is none of the family's projections, or if LoRA does not fit them.
+    """
+    if family.transposed:
+        raise OptionError(
+            f"{family.model_type} stores its projections the other way round (d_in, d_out), which neither LoRA nor "
+            "split training takes here; fine-tune a model of another family."
+        )
+    attention, everything = family.attention, family.projections
+    named = {
+        "all": everything,
+        "attention": attention.projections,
+        "query-value": tuple(dict.fromkeys((attention.query, attention.value))),
+    }
+    if selection in named:
+        return named[selection]
+    endings = Counter(name.rpartition(".")[2] for name in everything)
+    unique = {name.rpartition(".")[2]: name for name in everything if endings[name.rpartition(".")[2]] == 1}
+    short = unique | {name: name for name in everything}
+    wanted = {part.strip() for part in selection.split(",")}
+    if unknown := sorted(wanted - short.keys()):
+        raise OptionError(
+            f"--targets names {unknown[0]!r}, which is no projection of {family.model_type}; "
+            f"take all, attention, query-value, or some of {', '.join(everything)}."
+        )
+    chosen = {short[name] for name in wanted}
+    return tuple(name for name in everything if name in chosen)

@@ -17,7 +17,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError, UnsafeFileError
+from spinecli.errors import (
+    DamagedArtifactError,
+    ForeignArtifactError,
+    MissingPathError,
+    OptionError,
+    UnsafeFileError,
+    reason_of,
+)
 from spinecli.lora.peft_format import CONFIG_NAME, PEFT_PREFIX, WEIGHTS_NAME
 
 # How factors may begin without a change of the weights that they stand beside.
@@ -208,7 +215,7 @@ def attach_adapter(model: PreTrainedModel, directory: Path, base: str) -> PeftMo
             )
             wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        reason = reason_of(error, -1)
         raise OptionError(f"{misfit} ({reason}); {way_out}.") from error
     # embeddings that grew are saved as they stand in the model, beside what the adapter has of them
     whole = {name.replace(".default", "") for name in adapted.state_dict()}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from pydantic import JsonValue
 
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.objective import Objective, objective_of
-from spinecli.calibration.stream import BlockStream
+from spinecli.checkpoints.counting import block_costs
+from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream
+from spinecli.checkpoints.stream.objective import Objective, objective_of
 from spinecli.errors import OptionError
 from spinecli.progress import Progress, silent
-from spinecli.pruning.adaptive.candidates import adaptive_candidates
-from spinecli.pruning.adaptive.sensitivity import sensitivities
+from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
+from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, tempered
+from spinecli.pruning.adaptive.sensitivity import sensitivities, trial_bytes
 from spinecli.pruning.allocation import (
     Allocation,
     allocate_blocks,
@@ -23,13 +26,94 @@ from spinecli.pruning.allocation import (
     block_candidates,
     head_candidates,
 )
-from spinecli.pruning.memory import run_memory
 from spinecli.pruning.plan import PrunePlan, plan_prune
 from spinecli.pruning.request import PruneRequest
-from spinecli.pruning.scores import Scores
-from spinecli.pruning.scoring import score_checkpoint
-from spinecli.pruning.search import Candidate, Judgement, judge
-from spinecli.pruning.selection import last_of_their_kind, select
+from spinecli.pruning.scoring import Scores, score_checkpoint
+from spinecli.pruning.search import Candidate, CandidateScore, score_candidates
+from spinecli.pruning.selection import last_of_their_kind, select, select_shapes
+
+# Resident memory of Python with torch and transformers imported, before any weight is read.
+_IMPORTS_BYTES = 450_000_000
+# Allocations compared at once; see `allocation.BLOCK_SHARES`.
+_CANDIDATES = 5
+# Matrices of a projection's size that re-fitting both ends of a gated layer holds at once.
+_ANSWERS = 6
+_FLOAT = torch.float32.itemsize
+
+
+def run_memory(request: PruneRequest) -> int:
+    """Estimated peak resident bytes of the run: the largest of its moments, none of which holds more than one block."""
+    checkpoint, calibration = request.checkpoint, request.calibration
+    weights = request.options.compute.dtype.itemsize
+    d_model = checkpoint.d_model
+    width = max(max(shape.channels, shape.heads * shape.head_dim) for shape in checkpoint.shapes)
+    outer = max(torch.Size(checkpoint.tensors[name].shape).numel() for name in checkpoint.outer_names()) * weights
+    block = max(block_costs(checkpoint, index).block for index in range(checkpoint.blocks)) * weights
+    chunk = max(CHUNK_TOKENS, calibration.length)
+    streams = 2 * calibration.rows * calibration.length * d_model * _FLOAT
+    scoring = block + chunk * (4 * d_model + 5 * width) * _FLOAT
+    if request.method.needs_gram:
+        scoring += int(1.2 * width * width + width * d_model) * _FLOAT
+    moments = [outer, scoring]
+    if request.searches:
+        tokens = request.search_rows * calibration.length
+        targets = tokens * (5 + _CANDIDATES) * d_model
+        refit = tokens * (3 * d_model + 3 * width) + 2 * min(tokens, width) ** 2
+        moments.append(block + (targets + refit) * _FLOAT)
+    if request.method.refits:
+        tokens = calibration.rows * calibration.length
+        # mask tuning competes in every turn, and its normal matrix is (width, width) however few the tokens are
+        solving = max(2 * min(tokens, width) ** 2, width**2 + _ANSWERS * width * d_model)
+        moments.append(block + (tokens * (4 * d_model + 3 * width) + solving) * _FLOAT)
+    if request.adaptive:
+        moments.append(block + trial_bytes(checkpoint.blocks, calibration.length, d_model, calibration.rows))
+    return _IMPORTS_BYTES + streams + max(moments)
+
+
+# How far the measured differences between blocks are followed: damages of single cuts do not simply add up.
+STRENGTHS = (1.0, 0.7, 0.5)
+
+
+def adaptive_candidates(
+    budget: AdaptiveBudget,
+    scores: Scores,
+    measured: Mapping[tuple[int, str], Sensitivity],
+    removed: Sequence[frozenset[int]],
+) -> list[Candidate]:
+    """Every strength with every set of blocks that leave as a whole; those that come out alike are named once.
+
+    Args:
+        scores: of a method that knows what the loss of units costs.
+    """
+    curves = damage_curves(budget, scores, measured)
+    found: dict[object, Candidate] = {}
+    for gone in dict.fromkeys(removed):
+        for strength in STRENGTHS:
+            allocation = allocate_adaptively(budget, tempered(curves, strength), gone, strength)
+            if allocation and any(shape.heads or shape.channels for shape in allocation.shapes):
+                masks = select_shapes(scores, allocation.shapes, [costs.dense for costs in budget.costs])
+                found.setdefault(allocation.shapes, Candidate(allocation, masks))
+    return list(found.values())
+
+
+def damage_curves(
+    budget: AdaptiveBudget, scores: Scores, measured: Mapping[tuple[int, str], Sensitivity]
+) -> list[DamageCurve]:
+    """Of every sub-layer that a block has.
+
+    Raises: ValueError if the scores come from a method that does not know the units' errors.
+    """
+    curves = []
+    for (block, sub_layer), sensitivity in sorted(measured.items()):
+        units, costs = scores.units[block], budget.costs[block]
+        attention = sub_layer == "attention"
+        errors = units.kv_group_errors if attention else units.channel_errors
+        if errors is None:
+            raise ValueError("the scores do not say what the loss of units costs")
+        unit = costs.kv_group if attention else costs.channel
+        curves.append(damage_curve(block, sub_layer, errors, unit, sensitivity))
+    return curves
+
 
 # Share of the block parameters by which a cut may miss the asked sparsity and still be compared with others.
 _SHORTFALL = 0.005
@@ -41,7 +125,7 @@ class Decision:
 
     scores: Scores
     plan: PrunePlan
-    judgements: tuple[Judgement, ...]
+    scored: tuple[CandidateScore, ...]
     """Of every allocation that was compared; empty if there was nothing to compare."""
     objective: Objective
     """By which they were compared."""
@@ -55,9 +139,7 @@ class Decision:
             "kept_for_their_kind": {str(index): kind for index, kind in self.kept_for_their_kind.items()},
             "block_influence": self.scores.influence.tolist(),
             "compared_by": self.objective.name,
-            "compared": [
-                {**judgement.allocation.report(), self.objective.key: judgement.loss} for judgement in self.judgements
-            ],
+            "compared": [{**each.allocation.report(), self.objective.key: each.loss} for each in self.scored],
         }
 
 
@@ -86,22 +168,22 @@ def decide(
     last = last_of_their_kind(scores.influence, checkpoint.attention_kinds, request.protected)
     protected = request.protected | last.keys()
 
-    def compared(candidates: Sequence[Candidate], phase: str) -> list[Judgement]:
+    def compared(candidates: Sequence[Candidate], phase: str) -> list[CandidateScore]:
         journal = _journal(state, phase)
-        return judge(stream, tokens, request.held_out_rows, candidates, phase, journal, stopwatch, progress)
+        return score_candidates(stream, tokens, request.held_out_rows, candidates, phase, journal, stopwatch, progress)
 
     def uniform(allocation: Allocation) -> Candidate:
         return Candidate(allocation, select(scores, allocation, checkpoint.shape, protected))
 
-    judgements: list[Judgement] = []
+    scored: list[CandidateScore] = []
     chosen = [uniform(fixed)] if (fixed := _fixed_allocation(request)) else []
     if request.budget and request.searches:
-        judgements += compared([uniform(each) for each in block_candidates(request.budget)], "comparing blocks")
-        best = _best(judgements).allocation
+        scored += compared([uniform(each) for each in block_candidates(request.budget)], "comparing blocks")
+        best = _best(scored).allocation
         assert isinstance(best, Allocation)
         if others := head_candidates(request.budget, best):
-            judgements += compared([uniform(each) for each in others], "comparing heads")
-        chosen = [_best(judgements)]
+            scored += compared([uniform(each) for each in others], "comparing heads")
+        chosen = [_best(scored)]
     if request.adaptive:
         measured = sensitivities(
             stream, calibration.tokens, scores, _journal(findings, "sensitivity"), stopwatch, progress
@@ -109,14 +191,14 @@ def decide(
         removed = [frozenset(candidate.masks.removed_blocks) for candidate in chosen]
         budget = replace(request.adaptive, protected=protected)
         candidates = adaptive_candidates(budget, scores, measured, [frozenset(), *removed])
-        unjudged = [] if judgements else chosen
-        judgements += compared([*unjudged, *candidates], "comparing widths")
-        if not judgements:
+        unjudged = [] if scored else chosen
+        scored += compared([*unjudged, *candidates], "comparing widths")
+        if not scored:
             raise OptionError(
                 f"Sparsity {request.options.sparsity:g} cannot be met with the blocks' own widths; lower --sparsity, "
                 "--round-to or the number of blocks that --protect names."
             )
-        chosen = [_best(_meeting(judgements, request.options.sparsity))]
+        chosen = [_best(_meeting(scored, request.options.sparsity))]
     masks = chosen[0].masks
     plan = plan_prune(checkpoint, masks, calibration.length, run_memory(request))
     if plan.sparsity <= 0:
@@ -124,7 +206,7 @@ def decide(
             f"Sparsity {request.options.sparsity:g} is less than the smallest piece that can leave; "
             "raise --sparsity or lower --round-to."
         )
-    return Decision(scores, plan, tuple(judgements), objective_of(checkpoint), last)
+    return Decision(scores, plan, tuple(scored), objective_of(checkpoint), last)
 
 
 def _journal(state: Path | None, name: str) -> PassJournal | None:
@@ -144,12 +226,12 @@ def _fixed_allocation(request: PruneRequest) -> Allocation | None:
     return allocate_share(request.budget, share or 0.0, blocks_leave=blocks_leave)
 
 
-def _meeting(judgements: Sequence[Judgement], sparsity: float) -> Sequence[Judgement]:
+def _meeting(scored: Sequence[CandidateScore], sparsity: float) -> Sequence[CandidateScore]:
     """Those that remove what was asked for: equal widths may fall short of it by whole units, and then lose less."""
-    met = [judgement for judgement in judgements if judgement.allocation.sparsity >= sparsity - _SHORTFALL]
-    return met or judgements
+    met = [each for each in scored if each.allocation.sparsity >= sparsity - _SHORTFALL]
+    return met or scored
 
 
-def _best(judgements: Sequence[Judgement]) -> Candidate:
+def _best(scored: Sequence[CandidateScore]) -> Candidate:
     """The candidate with the lowest loss; the first of equals."""
-    return min(judgements, key=lambda judgement: judgement.loss).candidate
+    return min(scored, key=lambda each: each.loss).candidate

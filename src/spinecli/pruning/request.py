@@ -7,15 +7,14 @@ from enum import Enum
 
 from pydantic import JsonValue
 
-from spinecli.artifacts.lineage import lineage_behind
-from spinecli.artifacts.manifest import Source, Step
-from spinecli.calibration.rows import CalibrationOptions, TokenRows, calibration_rows
-from spinecli.calibration.stream import ComputeOptions
+from spinecli.artifacts.manifest import Source, Step, lineage_behind
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
 from spinecli.checkpoints.cutting import Heads, can_vary, head_counts
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.data.rows import CalibrationOptions, TokenRows, calibration_rows
 from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget
 from spinecli.pruning.allocation import Budget
@@ -35,7 +34,7 @@ class Widths(str, Enum):
 
 
 @dataclass(frozen=True)
-class PruneOptions:
+class PruneConfig:
     """The options of `spine prune`."""
 
     model: str
@@ -77,7 +76,7 @@ class PruneOptions:
 class PruneRequest:
     """Checked options with everything opened."""
 
-    options: PruneOptions
+    options: PruneConfig
     checkpoint: Checkpoint
     source: Source
     lineage: tuple[Step, ...]
@@ -105,7 +104,7 @@ class PruneRequest:
         return max(1, self.search_rows // 4)
 
 
-def open_request(options: PruneOptions) -> PruneRequest:
+def open_request(options: PruneConfig) -> PruneRequest:
     """Check the options against the checkpoint; cheap mistakes are found before expensive reading.
 
     Raises: OptionError and every class of `spinecli.errors` that a checkpoint or a text can cause.
@@ -152,7 +151,7 @@ def at_sparsity(request: PruneRequest, sparsity: float) -> PruneRequest:
     )
 
 
-def _uniform_budget(options: PruneOptions, checkpoint: Checkpoint, protected: frozenset[int]) -> Budget:
+def _uniform_budget(options: PruneConfig, checkpoint: Checkpoint, protected: frozenset[int]) -> Budget:
     kinds_of = checkpoint.attention_kinds
     kinds = set(kinds_of)
     return Budget(
@@ -165,7 +164,7 @@ def _uniform_budget(options: PruneOptions, checkpoint: Checkpoint, protected: fr
     )
 
 
-def _adaptive_budget(options: PruneOptions, checkpoint: Checkpoint, protected: frozenset[int]) -> AdaptiveBudget:
+def _adaptive_budget(options: PruneConfig, checkpoint: Checkpoint, protected: frozenset[int]) -> AdaptiveBudget:
     return AdaptiveBudget(
         sparsity=options.sparsity,
         costs=[block_costs(checkpoint, index) for index in range(checkpoint.blocks)],
@@ -175,7 +174,7 @@ def _adaptive_budget(options: PruneOptions, checkpoint: Checkpoint, protected: f
     )
 
 
-def _widths(options: PruneOptions, checkpoint: Checkpoint, method: Method) -> Widths:
+def _widths(options: PruneConfig, checkpoint: Checkpoint, method: Method) -> Widths:
     """What the options and the model's blocks allow; OptionError if they contradict each other."""
     default = Widths.uniform if checkpoint.is_uniform else Widths.adaptive
     widths = options.widths or default
@@ -198,7 +197,7 @@ def _splits(name: str) -> bool:
     return method.cuts_blocks and method.cuts_units
 
 
-def _method(options: PruneOptions) -> Method:
+def _method(options: PruneConfig) -> Method:
     if not 0 < options.sparsity < 1:
         raise OptionError(f"--sparsity must lie between 0 and 1, not {options.sparsity:g}.")
     if options.method not in METHODS:
@@ -216,7 +215,7 @@ def _method(options: PruneOptions) -> Method:
     return METHODS[options.method](options.metric or DEFAULT_METRIC, options.seed)
 
 
-def _protected(options: PruneOptions, blocks: int) -> frozenset[int]:
+def _protected(options: PruneConfig, blocks: int) -> frozenset[int]:
     if options.protect is None:
         return protected_blocks(blocks)
     for index in options.protect:

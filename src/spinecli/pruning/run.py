@@ -11,13 +11,13 @@ from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_out
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.reload import probe, streamed_logits, verify_reading, verify_written
 from spinecli.checkpoints.cutting import cut_checkpoint, write_cut
 from spinecli.checkpoints.masks import Masks
-from spinecli.masktuning.recovery import TuneMethod
-from spinecli.masktuning.recovery_pass import RecoveryTask, held_out_rows, recover_into
+from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
 from spinecli.progress import Progress, silent
 from spinecli.pruning.decision import decide
+from spinecli.pruning.recovery.least_squares import TuneMethod
+from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
 from spinecli.pruning.request import PruneRequest
 
 SCORES_NAME = "scores.safetensors"

@@ -2,7 +2,7 @@
 
 All candidates walk through the dense checkpoint together. Each carries its own stream and its own masks, and is
 recovered block by block by a ridge re-fit of its output projections: cutting blocks and thinning them hurt differently
-before a recovery and after it, so the recovery is part of the judgement.
+before a recovery and after it, so the recovery is part of the score.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.objective import objective_of
-from spinecli.calibration.stream import BlockStream, LoadedBlock
 from spinecli.checkpoints.cutting import head_rows
 from spinecli.checkpoints.masks import Masks
-from spinecli.masktuning.block import Lesson, Pupil, projections, tune_block
-from spinecli.masktuning.recovery import recover_quickly
-from spinecli.masktuning.walk import walk
+from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
+from spinecli.checkpoints.stream.objective import objective_of
 from spinecli.progress import Progress, silent
 from spinecli.pruning.adaptive.allocation import AdaptiveAllocation
 from spinecli.pruning.allocation import Allocation
+from spinecli.pruning.recovery.block import StudentBlock, TeacherTargets, projections, tune_block
+from spinecli.pruning.recovery.least_squares import recover_quickly
+from spinecli.pruning.recovery.walk import walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class CandidateScore:
     """What a candidate is worth."""
 
     candidate: Candidate
@@ -49,7 +49,7 @@ class Judgement:
         return self.candidate.allocation
 
 
-def judge(
+def score_candidates(
     stream: BlockStream,
     tokens: Tensor,
     held_out_rows: int,
@@ -58,7 +58,7 @@ def judge(
     journal: PassJournal | None = None,
     stopwatch: Stopwatch | None = None,
     progress: Progress = silent,
-) -> list[Judgement]:
+) -> list[CandidateScore]:
     """What every candidate is worth, in the given order.
 
     Args:
@@ -70,22 +70,22 @@ def judge(
         start = stream.embed(tokens)
         streams = {f"candidate {number}": start for number in range(len(candidates))}
 
-        def follow(index: int, lesson: Lesson, members: Sequence[int]) -> None:
+        def follow(index: int, targets: TeacherTargets, members: Sequence[int]) -> None:
             with stream.block(index) as block:
                 for number in members:
                     name, masks = f"candidate {number}", candidates[number].masks
-                    streams[name] = recovered(stream, block, lesson, masks, streams[name], held_out_rows)
+                    streams[name] = recovered(stream, block, targets, masks, streams[name], held_out_rows)
 
         students = [candidate.masks for candidate in candidates]
         dense = walk(stream, start, students, streams, follow, phase=phase, journal=journal, progress=progress)
         judged = slice(-held_out_rows, None)
         measure = objective_of(stream.checkpoint).measure
         losses = [measure(stream, hidden[judged], dense[judged], tokens[judged]) for hidden in streams.values()]
-    return [Judgement(candidate, loss) for candidate, loss in zip(candidates, losses, strict=True)]
+    return [CandidateScore(candidate, loss) for candidate, loss in zip(candidates, losses, strict=True)]
 
 
 def recovered(
-    stream: BlockStream, block: LoadedBlock, lesson: Lesson, masks: Masks, hidden: Tensor, held_out_rows: int
+    stream: BlockStream, block: LoadedBlock, targets: TeacherTargets, masks: Masks, hidden: Tensor, held_out_rows: int
 ) -> Tensor:
     """A candidate's stream behind a block that it keeps; the block's weights are put back."""
     mask = masks.blocks[block.index]
@@ -95,8 +95,8 @@ def recovered(
     heads = head_rows(mask.heads, stream.checkpoint.shapes[block.index].head_dim).to(hidden.device)
     channels = mask.channels.nonzero().flatten().to(hidden.device)
     try:
-        pupil = Pupil(block, hidden, heads, channels)
-        return tune_block(stream, pupil, lesson, answer, stream.checkpoint.storage_dtype).hidden
+        student_block = StudentBlock(block, hidden, heads, channels)
+        return tune_block(stream, student_block, targets, answer, stream.checkpoint.storage_dtype).hidden
     finally:
         for linear, (weight, bias) in zip(dense, originals, strict=True):
             linear.weight, linear.bias = weight, bias

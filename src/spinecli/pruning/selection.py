@@ -10,7 +10,7 @@ from torch import Tensor
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.pruning.allocation import Allocation
-from spinecli.pruning.scores import Scores
+from spinecli.pruning.scoring import Scores
 
 
 def select(scores: Scores, allocation: Allocation, shape: BlockShape, protected: frozenset[int]) -> Masks:

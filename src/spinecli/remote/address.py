@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from spinecli.errors import OptionError
-from spinecli.federation.engines.nvflare.line import Address
+from spinecli.federation.engines.nvflare.connection import Address
 from spinecli.federation.engines.nvflare.names import require_device_name
 
 DEFAULT_PORT = 8002

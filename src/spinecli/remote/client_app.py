@@ -19,12 +19,12 @@ from spinecli.federation.engines.envelope import (
     Answer,
     Failed,
     JobHeader,
-    opened,
-    sealed,
+    decode_envelope,
+    encode_envelope,
 )
 from spinecli.federation.engines.flower.payload import ENROLLED, Enrolled, packed, unpacked
-from spinecli.remote.bench import Bench, explanation_of, open_bench
-from spinecli.remote.placement import SETTING, Placement
+from spinecli.remote.client_runtime import ClientRuntime, explanation_of, open_bench
+from spinecli.remote.supernode import SETTING, SuperNodeConfig
 
 
 def enrol(message: Message, context: Context) -> Message:
@@ -35,28 +35,28 @@ def enrol(message: Message, context: Context) -> Message:
         enrolled = Enrolled(device=name, token=token, ready=_bench(placement).ready())
     except Exception as error:
         enrolled = Enrolled(device=name, token=token, trouble=explanation_of(error))
-    return Message(packed(ENROLLED, sealed(enrolled)), reply_to=message)
+    return Message(packed(ENROLLED, encode_envelope(enrolled)), reply_to=message)
 
 
 def work(message: Message, context: Context) -> Message:
     """Do one job. Whatever it raises is an answer, too: the device keeps its place in the run."""
     _, envelope = unpacked(message.content)
-    header, blob = opened(JobHeader, envelope)
+    header, blob = decode_envelope(JobHeader, envelope)
     try:
         bench = _bench(_placement(context))
         answer = bench.work(header.run, header.kind, header.conditions, blob)
     except Exception as error:
         failed = Failed(job=header.job, explanation=explanation_of(error))
-        return Message(packed(FAILED, sealed(failed)), reply_to=message)
+        return Message(packed(FAILED, encode_envelope(failed)), reply_to=message)
     seconds = _seconds_of_this_process() if header.conditions is None else bench.meter.total
-    return Message(packed(ANSWER, sealed(Answer(job=header.job, seconds=seconds), answer)), reply_to=message)
+    return Message(packed(ANSWER, encode_envelope(Answer(job=header.job, seconds=seconds), answer)), reply_to=message)
 
 
-def _placement(context: Context) -> Placement:
-    return Placement.model_validate_json(Path(str(context.node_config[SETTING])).read_text(encoding="utf-8"))
+def _placement(context: Context) -> SuperNodeConfig:
+    return SuperNodeConfig.model_validate_json(Path(str(context.node_config[SETTING])).read_text(encoding="utf-8"))
 
 
-def _bench(placement: Placement) -> Bench:
+def _bench(placement: SuperNodeConfig) -> ClientRuntime:
     return open_bench(placement.charter, placement.home)
 
 

@@ -1,4 +1,4 @@
-"""A device of `spine fed-launch`: `python -m spinecli.remote.device`, with a `Launched` on its standard input.
+"""A device of `spine fed-launch`: `python -m spinecli.remote.device`, with a `LaunchedDevice` on its standard input.
 
 It serves until the server tells it to leave, or until its standard input closes: a launcher that dies takes its devices
 with it.
@@ -10,19 +10,16 @@ import sys
 import threading
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from spinecli.artifacts.record import Record
 from spinecli.federation.engines.nvflare.certificates import read_identity
-from spinecli.federation.engines.nvflare.line import Address, log_to
+from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.site import Site
 
 TRAINER = (sys.executable, "-m", "spinecli.remote.trainer")
 
 
-class Launched(BaseModel):
+class LaunchedDevice(Record):
     """What a launched device is told by its launcher."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str
     host: str
@@ -35,7 +32,7 @@ class Launched(BaseModel):
 
 def main() -> None:
     """Serve as the device that the first line of standard input describes."""
-    launched = Launched.model_validate_json(sys.stdin.readline())
+    launched = LaunchedDevice.model_validate_json(sys.stdin.readline())
     log_to(None)
     address, identity = Address(launched.host, launched.port), read_identity(launched.identity)
     site = Site(launched.device, address, identity, TRAINER, launched.home.encode())

@@ -9,16 +9,16 @@ from pathlib import Path
 from spinecli.errors import FederationError, OptionError
 from spinecli.federation.engines.envelope import RUN_IS_OVER
 from spinecli.federation.engines.nvflare.certificates import name_in, read_identity
-from spinecli.federation.engines.nvflare.line import Address, log_to
+from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.names import SERVER, require_device_name
 from spinecli.federation.engines.nvflare.site import STOPPED, Site
+from spinecli.remote.client_config import ClientConfig
 from spinecli.remote.device import TRAINER
-from spinecli.remote.home import Home
 
 _LOG_NAME = "device-log.txt"
 
 
-def join(home: Home, address: Address, identity: Path | None, note: Callable[[str], None]) -> None:
+def join(home: ClientConfig, address: Address, identity: Path | None, note: Callable[[str], None]) -> None:
     """Serve as a device until the run is over.
 
     Args:

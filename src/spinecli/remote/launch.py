@@ -14,16 +14,16 @@ from pathlib import Path
 from spinecli.federation.engine import Engine
 from spinecli.federation.engines.loopback import LOOPBACK, free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
+from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.engines.nvflare.line import Address, log_to
 from spinecli.federation.engines.nvflare.names import SERVER
-from spinecli.federation.engines.virtual_clock import VirtualClock
 from spinecli.federation.request import FederatedRequest
-from spinecli.remote.charter import charter_of
-from spinecli.remote.device import Launched
-from spinecli.remote.furnish import furnish
+from spinecli.federation.simulation.virtual_clock import VirtualClock
+from spinecli.federation.split.request import SplitRequest
+from spinecli.remote.client_config import prepare_client_dir
+from spinecli.remote.device import LaunchedDevice
+from spinecli.remote.run_config import charter_of
 from spinecli.remote.running import LOG_NAME, Running, require_all, start, stop
-from spinecli.split.request import SplitRequest
 
 
 @contextmanager
@@ -63,11 +63,11 @@ def on_this_machine(
 
 def _start(request: FederatedRequest, number: int, name: str, place: Path, address: Address) -> Running:
     own = place / name
-    launched = Launched(
+    launched = LaunchedDevice(
         device=name,
         host=address.host,
         port=address.port,
         identity=(place / "identities" / name).resolve(),
-        home=furnish(request, number, own).model_dump_json(),
+        home=prepare_client_dir(request, number, own).model_dump_json(),
     )
     return start(name, "spinecli.remote.device", launched, own)

@@ -19,13 +19,12 @@ from spinecli.federation.engine import Engine
 from spinecli.federation.engines.flower.engine import FlowerEngine
 from spinecli.federation.engines.flower.link import Link, log_to
 from spinecli.federation.engines.loopback import LOOPBACK
-from spinecli.federation.engines.virtual_clock import VirtualClock
 from spinecli.federation.request import FederatedRequest
-from spinecli.remote.charter import charter_of
-from spinecli.remote.furnish import furnish
-from spinecli.remote.placement import SETTING, Placement
+from spinecli.federation.simulation.virtual_clock import VirtualClock
+from spinecli.remote.client_config import prepare_client_dir
+from spinecli.remote.run_config import charter_of
 from spinecli.remote.running import LOG_NAME, Running, require_all, start, stop
-from spinecli.remote.supernode import Launched
+from spinecli.remote.supernode import SETTING, LaunchedSuperNode, SuperNodeConfig
 
 _CLIENT_APP = "spinecli.remote.client_app:app"
 _OWN_FILES = "flower"
@@ -68,11 +67,11 @@ def on_this_machine(request: FederatedRequest, state: Path, note: Callable[[str]
 
 
 def _start(request: FederatedRequest, number: int, place: Path, token: str, superlink: int) -> Running:
-    home = furnish(request, number, place)
+    home = prepare_client_dir(request, number, place)
     own = place.resolve() / _OWN_FILES
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(mode=0o700)
-    placement = Placement(home=home, charter=charter_of(request), token=token)
+    placement = SuperNodeConfig(home=home, charter=charter_of(request), token=token)
     (own / "placement.json").write_text(placement.model_dump_json(), encoding="utf-8")
     (own / "settings.toml").write_text(f"{SETTING} = {json.dumps(str(own / 'placement.json'))}\n", encoding="utf-8")
     (own / "secret").write_text(secrets.token_hex(32), encoding="utf-8")
@@ -84,5 +83,5 @@ def _start(request: FederatedRequest, number: int, place: Path, token: str, supe
         # where Flower looks for its own commands
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
     }
-    launched = Launched(superlink=superlink, settings=own / "settings.toml", secret=own / "secret")
+    launched = LaunchedSuperNode(superlink=superlink, settings=own / "settings.toml", secret=own / "secret")
     return start(home.device, "spinecli.remote.supernode", launched, place, environment)

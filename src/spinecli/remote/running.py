@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from spinecli.errors import FederationError
-from spinecli.federation.engines.standing import Standing
+from spinecli.federation.engines.enrolment_status import EnrolmentStatus
 
 LOG_NAME = "log.txt"
 _STOP_SECONDS = 10.0
@@ -59,7 +59,7 @@ def start(
     return Running(name, process, log)
 
 
-def require_all(running: Sequence[Running], standing: Standing) -> None:
+def require_all(running: Sequence[Running], standing: EnrolmentStatus) -> None:
     """Raise FederationError if one of the devices cannot take part."""
     for name, explanation in standing.troubles.items():
         raise FederationError(f"The device {name} cannot take part: {explanation}")

@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from spinecli.federation.engine import Engine
+from spinecli.federation.engines.enrolment_status import EnrolmentStatus
 from spinecli.federation.engines.nvflare.certificates import read_identity
+from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.engines.nvflare.line import Address, log_to
-from spinecli.federation.engines.standing import Standing
-from spinecli.federation.fleet import Fleet
-from spinecli.federation.request import FederatedOptions, FederatedRequest, open_request
-from spinecli.remote.charter import charter_of
-from spinecli.split.request import SplitRequest
+from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
+from spinecli.federation.simulation.fleet import Fleet
+from spinecli.federation.split.request import SplitRequest
+from spinecli.remote.run_config import charter_of
 
 _LOG_NAME = "server-log.txt"
 
 
-def open_server_request(options: FederatedOptions, names: Sequence[str]) -> FederatedRequest:
+def open_server_request(options: FederateConfig, names: Sequence[str]) -> FederatedRequest:
     """A request without training data, which stays on the devices: what is held out decides task and labels.
 
     Raises: what `open_request` can raise.
@@ -49,7 +49,7 @@ def serving(
     engine = NvflareEngine(names, charter_of(request, split).model_dump_json().encode(), address, own)
     told: set[str] = set()
 
-    def look(standing: Standing) -> None:
+    def look(standing: EnrolmentStatus) -> None:
         news = {f"{name} is ready" for name in standing.ready}
         news |= {f"{name} cannot take part: {why}" for name, why in standing.troubles.items()}
         for line in sorted(news - told):

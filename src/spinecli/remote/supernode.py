@@ -1,4 +1,6 @@
-"""A device of `spine fed-launch --engine flower`: `python -m spinecli.remote.supernode`, a `Launched` on its input.
+"""A device of `spine fed-launch --engine flower`: `python -m spinecli.remote.supernode`.
+
+A `LaunchedSuperNode` comes on its input.
 
 It is a SuperNode of Flower, and starts Flower's SuperExec beside it, which starts a process for every message. When
 its standard input closes, all of them end at once, so a launcher that dies takes its devices with it; so they do when
@@ -15,15 +17,26 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from spinecli.artifacts.record import Record
 from spinecli.federation.engines.loopback import LOOPBACK, free_port
+from spinecli.remote.client_config import ClientConfig
+from spinecli.remote.run_config import RunConfig
+
+SETTING = "placement"
+"""Name of the SuperNode's own value that says which file it is in."""
 
 
-class Launched(BaseModel):
+class SuperNodeConfig(Record):
+    """What a device is, what the run asks of it, and how it shows who it is."""
+
+    home: ClientConfig
+    charter: RunConfig
+    token: str
+    """By which the server knows it."""
+
+
+class LaunchedSuperNode(Record):
     """What a SuperNode is told by its launcher."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     superlink: int
     """Port of the server, on loopback."""
@@ -35,7 +48,7 @@ class Launched(BaseModel):
 
 def main() -> None:
     """Be the SuperNode that the first line of standard input describes."""
-    launched = Launched.model_validate_json(sys.stdin.readline())
+    launched = LaunchedSuperNode.model_validate_json(sys.stdin.readline())
     runtime = f"{LOOPBACK}:{free_port()}"
     shared = ["--insecure", "--superexec-auth-secret-file", str(launched.secret)]
     executor = ["flower-superexec", *shared, "--runtime-api-address", runtime, "--parent-pid", str(os.getpid())]

@@ -21,14 +21,14 @@ from spinecli.federation.engines.envelope import (
     Empty,
     Failed,
     JobHeader,
-    Told,
-    opened,
-    sealed,
+    ServerNotice,
+    decode_envelope,
+    encode_envelope,
 )
 from spinecli.federation.engines.nvflare.child import frame, unframed
-from spinecli.remote.bench import Bench, explanation_of, open_bench
-from spinecli.remote.charter import Charter
-from spinecli.remote.home import Home
+from spinecli.remote.client_config import ClientConfig
+from spinecli.remote.client_runtime import ClientRuntime, explanation_of, open_bench
+from spinecli.remote.run_config import RunConfig
 
 _Frames = queue.SimpleQueue[tuple[str, bytes]]
 
@@ -40,27 +40,27 @@ def main(number: int) -> None:
     threading.Thread(target=_listen, args=(connection, frames), daemon=True).start()
     try:
         home, charter = _carried(frames), _carried(frames)
-        bench = open_bench(Charter.model_validate_json(charter), Home.model_validate_json(home))
+        bench = open_bench(RunConfig.model_validate_json(charter), ClientConfig.model_validate_json(home))
     except Exception as error:
-        connection.send_bytes(frame(UNREADY, sealed(Told(explanation=explanation_of(error)))))
+        connection.send_bytes(frame(UNREADY, encode_envelope(ServerNotice(explanation=explanation_of(error)))))
         sys.exit(1)
-    connection.send_bytes(frame(READY, sealed(bench.ready())))
+    connection.send_bytes(frame(READY, encode_envelope(bench.ready())))
     while True:
         connection.send_bytes(frame(*_answer(bench, frames.get()[1])))
 
 
-def _answer(bench: Bench, envelope: bytes) -> tuple[str, bytes]:
+def _answer(bench: ClientRuntime, envelope: bytes) -> tuple[str, bytes]:
     """What came of a job. Whatever it raises is an answer, too: the device keeps its place in the run."""
-    header, blob = opened(JobHeader, envelope)
+    header, blob = decode_envelope(JobHeader, envelope)
     try:
         answer = bench.work(header.run, header.kind, header.conditions, blob)
     except Exception as error:
-        return FAILED, sealed(Failed(job=header.job, explanation=explanation_of(error)))
-    return ANSWER, sealed(Answer(job=header.job, seconds=bench.meter.total), answer)
+        return FAILED, encode_envelope(Failed(job=header.job, explanation=explanation_of(error)))
+    return ANSWER, encode_envelope(Answer(job=header.job, seconds=bench.meter.total), answer)
 
 
 def _carried(frames: _Frames) -> bytes:
-    return opened(Empty, frames.get()[1])[1]
+    return decode_envelope(Empty, frames.get()[1])[1]
 
 
 def _listen(connection: Connection, frames: _Frames) -> None:

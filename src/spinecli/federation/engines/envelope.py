@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from spinecli.artifacts.record import FiniteRecord
 from spinecli.errors import MessageError
-from spinecli.federation.conditions import Conditions
-from spinecli.federation.figures import MOST_EXAMPLES, ClassName, Examples, Seconds
+from spinecli.federation.bounds import MOST_EXAMPLES, ClassName, Examples, Seconds
+from spinecli.federation.simulation.conditions import Conditions
 
 HELLO, READY, UNREADY, ALIVE, ACCEPTED, ANSWER, FAILED = (
     "hello",
@@ -44,22 +45,18 @@ _Number = Annotated[int, Field(ge=0, le=MOST_EXAMPLES)]
 _Explanation = Annotated[str, Field(max_length=_LONGEST_EXPLANATION)]
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Empty(_Header):
+class Empty(FiniteRecord):
     """Nothing beside the carried bytes."""
 
 
-class Charter(_Header):
+class Welcome(FiniteRecord):
     """What the run asks of every device is carried."""
 
     server: str = Field(max_length=100)
     """The server's process; job numbers begin anew with each."""
 
 
-class Hello(_Header):
+class Hello(FiniteRecord):
     """A device's process has connected, perhaps again."""
 
     version: str = Field(max_length=100)
@@ -68,7 +65,7 @@ class Hello(_Header):
     """The newest job that it has received."""
 
 
-class Ready(_Header):
+class Ready(FiniteRecord):
     """What a device says of itself; see `Node`."""
 
     device_class: ClassName
@@ -77,13 +74,13 @@ class Ready(_Header):
     label_counts: tuple[_Number, ...] = Field(default=(), max_length=1_000_000)
 
 
-class Told(_Header):
+class ServerNotice(FiniteRecord):
     """Why a device cannot take part, or why it shall leave."""
 
     explanation: _Explanation
 
 
-class JobHeader(_Header):
+class JobHeader(FiniteRecord):
     """One request of a run."""
 
     job: int
@@ -94,13 +91,13 @@ class JobHeader(_Header):
     """Under which a virtual clock counts the work; None: the seconds that pass are counted."""
 
 
-class Accepted(_Header):
+class Accepted(FiniteRecord):
     """A job has arrived whole."""
 
     job: int
 
 
-class Answer(_Header):
+class Answer(FiniteRecord):
     """What came of a job; the answer itself is carried."""
 
     job: int
@@ -108,7 +105,7 @@ class Answer(_Header):
     """Of work: on the virtual clock if there is one, else from the job's arrival on."""
 
 
-class Failed(_Header):
+class Failed(FiniteRecord):
     """Nothing came of a job."""
 
     job: int
@@ -118,13 +115,13 @@ class Failed(_Header):
 Header = TypeVar("Header", bound=BaseModel)
 
 
-def sealed(header: BaseModel, carried: bytes = b"") -> bytes:
+def encode_envelope(header: BaseModel, carried: bytes = b"") -> bytes:
     """An envelope as bytes."""
     text = header.model_dump_json().encode()
     return len(text).to_bytes(_LENGTH_BYTES, "big") + text + carried
 
 
-def opened(kind: type[Header], envelope: bytes) -> tuple[Header, bytes]:
+def decode_envelope(kind: type[Header], envelope: bytes) -> tuple[Header, bytes]:
     """The header and the carried bytes of an envelope; MessageError if it is malformed."""
     length = int.from_bytes(envelope[:_LENGTH_BYTES], "big")
     start = _LENGTH_BYTES + length

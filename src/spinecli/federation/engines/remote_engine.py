@@ -12,11 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from spinecli.errors import MessageError
-from spinecli.federation.conditions import Conditions
 from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
-from spinecli.federation.engines.envelope import JobHeader, sealed
-from spinecli.federation.engines.parcel import Parcel
-from spinecli.federation.engines.virtual_clock import VirtualClock
+from spinecli.federation.engines.envelope import JobHeader, encode_envelope
+from spinecli.federation.engines.pending_request import PendingRequest
+from spinecli.federation.simulation.conditions import Conditions
+from spinecli.federation.simulation.virtual_clock import VirtualClock
 
 
 class RemoteEngine(ABC):
@@ -37,7 +37,7 @@ class RemoteEngine(ABC):
         """The run's devices, in a fixed order."""
 
     @abstractmethod
-    def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
+    def _carry(self, parcels: list[PendingRequest], deadline: float | None) -> None:
         """Send parcels, and return when each has an answer or a failure, or the seconds of the deadline have passed.
 
         Raises: FederationError if every device has gone.
@@ -81,7 +81,7 @@ class RemoteEngine(ABC):
         carried = iter(parcels)
         return [failure or self._counted(next(carried), clock) for failure in failures]
 
-    def _counted(self, parcel: Parcel, clock: VirtualClock) -> Reply | Lost:
+    def _counted(self, parcel: PendingRequest, clock: VirtualClock) -> Reply | Lost:
         """A parcel's outcome on the fleet's clock, where a device that is really lost fails after its download."""
         if parcel.answer is None:
             seconds = clock.conditions(parcel.job).download_seconds(parcel.bytes_down)
@@ -91,7 +91,7 @@ class RemoteEngine(ABC):
         except MessageError as error:
             return Lost(parcel.job.device, "refused", str(error), parcel.seconds, parcel.bytes_down)
 
-    def _outcome(self, parcel: Parcel, began: float, deadline: float | None) -> Reply | Lost:
+    def _outcome(self, parcel: PendingRequest, began: float, deadline: float | None) -> Reply | Lost:
         if parcel.answer is None:
             return parcel.late(deadline) if parcel.open and deadline is not None else parcel.lost(began)
         try:
@@ -100,10 +100,10 @@ class RemoteEngine(ABC):
             seconds = parcel.arrived - began
             return Lost(parcel.job.device, "refused", str(error), seconds, parcel.bytes_down)
 
-    def _parcel(self, job: Job, blob: bytes, current: Conditions | None = None) -> Parcel:
+    def _parcel(self, job: Job, blob: bytes, current: Conditions | None = None) -> PendingRequest:
         self._number += 1
         header = JobHeader(job=self._number, run=self._run, kind=job.kind, conditions=current)
-        return Parcel(self._number, job, sealed(header, blob), len(blob))
+        return PendingRequest(self._number, job, encode_envelope(header, blob), len(blob))
 
     def snapshot(self) -> Snapshot:
         """The clock, and the run's name, by which devices find what they remember."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, expect_kind, record_file
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError
-from spinecli.federation.fleet import Fleet
+from spinecli.federation.simulation.fleet import Fleet
 from spinecli.lora.planning.capacity import Capacities, Capacity
 from spinecli.lora.planning.configuration import Goals
 from spinecli.lora.planning.ranks import ranks_by_device

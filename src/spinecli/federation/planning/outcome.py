@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.lora.planning.completion import CostTable
-from spinecli.lora.planning.ranks import ranks_by_device
+from spinecli.lora.planning.ranks import CostTable, ranks_by_device
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class PlanOutcome:
     """One plan on one fleet; figures are 0 for a device that takes no part."""
 
     ranks: Tensor
@@ -28,7 +27,7 @@ class Outcome:
     """(devices,) float64."""
 
     @classmethod
-    def of(cls, table: CostTable, ranks: Tensor, depths: Tensor) -> Outcome:
+    def of(cls, table: CostTable, ranks: Tensor, depths: Tensor) -> PlanOutcome:
         """Read the table at each device's depth."""
         figures = (table.seconds, table.traffic_bytes, table.memory_bytes)
         return cls(ranks, depths, *(table.at(figure, depths) for figure in figures))
@@ -92,7 +91,7 @@ class FleetFigures:
     """Of the fullest."""
 
 
-def uniform_outcome(table: CostTable, ranks: Tensor, memory_limits: Tensor) -> Outcome:
+def uniform_outcome(table: CostTable, ranks: Tensor, memory_limits: Tensor) -> PlanOutcome:
     """The plan without planning: the same rank in all blocks of every device that can hold that.
 
     Args:
@@ -101,4 +100,4 @@ def uniform_outcome(table: CostTable, ranks: Tensor, memory_limits: Tensor) -> O
         memory_limits: (devices,) bytes.
     """
     holds = table.memory_bytes[:, -1] <= memory_limits
-    return Outcome.of(table, ranks, torch.where(holds, len(ranks), 0))
+    return PlanOutcome.of(table, ranks, torch.where(holds, len(ranks), 0))

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spinecli.federation.conditions import conditions
-from spinecli.federation.fleet import Fleet
 from spinecli.federation.planning.workload import DepthCosts, Workload
+from spinecli.federation.simulation.conditions import conditions
+from spinecli.federation.simulation.fleet import Fleet
 from spinecli.lora.planning.capacity import Capacities
-from spinecli.lora.planning.completion import CostTable
-from spinecli.lora.planning.ranks import rank_sums
+from spinecli.lora.planning.ranks import CostTable, rank_sums
 
 _PROBE_BYTES = 1_000_000
 

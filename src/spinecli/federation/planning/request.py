@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from torch import Tensor
 
-from spinecli.artifacts.lineage import lineage_behind
-from spinecli.artifacts.manifest import Source, Step
+from spinecli.artifacts.manifest import Source, Step, lineage_behind
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.checkpoints.tokenizer import require_fitting_tokenizer
 from spinecli.errors import OptionError
-from spinecli.federation.fleet import Fleet, load_fleet
 from spinecli.federation.planning.workload import LocalWork, Workload, head_of
+from spinecli.federation.simulation.fleet import Fleet, load_fleet
+from spinecli.lora.factors import target_projections
 from spinecli.lora.planning.configuration import Goals
 from spinecli.lora.planning.ranks import rank_distribution
-from spinecli.lora.targets import target_projections
 
 DEFAULT_MAX_WAITING = 0.6
 DEFAULT_COVERAGE = 0.5
@@ -26,7 +25,7 @@ _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class PlanConfig:
     """The options of `spine plan`."""
 
     model: str
@@ -59,7 +58,7 @@ class PlanOptions:
 class PlanRequest:
     """Checked options with everything opened."""
 
-    options: PlanOptions
+    options: PlanConfig
     checkpoint: Checkpoint
     source: Source
     lineage: tuple[Step, ...]
@@ -93,7 +92,7 @@ class PlanRequest:
         }
 
 
-def open_request(options: PlanOptions) -> PlanRequest:
+def open_request(options: PlanConfig) -> PlanRequest:
     """Check the options against the checkpoint and the fleet.
 
     Raises: OptionError, FleetError, and every class of `spinecli.errors` that a checkpoint can cause.
@@ -131,7 +130,7 @@ def open_request(options: PlanOptions) -> PlanRequest:
     )
 
 
-def _check_options(options: PlanOptions) -> None:
+def _check_options(options: PlanConfig) -> None:
     """Refuse values that no plan can be made with; NaN fails every comparison and so is refused, too."""
     at_least_one = {
         "--rank": options.rank,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -14,16 +16,111 @@ from spinecli.artifacts.directory import OutputOptions, check_output
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.checkpoints.family import Family
 from spinecli.errors import OptionError
-from spinecli.federation.planning.adapter_config import adapter_config
 from spinecli.federation.planning.artifact import PLAN_KIND, PlanTensors
-from spinecli.federation.planning.outcome import FleetFigures, Outcome, uniform_outcome
-from spinecli.federation.planning.picture import PICTURE_NAME, save_picture
+from spinecli.federation.planning.outcome import FleetFigures, PlanOutcome, uniform_outcome
 from spinecli.federation.planning.prediction import Prediction, Predictor, first_speeds, memory_limits
 from spinecli.federation.planning.request import PlanRequest
-from spinecli.lora.peft_format import CONFIG_NAME
+from spinecli.lora.factors import DEFAULT_SCALE
+from spinecli.lora.peft_format import CONFIG_NAME, plain_config
 from spinecli.lora.planning.configuration import Configuration, configure
 from spinecli.lora.planning.ranks import rank_distribution, ranks_by_device
+
+
+def adapter_config(
+    family: Family, base: str, targets: Sequence[str], ranks: Sequence[int], labels: int | None
+) -> dict[str, JsonValue]:
+    """LoRA in the last blocks of a model, each with its own rank.
+
+    Written key by key instead of by PEFT, so that the bytes do not depend on its version.
+
+    Args:
+        base: the checkpoint as the user named it.
+        targets: adapted projections, relative to a block.
+        ranks: one per block, 0 where a block has no LoRA; at least one is not 0.
+        labels: of a trained classification head, None without one.
+    """
+    container = family.blocks.rpartition(".")[2]
+    held = {index: rank for index, rank in enumerate(ranks) if rank}
+    pattern: dict[str, JsonValue] = {rf"{container}\.{index}\..+": rank for index, rank in held.items()}
+    highest = max(held.values())
+    return {
+        **plain_config("CAUSAL_LM" if labels is None else "SEQ_CLS", base, highest, pattern, int(DEFAULT_SCALE)),
+        "target_modules": list(targets),
+        "exclude_modules": list(_also_matched(family, targets)) or None,
+        "layers_to_transform": list(held),
+        "layers_pattern": container,
+        "modules_to_save": None if labels is None else [family.classification_head],
+        "inference_mode": False,
+    }
+
+
+def _also_matched(family: Family, targets: Sequence[str]) -> tuple[str, ...]:
+    """Projections that PEFT would adapt unasked, as it compares names from their end: BERT has two `output.dense`."""
+    return tuple(
+        name
+        for name in family.projections
+        if name not in targets and any(name.endswith(f".{target}") for target in targets)
+    )
+
+
+PICTURE_NAME = "plan.png"
+
+_COMPUTE, _TRANSFER, _UNIFORM = "#4472c4", "#ed7d31", "#7f7f7f"
+
+
+def save_picture(outcome: PlanOutcome, uniform: PlanOutcome, tensors: PlanTensors, path: Path) -> None:
+    """Draw the devices' seconds under both plans, and the rank and the holders of every block."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_seconds(left, outcome, uniform, tensors)
+    _draw_blocks(right, outcome)
+    figure.savefig(path, dpi=144, metadata={"Software": None})
+
+
+def _draw_seconds(axis: Any, outcome: PlanOutcome, uniform: PlanOutcome, tensors: PlanTensors) -> None:
+    order = outcome.seconds.argsort(stable=True)
+    order = order[outcome.depths[order] > 0]
+    places = torch.arange(1, len(order) + 1).tolist()
+    compute = tensors.compute_seconds[order].tolist()
+    axis.fill_between(places, 0, compute, step="mid", color=_COMPUTE, label="compute", lw=0)
+    whole = outcome.seconds[order].tolist()
+    axis.fill_between(places, compute, whole, step="mid", color=_TRANSFER, label="transfer", lw=0)
+    axis.axhline(outcome.round_seconds, color="black", lw=1, label="round")
+    if uniform.round_seconds:
+        others = uniform.seconds[uniform.depths > 0].sort().values
+        axis.step(
+            torch.arange(1, len(others) + 1).tolist(),
+            others.tolist(),
+            where="mid",
+            color=_UNIFORM,
+            lw=1,
+            label="uniform plan",
+        )
+        axis.axhline(uniform.round_seconds, color=_UNIFORM, lw=1, ls="--", label="its round")
+    axis.set_xlabel("devices, fastest first")
+    axis.set_ylabel("seconds")
+    axis.set_ylim(bottom=0)
+    axis.set_title("a round; above the colours is waiting", fontsize=9)
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+
+
+def _draw_blocks(axis: Any, outcome: PlanOutcome) -> None:
+    blocks = len(outcome.ranks)
+    axis.bar(range(blocks), outcome.ranks.tolist(), color=_COMPUTE, width=0.8)
+    axis.set_xlabel("block, input to output")
+    axis.set_ylabel("rank (bars)")
+    holders = (outcome.depths[:, None] >= blocks - torch.arange(blocks)).sum(dim=0)
+    share = axis.twinx()
+    share.plot(range(blocks), (100 * holders / len(outcome.depths)).tolist(), "o-", color=_TRANSFER, ms=4)
+    share.set_ylabel("devices that train it, % (line)")
+    share.set_ylim(0, 105)
+    axis.set_title("where LoRA is", fontsize=9)
+
 
 CONFIGURATIONS = "configurations"
 
@@ -35,8 +132,8 @@ class PlanDecision:
     request: PlanRequest
     configuration: Configuration
     prediction: Prediction
-    outcome: Outcome
-    uniform: Outcome
+    outcome: PlanOutcome
+    uniform: PlanOutcome
     tensors: PlanTensors
 
     def report(self) -> dict[str, JsonValue]:
@@ -119,7 +216,7 @@ def decide(request: PlanRequest, stopwatch: Stopwatch | None = None) -> PlanDeci
             request=request,
             configuration=found,
             prediction=prediction,
-            outcome=Outcome.of(prediction.table, found.ranks, found.depths),
+            outcome=PlanOutcome.of(prediction.table, found.ranks, found.depths),
             uniform=uniform,
             tensors=_tensors(found, prediction, predictor.capacities(found.ranks).matrix),
         )

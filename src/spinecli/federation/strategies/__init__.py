@@ -14,9 +14,9 @@ from spinecli.federation.strategies.flexlora import FlexLoRA
 from spinecli.federation.strategies.flora import FLoRA
 from spinecli.federation.strategies.hetlora import HetLoRA
 from spinecli.federation.strategies.legend import Legend
-from spinecli.federation.strategies.strategy import Setting, Strategy
+from spinecli.federation.strategies.strategy import Strategy, StrategyContext
 
-STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {
+STRATEGIES: dict[str, Callable[[StrategyContext], Strategy]] = {
     "fedit": FedIT,
     "hetlora": HetLoRA,
     "flexlora": FlexLoRA,
@@ -29,10 +29,10 @@ STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {
 }
 
 SPLITTING = ("mergesfl", "sfl-fm", "sfl-br", "splitfed", "fedavg")
-"""Further names that --strategy takes: those of `spinecli.split`, which builds on this package."""
+"""Further names that --strategy takes: those of `spinecli.federation.split`, which builds on this package."""
 
 
-def strategy_of(name: str) -> Callable[[Setting], Strategy]:
+def strategy_of(name: str) -> Callable[[StrategyContext], Strategy]:
     """The strategy called `name`; OptionError with the list of known ones."""
     try:
         return STRATEGIES[name]

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 from spinecli.federation.engine import Lost
 from spinecli.federation.strategies.pruning_server import PRUNED_BY, WARM_UP, PruningServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.averaging import average_factors
 
 
 class FedLoRAPrune(PruningServer):
     """All devices follow one schedule, whatever their speed."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StrategyContext) -> None:
         super().__init__(setting, [setting.tuning.rank] * setting.blocks, "lora")
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """A ratio that rises evenly with the rounds until the target is due."""
         rounds = self.setting.tuning.rounds
         cutting = max((PRUNED_BY - WARM_UP) * rounds, 1.0)
@@ -27,7 +27,7 @@ class FedLoRAPrune(PruningServer):
         ranks = [self.setting.tuning.rank] * self.setting.blocks
         return {device: self.pruning_order(round_number, device, ranks, target) for device in cohort}
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """The mean of each row and column over the devices that still have it."""
         self.rounds_done = round_number + 1
         self.note(updates)

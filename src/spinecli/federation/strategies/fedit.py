@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 from spinecli.federation.engine import Lost
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.averaging import average_factors
 
 
 class FedIT(AdapterServer):
     """The plain way, and the measure of the others."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StrategyContext) -> None:
         super().__init__(setting, [setting.tuning.rank] * setting.blocks)
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """The same for all."""
         ranks = [self.setting.tuning.rank] * self.setting.blocks
         return {device: self.ordered(ranks) for device in cohort}
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """The mean of A and the mean of B by the devices' weights."""
         if updates:
             self.adapter = average_factors(self.contributions(updates), self.adapter)

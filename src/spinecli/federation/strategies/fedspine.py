@@ -12,13 +12,12 @@ from typing import ClassVar
 from pydantic import JsonValue
 from torch import Tensor
 
-from spinecli.federation.bandit import BanditState, Interval, Point, SmoothUCB
+from spinecli.federation.bandit import BanditState, Interval, Point, SmoothUCB, kept_importance, reward
 from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
-from spinecli.federation.reward import kept_importance, reward
 from spinecli.federation.seeding import random_generator
 from spinecli.federation.strategies.pruning_server import PruningServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Tuning, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.aggregation.coverage import average_covered, heterogeneity_weight
 
@@ -33,12 +32,12 @@ class FedSpine(PruningServer):
 
     @classmethod
     def menu(
-        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The allowed ranks, in all blocks."""
         return [[rank] * blocks for rank in allowed_ranks(tuning.smallest_rank, tuning.largest_rank)]
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StrategyContext) -> None:
         tuning = setting.tuning
         super().__init__(setting, [tuning.largest_rank] * setting.blocks, "lora")
         self.ranks = allowed_ranks(tuning.smallest_rank, tuning.largest_rank)
@@ -46,7 +45,7 @@ class FedSpine(PruningServer):
         self._learners: dict[str, SmoothUCB] = {}
         self._played: dict[str, tuple[Point, float]] = {}
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """What each device's learner picks: a share of the largest step, and a rank that the device's memory holds.
 
         Who cannot hold the smallest rank sits out.
@@ -61,7 +60,7 @@ class FedSpine(PruningServer):
             assignments[device] = self.pruning_order(round_number, device, ranks, self.ratio(device) + rise)
         return assignments
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """Reward the learners, then average every entry over the devices that have it.
 
         While nothing is cut yet, a play says nothing about its pruning share, so no learner hears of it.
@@ -121,7 +120,7 @@ def allowed_ranks(smallest: int, largest: int) -> tuple[int, ...]:
     return tuple(sorted({smallest, largest, *(rank for rank in RANKS if smallest < rank < largest)}))
 
 
-def heterogeneous(updates: Sequence[Update], largest_rank: int) -> list[Contribution]:
+def heterogeneous(updates: Sequence[ClientUpdate], largest_rank: int) -> list[Contribution]:
     """Contributions with the weight |D| sqrt(r / r_max) sqrt(1 - p); |D| is 1 where answers count alike."""
     return [
         replace(
@@ -132,7 +131,7 @@ def heterogeneous(updates: Sequence[Update], largest_rank: int) -> list[Contribu
     ]
 
 
-def _kept(update: Update) -> float:
+def _kept(update: ClientUpdate) -> float:
     """Share of the importance that the device has kept."""
     assert update.masks is not None
     assert update.importance is not None

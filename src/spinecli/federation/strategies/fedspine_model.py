@@ -18,7 +18,7 @@ from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.strategies.fedspine import allowed_ranks, heterogeneous
 from spinecli.federation.strategies.pruning_server import LARGEST_STEP, PruningServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Tuning, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
 from spinecli.federation.time_model import TimeModel, TimeModelState
 from spinecli.lora.aggregation.coverage import average_covered
 
@@ -30,12 +30,12 @@ class FedSpineModel(PruningServer):
 
     @classmethod
     def menu(
-        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The allowed ranks, in all blocks."""
         return [[rank] * blocks for rank in allowed_ranks(tuning.smallest_rank, tuning.largest_rank)]
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StrategyContext) -> None:
         tuning = setting.tuning
         super().__init__(setting, [tuning.largest_rank] * setting.blocks, "salience", shared=True)
         self._menu = MenuSettings(
@@ -47,7 +47,7 @@ class FedSpineModel(PruningServer):
         self._times = TimeModel(tuning.largest_rank)
         self._ranks = {device: tuple(ranks[0] for ranks in held) for device, held in self.choices(setting).items()}
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """The choices with the most gain per second of the cohort's round.
 
         A device that was never seen gets the smallest rank: its link may be the slowest of all, and then everybody
@@ -73,7 +73,7 @@ class FedSpineModel(PruningServer):
             for device, choice in zip(present, chosen, strict=True)
         }
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """Learn the completion times, then average every component over the devices that have it."""
         self.rounds_done = round_number + 1
         self.note(updates)

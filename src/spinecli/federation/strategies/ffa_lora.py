@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from spinecli.federation.strategies.fedit import FedIT
-from spinecli.federation.strategies.strategy import Assignment
+from spinecli.federation.strategies.strategy import TrainInstruction
 
 
 class FFALoRA(FedIT):
     """FedIT with A frozen as it was drawn."""
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """The same for all, B alone."""
-        assignments = super().assign(round_number, cohort)
+        assignments = super().configure_train(round_number, cohort)
         return {device: replace(assignment, shared_a=True) for device, assignment in assignments.items()}

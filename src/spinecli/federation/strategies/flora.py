@@ -12,11 +12,11 @@ from dataclasses import replace
 from pydantic import JsonValue
 from torch import Tensor
 
-from spinecli.federation.device.wire import FOLDED, adapter_from, adapter_tensors
+from spinecli.federation.client.wire import FOLDED, adapter_from, adapter_tensors
 from spinecli.federation.engine import Lost
 from spinecli.federation.seeding import torch_generator
 from spinecli.federation.strategies.hetlora import HetLoRA
-from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Setting, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, GlobalModel, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.compression import compress
 from spinecli.lora.aggregation.stacking import stack, sum_of_products
 from spinecli.lora.factors import Factors, fresh_factors
@@ -25,11 +25,11 @@ from spinecli.lora.factors import Factors, fresh_factors
 class FLoRA(HetLoRA):
     """HETLoRA's ranks with FLoRA's stacking."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StrategyContext) -> None:
         super().__init__(setting)
         self.folded: dict[str, Factors] = {}
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """Fresh factors of the device's rank, on the base with the folded change."""
         self.adapter = {
             name: fresh_factors(
@@ -40,10 +40,10 @@ class FLoRA(HetLoRA):
             )
             for name, projection in self.setting.projections.items()
         }
-        assignments = super().assign(round_number, cohort)
+        assignments = super().configure_train(round_number, cohort)
         return {device: replace(assignment, folded=self.folded) for device, assignment in assignments.items()}
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """Stack the round's factors behind what is folded already, and shorten what is longer than it is wide."""
         stacked = stack(self.contributions(updates), self.adapter) if updates else {}
         self.folded = dict(self.folded)

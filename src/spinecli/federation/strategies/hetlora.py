@@ -5,12 +5,35 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
-from spinecli.federation.engine import Lost
+from spinecli.federation.engine import Lost, Node
 from spinecli.federation.planning.artifact import LoraPlan
-from spinecli.federation.strategies.rank_tiers import rank_by_memory
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Tuning, Update
-from spinecli.lora.aggregation.zero_padding import average_padded
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
+from spinecli.lora.aggregation.stacking import average_padded
+
+
+def ranks_by_memory(nodes: Sequence[Node], smallest: int, largest: int) -> dict[str, int]:
+    """A rank for every device, see `rank_by_memory`."""
+    sizes = {node.memory_bytes for node in nodes}
+    ranks = {size: rank_by_memory(size, sizes, smallest, largest) for size in sizes}
+    return {node.name: ranks[node.memory_bytes] for node in nodes}
+
+
+def rank_by_memory(size: int, sizes: Collection[int], smallest: int, largest: int) -> int:
+    """A rank: from `smallest` for the least memory in the fleet to `largest` for the most.
+
+    Classes in between are spread evenly, whatever the distances between their memories; a fleet of one class gets the
+    middle. Source: HETLoRA leaves the choice of ranks open; this is this project's.
+
+    Args:
+        size: bytes of the device.
+        sizes: those of all devices.
+    """
+    rising = sorted(set(sizes))
+    if len(rising) == 1:
+        return round((smallest + largest) / 2)
+    step = (largest - smallest) / (len(rising) - 1)
+    return round(smallest + rising.index(size) * step)
 
 
 class HetLoRA(AdapterServer):
@@ -20,18 +43,18 @@ class HetLoRA(AdapterServer):
 
     @classmethod
     def menu(
-        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The rank of its tier and all below, down to the smallest."""
         tier = rank_by_memory(limit, limits, tuning.smallest_rank, tuning.largest_rank)
         return [[rank] * blocks for rank in range(tuning.smallest_rank, tier + 1)]
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StrategyContext) -> None:
         self.ranks = {device: held[-1][0] for device, held in self.choices(setting).items() if held}
         self.largest = max(self.ranks.values())
         super().__init__(setting, [self.largest] * setting.blocks)
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """To each device the leading components of the global adapter; who cannot hold the smallest rank sits out."""
         return {
             device: self.ordered([self.ranks[device]] * self.setting.blocks)
@@ -39,7 +62,7 @@ class HetLoRA(AdapterServer):
             if device in self.ranks
         }
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """The padded, norm-weighted mean."""
         if updates:
             self.adapter = average_padded(self.contributions(updates), self.adapter, self.largest)

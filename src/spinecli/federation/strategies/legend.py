@@ -17,12 +17,11 @@ from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.planning.request import DEFAULT_COVERAGE, DEFAULT_MAX_WAITING
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import Assignment, Setting, Tuning, Update
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
 from spinecli.lora.aggregation.averaging import average_factors
 from spinecli.lora.planning.capacity import Capacities, Capacity, Observation
-from spinecli.lora.planning.completion import completion_table
 from spinecli.lora.planning.configuration import Goals, configure
-from spinecli.lora.planning.ranks import rank_distribution, ranks_by_device
+from spinecli.lora.planning.ranks import completion_table, rank_distribution, ranks_by_device
 
 
 class Legend(AdapterServer):
@@ -32,14 +31,14 @@ class Legend(AdapterServer):
 
     @classmethod
     def menu(
-        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The last block, the last two, and so on."""
         ranks = _rank_distribution(tuning, blocks, plan)
         placed: list[Sequence[int]] = ranks_by_device(ranks, torch.arange(1, blocks + 1)).tolist()
         return placed
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StrategyContext) -> None:
         self.ranks = _rank_distribution(setting.tuning, setting.blocks, setting.plan)
         super().__init__(setting, self.ranks.tolist())
         self.classes = {node.name: node.device_class for node in setting.nodes}
@@ -49,7 +48,7 @@ class Legend(AdapterServer):
         # smoothing holds from one round to the next: who sat a round out is planned anew
         self._last_depths: dict[str, int] = {}
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """Plan the cohort's depths; a device whose memory holds not even one block sits out."""
         limits = torch.tensor([self.memory[device] for device in cohort], dtype=torch.float64)
         holding = self._memory_by_depth()
@@ -79,7 +78,7 @@ class Legend(AdapterServer):
             self.ranks = ranks
             self.adapter = self.cut_to(ranks.tolist())
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """The mean of each block over its holders; what was observed updates the capacities."""
         for update in updates:
             observed = Observation(
@@ -129,13 +128,13 @@ class Legend(AdapterServer):
         self._last_depths = {name: int(str(depth)) for name, depth in depths.items()}
 
 
-def _rank_distribution(tuning: Tuning, blocks: int, plan: LoraPlan | None) -> Tensor:
+def _rank_distribution(tuning: TrainConfig, blocks: int, plan: LoraPlan | None) -> Tensor:
     if plan is not None:
         return plan.tensors.rank_distribution
     return rank_distribution(blocks, tuning.rank * blocks)
 
 
-def _goals(setting: Setting) -> Goals:
+def _goals(setting: StrategyContext) -> Goals:
     """The plan's own goals; its traffic is that of all devices, and a cohort has its share of it."""
     if setting.plan is None:
         return Goals(DEFAULT_MAX_WAITING, DEFAULT_COVERAGE)
@@ -145,7 +144,7 @@ def _goals(setting: Setting) -> Goals:
     return replace(planned, traffic_budget=planned.traffic_budget * min(1.0, setting.cohort / len(setting.nodes)))
 
 
-def _planned_capacities(setting: Setting) -> dict[str, Capacity]:
+def _planned_capacities(setting: StrategyContext) -> dict[str, Capacity]:
     if setting.plan is None:
         return {}
     planned = setting.plan.capacities()

@@ -11,11 +11,18 @@ from torch import Tensor
 
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
-from spinecli.federation.device.device import importance_from, importance_tensors, mask_tensors, masks_from
-from spinecli.federation.device.importance import ScoreName
-from spinecli.federation.device.local_pruning import Importance, narrowed
+from spinecli.federation.client.device import importance_from, importance_tensors, mask_tensors, masks_from
+from spinecli.federation.client.importance import ScoreName
+from spinecli.federation.client.local_pruning import Importance, narrowed
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Ratio, Served, Setting, Update
+from spinecli.federation.strategies.strategy import (
+    ClientUpdate,
+    DeployedModel,
+    GlobalModel,
+    Ratio,
+    StrategyContext,
+    TrainInstruction,
+)
 from spinecli.lora.aggregation.contribution import restricted
 
 WARM_UP = 0.1
@@ -37,7 +44,9 @@ class PruningServer(AdapterServer):
             its own, and cuts on the way.
     """
 
-    def __init__(self, setting: Setting, ranks: Sequence[int], score: ScoreName, *, shared: bool = False) -> None:
+    def __init__(
+        self, setting: StrategyContext, ranks: Sequence[int], score: ScoreName, *, shared: bool = False
+    ) -> None:
         super().__init__(setting, ranks)
         chosen = setting.tuning.score or score
         if chosen == "lora":
@@ -83,7 +92,7 @@ class PruningServer(AdapterServer):
         share = min(1.0, self.setting.cohort / len(self.setting.nodes))
         return max(1.0, (PRUNED_BY * rounds - max(round_number, WARM_UP * rounds)) * share)
 
-    def pruning_order(self, round_number: int, device: str, ranks: Sequence[int], target: float) -> Assignment:
+    def pruning_order(self, round_number: int, device: str, ranks: Sequence[int], target: float) -> TrainInstruction:
         """Train at `ranks` and prune to `target`; the factors come in the shape of the device's masks."""
         rows, columns = self.setting.kept_units(self.masks.get(device))
         adapter = {
@@ -93,13 +102,13 @@ class PruningServer(AdapterServer):
         wanted = self.ratio(device) if warming_up else min(max(target, self.ratio(device)), self.sparsity)
         importance = self.fleet_importance() if self._shared else None
         pruning = Ratio(wanted, self.sparsity, self.score, collect_only=warming_up, importance=importance)
-        return Assignment(tuple(ranks), adapter, self.head, pruning=pruning)
+        return TrainInstruction(tuple(ranks), adapter, self.head, pruning=pruning)
 
     def masks_of(self, device: str) -> Masks | None:
         """The masks that a device last reported; None before its first."""
         return self.masks.get(device)
 
-    def note(self, updates: Sequence[Update]) -> None:
+    def note(self, updates: Sequence[ClientUpdate]) -> None:
         """Remember the masks of the devices and the importance of their classes."""
         for update in updates:
             if update.masks is None or update.importance is None:
@@ -128,7 +137,7 @@ class PruningServer(AdapterServer):
 
         Once the target is due, that is the target. A class that has not reported is cut by what the others say.
         """
-        served = [Served(name, count, *self._consensus(name)) for name, count in self._counts().items()]
+        served = [DeployedModel(name, count, *self._consensus(name)) for name, count in self._counts().items()]
         return GlobalModel(self.adapter, self.head, served)
 
     def _consensus(self, device_class: str) -> tuple[Masks | None, float]:
@@ -173,7 +182,7 @@ class PruningServer(AdapterServer):
         self._importance = {str(name): importance_from(_under(str(name), tensors), blocks) for name in classes}
 
 
-def _require_all_groups(setting: Setting) -> None:
+def _require_all_groups(setting: StrategyContext) -> None:
     """The factors' gradients tell nothing of units whose projections carry no factors."""
     attention, feed_forward = setting.family.attention, setting.family.feed_forward
     names = {name.partition(f"{setting.family.blocks}.0.")[2] for name in setting.projections}

@@ -9,10 +9,17 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from spinecli.checkpoints.masks import Masks
-from spinecli.federation.device.wire import adapter_from, adapter_tensors, head_from, head_tensors, shared_a
+from spinecli.federation.client.wire import adapter_from, adapter_tensors, head_from, head_tensors, shared_a
 from spinecli.federation.engine import Snapshot
 from spinecli.federation.planning.artifact import LoraPlan
-from spinecli.federation.strategies.strategy import Assignment, GlobalModel, Served, Setting, Tuning, Update
+from spinecli.federation.strategies.strategy import (
+    ClientUpdate,
+    DeployedModel,
+    GlobalModel,
+    StrategyContext,
+    TrainConfig,
+    TrainInstruction,
+)
 from spinecli.lora.aggregation.averaging import average_tensors
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.factors import Factors, empty_b
@@ -30,7 +37,7 @@ class AdapterServer:
 
     @classmethod
     def menu(
-        cls, tuning: Tuning, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """What it may order a device to train, as ranks of the blocks, the least memory first.
 
@@ -41,7 +48,7 @@ class AdapterServer:
         return [[tuning.rank] * blocks]
 
     @classmethod
-    def choices(cls, setting: Setting) -> dict[str, list[Sequence[int]]]:
+    def choices(cls, setting: StrategyContext) -> dict[str, list[Sequence[int]]]:
         """By device, what of its menu its memory holds."""
         limits = sorted({node.memory_bytes for node in setting.nodes})
         held = {
@@ -50,7 +57,7 @@ class AdapterServer:
         }
         return {node.name: held[node.memory_bytes] for node in setting.nodes}
 
-    def __init__(self, setting: Setting, ranks: Sequence[int]) -> None:
+    def __init__(self, setting: StrategyContext, ranks: Sequence[int]) -> None:
         self.setting = setting
         self.adapter: dict[str, Factors] = {
             name: Factors(
@@ -70,22 +77,22 @@ class AdapterServer:
             if (rank := ranks[self.setting.projections[name].block]) > 0
         }
 
-    def ordered(self, ranks: Sequence[int]) -> Assignment:
+    def ordered(self, ranks: Sequence[int]) -> TrainInstruction:
         """Train at `ranks`, from the global adapter."""
-        return Assignment(tuple(ranks), self.cut_to(ranks), self.head)
+        return TrainInstruction(tuple(ranks), self.cut_to(ranks), self.head)
 
-    def contributions(self, updates: Sequence[Update]) -> list[Contribution]:
+    def contributions(self, updates: Sequence[ClientUpdate]) -> list[Contribution]:
         """The devices' factors in the order of the updates."""
         return [update.contribution for update in updates]
 
-    def average_head(self, updates: Sequence[Update]) -> None:
+    def average_head(self, updates: Sequence[ClientUpdate]) -> None:
         """The head is the mean of the devices' heads by their weights."""
         if updates and self.head:
             self.head = average_tensors([update.head for update in updates], [update.weight for update in updates])
 
     def model(self) -> GlobalModel:
         """One adapter for all, and nothing cut."""
-        return GlobalModel(self.adapter, self.head, [Served("all", len(self.setting.nodes), None, 0.0)])
+        return GlobalModel(self.adapter, self.head, [DeployedModel("all", len(self.setting.nodes), None, 0.0)])
 
     def masks_of(self, device: str) -> Masks | None:
         """Nothing is cut."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.federation.device.importance import ScoreName
-from spinecli.federation.device.local_pruning import Cuts, Importance, kept_units
+from spinecli.federation.client.importance import ScoreName
+from spinecli.federation.client.local_pruning import Importance, PrunableUnits, kept_units
 from spinecli.federation.engine import Lost, Node, Snapshot, Timing
 from spinecli.federation.memory import TrainingMemory
 from spinecli.federation.planning.artifact import LoraPlan
@@ -38,7 +38,7 @@ Weighting = Literal["examples", "equal"]
 
 
 @dataclass(frozen=True)
-class Tuning:
+class TrainConfig:
     """What the user chose for every strategy alike."""
 
     rank: int = 8
@@ -63,7 +63,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class StrategyContext:
     """What every strategy knows before the first round."""
 
     nodes: Sequence[Node]
@@ -71,10 +71,10 @@ class Setting:
     """By full name, in the model's order."""
     shapes: Sequence[BlockShape]
     """Of the base model's blocks."""
-    uniform_cuts: Callable[[], Cuts]
+    uniform_cuts: Callable[[], PrunableUnits]
     """What can leave the blocks; raises OptionError where they differ in width."""
     costs: TrainingCosts
-    tuning: Tuning
+    tuning: TrainConfig
     seed: int
     head: Mapping[str, Tensor]
     """Where the classification head starts; empty for language models."""
@@ -97,7 +97,7 @@ class Setting:
         return TrainingMemory(self.costs, self.shapes, tuning.batch_size, tuning.length, self.bytes_per_weight)
 
     @property
-    def cuts(self) -> Cuts:
+    def cuts(self) -> PrunableUnits:
         """What can leave the blocks; OptionError where they differ in width, so that no strategy can prune them."""
         return self.uniform_cuts()
 
@@ -123,7 +123,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, eq=False)
-class Assignment:
+class TrainInstruction:
     """What one device is to do in a round."""
 
     ranks: tuple[int, ...]
@@ -138,7 +138,7 @@ class Assignment:
 
 
 @dataclass(frozen=True, eq=False)
-class Update:
+class ClientUpdate:
     """What one device sent back, checked."""
 
     device: str
@@ -159,7 +159,7 @@ class Update:
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class DeployedModel:
     """The model that a group of devices would run now."""
 
     group: str
@@ -175,16 +175,16 @@ class GlobalModel:
 
     adapter: Adapter
     head: Mapping[str, Tensor]
-    served: Sequence[Served]
+    served: Sequence[DeployedModel]
 
 
 class Strategy(Protocol):
     """One way to fine-tune over a fleet."""
 
-    def assign(self, round_number: int, cohort: Sequence[str]) -> dict[str, Assignment]:
+    def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """What each device of the cohort is to do; devices left out sit this round out."""
 
-    def absorb(self, round_number: int, updates: Sequence[Update], lost: Sequence[Lost]) -> None:
+    def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """Learn from a round's answers; `updates` may be empty."""
 
     def model(self) -> GlobalModel:

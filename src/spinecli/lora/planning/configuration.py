@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.lora.planning.completion import CostTable
 from spinecli.lora.planning.deadlines import Deadlines, Window, deadlines, depths_under
-from spinecli.lora.planning.ranks import lowered
+from spinecli.lora.planning.ranks import CostTable, lowered
 
 _ROUNDING = 1e-9
 """Running sums over many devices are exact to far less than this."""

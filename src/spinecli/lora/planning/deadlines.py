@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.lora.planning.completion import CostTable
+from spinecli.lora.planning.ranks import CostTable
 
 
 @dataclass(frozen=True, eq=False)

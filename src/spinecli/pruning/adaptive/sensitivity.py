@@ -18,14 +18,14 @@ from torch import Tensor
 
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.calibration.divergence import divergence
-from spinecli.calibration.stream import BlockStream, LoadedBlock
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.masktuning.block import Lesson, teach
+from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
+from spinecli.checkpoints.stream.objective import divergence
 from spinecli.progress import Progress, silent
 from spinecli.pruning.adaptive.damage import Sensitivity
-from spinecli.pruning.scores import Scores
+from spinecli.pruning.recovery.block import TeacherTargets, teach
+from spinecli.pruning.scoring import Scores
 from spinecli.pruning.search import recovered
 from spinecli.pruning.selection import select_shapes
 
@@ -64,11 +64,11 @@ def sensitivities(
             trials = {name: value.to(dense.device) for name, value in saved.tensors.items()}
         for index in range(first, blocks):
             with stream.block(index) as block:
-                lesson = teach(stream, block, dense)
+                targets = teach(stream, block, dense)
                 trials = {name: stream.run(block, hidden) for name, hidden in trials.items()}
                 for name, mask in _cuts(scores, index, checkpoint.shapes[index]).items():
-                    trials[f"{index}.{name}"] = _tried(stream, block, lesson, mask, dense, judging)[-judging:].clone()
-            dense = lesson.after
+                    trials[f"{index}.{name}"] = _tried(stream, block, targets, mask, dense, judging)[-judging:].clone()
+            dense = targets.after
             if journal:
                 journal.save(index + 1, {**trials, "dense": dense}, last=index + 1 == blocks)
             progress("measuring sensitivity", index + 1, blocks)
@@ -111,10 +111,10 @@ def _cuts(scores: Scores, index: int, shape: BlockShape) -> dict[str, BlockMask]
 
 
 def _tried(
-    stream: BlockStream, block: LoadedBlock, lesson: Lesson, mask: BlockMask, hidden: Tensor, judging: int
+    stream: BlockStream, block: LoadedBlock, targets: TeacherTargets, mask: BlockMask, hidden: Tensor, judging: int
 ) -> Tensor:
     if not mask.kept:
         return hidden  # the block had this sub-layer alone
     full = Masks.full(stream.checkpoint.shapes)
     masks = Masks((*full.blocks[: block.index], mask, *full.blocks[block.index + 1 :]))
-    return recovered(stream, block, lesson, masks, hidden, judging)
+    return recovered(stream, block, targets, masks, hidden, judging)

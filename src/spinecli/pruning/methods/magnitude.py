@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spinecli.checkpoints.rows import attention_rows, channel_rows
+from spinecli.checkpoints.cutting import attention_rows, channel_rows
 from spinecli.pruning.method import BlockView, UnitScores
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spinecli.pruning.method import BlockView, UnitScores, score_by_neurons
-from spinecli.pruning.statistics import InputStatistics
+from spinecli.pruning.method import BlockView, InputStatistics, UnitScores, score_by_neurons
 
 
 @dataclass(frozen=True)

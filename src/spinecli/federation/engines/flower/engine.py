@@ -9,13 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 from spinecli.errors import FederationError, MessageError
 from spinecli.federation.engine import Node
-from spinecli.federation.engines.envelope import ANSWER, FAILED, JOB, Answer, Empty, Failed, opened, sealed
+from spinecli.federation.engines.enrolment_status import EnrolmentStatus
+from spinecli.federation.engines.envelope import (
+    ANSWER,
+    FAILED,
+    JOB,
+    Answer,
+    Empty,
+    Failed,
+    decode_envelope,
+    encode_envelope,
+)
 from spinecli.federation.engines.flower.link import Link, Received
 from spinecli.federation.engines.flower.payload import ENROLLED, Enrolled
-from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.pending_request import PendingRequest
 from spinecli.federation.engines.remote_engine import RemoteEngine
-from spinecli.federation.engines.standing import Standing
-from spinecli.federation.engines.virtual_clock import VirtualClock
+from spinecli.federation.simulation.virtual_clock import VirtualClock
 
 _LOG = logging.getLogger("flwr.spine")
 _GLANCE_SECONDS = 0.1
@@ -50,7 +59,7 @@ class FlowerEngine(RemoteEngine):
         self._addresses: dict[str, int] = {}
         self._nodes: dict[str, Node] = {}
 
-    def wait_for_all(self, look: Callable[[Standing], None]) -> None:
+    def wait_for_all(self, look: Callable[[EnrolmentStatus], None]) -> None:
         """Ask every SuperNode who it is, until each device is ready; the run begins then.
 
         Args:
@@ -66,13 +75,13 @@ class FlowerEngine(RemoteEngine):
             for address in self._link.nodes() - set(asked.values()):
                 if times.get(address, 0) < _QUESTIONS and address not in self._addresses.values():
                     times[address] = times.get(address, 0) + 1
-                    if number := self._link.send(address, QUERY, ENROLLED, sealed(Empty())):
+                    if number := self._link.send(address, QUERY, ENROLLED, encode_envelope(Empty())):
                         asked[number] = address
             for number, received in self._link.receive(asked.keys()).items():
                 failure = self._enrol(asked.pop(number), received, troubles) or failure
             if failure and not asked and all(count == _QUESTIONS for count in times.values()):
                 raise FederationError(f"A device fails before it can say who it is: {failure}")
-            look(Standing(tuple(self._nodes), troubles))
+            look(EnrolmentStatus(tuple(self._nodes), troubles))
             time.sleep(_GLANCE_SECONDS)
         self._begin()
 
@@ -81,7 +90,7 @@ class FlowerEngine(RemoteEngine):
         if received.failure:
             return received.failure
         try:
-            enrolled, _ = opened(Enrolled, received.envelope)
+            enrolled, _ = decode_envelope(Enrolled, received.envelope)
         except MessageError as error:
             return str(error)
         token = self._tokens.get(enrolled.device, "")
@@ -99,7 +108,7 @@ class FlowerEngine(RemoteEngine):
         """The run's devices, in a fixed order."""
         return [self._nodes[name] for name in self._tokens]
 
-    def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
+    def _carry(self, parcels: list[PendingRequest], deadline: float | None) -> None:
         """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
         began = time.monotonic()
         sent = {number: parcel for parcel in parcels if (number := self._send(parcel)) is not None}
@@ -122,7 +131,7 @@ class FlowerEngine(RemoteEngine):
         if all(parcel.failure for parcel in parcels) and all(self._ended(name) for name in self._tokens):
             raise FederationError("Every device has gone; run the same command with --resume to go on.")
 
-    def _send(self, parcel: Parcel) -> str | None:
+    def _send(self, parcel: PendingRequest) -> str | None:
         """Put a parcel where its device looks for it; returns the message's id."""
         now, device = time.monotonic(), parcel.job.device
         if (ending := self._ended(device)) is not None:
@@ -136,16 +145,16 @@ class FlowerEngine(RemoteEngine):
         return number
 
 
-def _settle(parcel: Parcel, received: Received, now: float) -> None:
+def _settle(parcel: PendingRequest, received: Received, now: float) -> None:
     """Write down what has come in answer to a parcel."""
     if received.failure:
         parcel.fail(now, received.failure)
         return
     try:
         if received.topic == FAILED:
-            parcel.fail(now, opened(Failed, received.envelope)[0].explanation)
+            parcel.fail(now, decode_envelope(Failed, received.envelope)[0].explanation)
             return
-        answer, carried = opened(Answer, received.envelope)
+        answer, carried = decode_envelope(Answer, received.envelope)
         if received.topic != ANSWER or answer.job != parcel.number:
             raise MessageError("It answers something else than it was asked.")
     except MessageError as error:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 
 from spinecli.errors import FederationError
 from spinecli.federation.engine import Node
-from spinecli.federation.engines.envelope import JOB, LEAVE, RUN_IS_OVER, Told, sealed
+from spinecli.federation.engines.enrolment_status import EnrolmentStatus
+from spinecli.federation.engines.envelope import JOB, LEAVE, RUN_IS_OVER, ServerNotice, encode_envelope
 from spinecli.federation.engines.nvflare.certificates import Identity
-from spinecli.federation.engines.nvflare.line import Address, Line
-from spinecli.federation.engines.nvflare.members import Member, Members, Patience
+from spinecli.federation.engines.nvflare.connection import Address, Connection
+from spinecli.federation.engines.nvflare.members import Member, Members, Timeouts
 from spinecli.federation.engines.nvflare.names import SERVER
-from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.pending_request import PendingRequest
 from spinecli.federation.engines.remote_engine import RemoteEngine
-from spinecli.federation.engines.standing import Standing
-from spinecli.federation.engines.virtual_clock import VirtualClock
+from spinecli.federation.simulation.virtual_clock import VirtualClock
 
 _GLANCE_SECONDS = 0.5
 """Between two looks at who has fallen silent."""
@@ -45,22 +45,22 @@ class NvflareEngine(RemoteEngine):
         address: Address,
         identity: Identity | None,
         clock: VirtualClock | None = None,
-        patience: Patience | None = None,
+        patience: Timeouts | None = None,
     ) -> None:
         address.require_free()
         self._names = tuple(names)
         super().__init__(clock)
-        self._patience = patience or Patience()
+        self._patience = patience or Timeouts()
         self._nodes: tuple[Node, ...] = ()
-        self._parcels: dict[int, Parcel] = {}
+        self._parcels: dict[int, PendingRequest] = {}
         self._changed = threading.Condition()
         self._members = Members(
             frozenset(names), charter, secrets.token_hex(8), self._parcels, self._changed, self._send
         )
-        self._line = Line(SERVER, address, identity, self._members.receive, _unheard, self._members.gone)
+        self._line = Connection(SERVER, address, identity, self._members.receive, _unheard, self._members.gone)
         self._line.open()
 
-    def wait_for_all(self, look: Callable[[Standing], None]) -> None:
+    def wait_for_all(self, look: Callable[[EnrolmentStatus], None]) -> None:
         """Wait until every device is ready; the run begins then.
 
         Args:
@@ -69,7 +69,7 @@ class NvflareEngine(RemoteEngine):
         with self._changed:
             while len(nodes := self._ready()) < len(self._names):
                 troubles = {name: member.trouble for name, member in self._members.known.items() if member.trouble}
-                look(Standing(tuple(nodes), troubles))
+                look(EnrolmentStatus(tuple(nodes), troubles))
                 self._changed.wait(_GLANCE_SECONDS)
             self._nodes = tuple(nodes[name] for name in self._names)
             self._begin()
@@ -85,7 +85,7 @@ class NvflareEngine(RemoteEngine):
         """The run's devices, in a fixed order."""
         return self._nodes
 
-    def _carry(self, parcels: list[Parcel], deadline: float | None) -> None:
+    def _carry(self, parcels: list[PendingRequest], deadline: float | None) -> None:
         """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
         began = time.monotonic()
         with self._changed:
@@ -106,7 +106,7 @@ class NvflareEngine(RemoteEngine):
         if parcels and all(parcel.failure for parcel in parcels):
             self._require_company()
 
-    def _look_after(self, parcel: Parcel, now: float, began: float) -> None:
+    def _look_after(self, parcel: PendingRequest, now: float, began: float) -> None:
         """Send a parcel that has not gone out, and give up one whose device is gone."""
         member = self._members.known[parcel.job.device]
         if parcel.cell and parcel.cell != member.cell:
@@ -119,7 +119,7 @@ class NvflareEngine(RemoteEngine):
         elif not parcel.cell:
             self._send_off(parcel, member, now)
 
-    def _send_off(self, parcel: Parcel, member: Member, now: float) -> None:
+    def _send_off(self, parcel: PendingRequest, member: Member, now: float) -> None:
         if not member.ready and not member.trouble:
             # where all are loading, a round without anybody would be lost for good
             if self._ready():
@@ -150,7 +150,7 @@ class NvflareEngine(RemoteEngine):
         """Send all devices home and free the port."""
         with self._changed:
             for member in self._members.known.values():
-                self._line.send(member.cell, LEAVE, sealed(Told(explanation=explanation)))
+                self._line.send(member.cell, LEAVE, encode_envelope(ServerNotice(explanation=explanation)))
         time.sleep(_FAREWELL_SECONDS)
         self._line.close()
 

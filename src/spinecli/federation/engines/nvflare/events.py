@@ -24,7 +24,7 @@ class Event:
 
 
 @dataclass(eq=False)
-class Work:
+class ReceivedWork:
     """A job that has arrived."""
 
     header: JobHeader

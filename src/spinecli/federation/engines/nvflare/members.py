@@ -27,16 +27,16 @@ from spinecli.federation.engines.envelope import (
     UNREADY,
     Accepted,
     Answer,
-    Charter,
     Failed,
     Hello,
     Ready,
-    Told,
-    opened,
-    sealed,
+    ServerNotice,
+    Welcome,
+    decode_envelope,
+    encode_envelope,
 )
 from spinecli.federation.engines.nvflare.names import device_of
-from spinecli.federation.engines.parcel import Parcel
+from spinecli.federation.engines.pending_request import PendingRequest
 
 _LOG = logging.getLogger("nvflare.spine")
 
@@ -45,7 +45,7 @@ Send = Callable[[str, str, bytes], bool]
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long the server waits for devices that it does not hear of, in seconds."""
 
     gone: float = 15.0
@@ -85,7 +85,7 @@ class Members:
     names: frozenset[str]
     charter: bytes
     server: str
-    parcels: Mapping[int, Parcel]
+    parcels: Mapping[int, PendingRequest]
     changed: Condition
     send: Send
     known: dict[str, Member] = field(default_factory=dict)
@@ -109,33 +109,33 @@ class Members:
 
     def _note(self, cell: str, topic: str, envelope: bytes) -> None:
         if topic == HELLO:
-            self._welcome(cell, opened(Hello, envelope)[0])
+            self._welcome(cell, decode_envelope(Hello, envelope)[0])
             return
         member = self.known.get(device_of(cell))
         if member is None or member.cell != cell:
             return
         member.heard, member.left = time.monotonic(), None
         if topic == READY:
-            facts = opened(Ready, envelope)[0]
+            facts = decode_envelope(Ready, envelope)[0]
             member.node = Node(device_of(cell), **facts.model_dump())
             member.ready, member.trouble = True, ""
         elif topic == UNREADY:
-            member.ready, member.trouble = False, opened(Told, envelope)[0].explanation
+            member.ready, member.trouble = False, decode_envelope(ServerNotice, envelope)[0].explanation
         elif topic == ACCEPTED:
-            if parcel := self._parcel(cell, opened(Accepted, envelope)[0].job):
+            if parcel := self._parcel(cell, decode_envelope(Accepted, envelope)[0].job):
                 parcel.accepted = member.heard
         elif topic == ANSWER:
-            answer, carried = opened(Answer, envelope)
+            answer, carried = decode_envelope(Answer, envelope)
             if parcel := self._parcel(cell, answer.job):
                 parcel.arrived, parcel.seconds, parcel.answer = member.heard, answer.seconds, carried
         elif topic == FAILED:
-            failed = opened(Failed, envelope)[0]
+            failed = decode_envelope(Failed, envelope)[0]
             if parcel := self._parcel(cell, failed.job):
                 parcel.fail(member.heard, failed.explanation)
         elif topic != ALIVE:
             raise MessageError("the topic is unknown")
 
-    def _parcel(self, cell: str, number: int) -> Parcel | None:
+    def _parcel(self, cell: str, number: int) -> PendingRequest | None:
         """The open parcel of this number, if this process has it; answers to anything else come too late."""
         parcel = self.parcels.get(number)
         return parcel if parcel is not None and parcel.cell == cell and parcel.open else None
@@ -158,8 +158,8 @@ class Members:
         for parcel in self.parcels.values():
             if parcel.cell == cell and parcel.open and hello.job != parcel.number:
                 parcel.cell = ""  # lost with the old connection, so it is sent again
-        self.send(cell, CHARTER, sealed(Charter(server=self.server), self.charter))
+        self.send(cell, CHARTER, encode_envelope(Welcome(server=self.server), self.charter))
 
     def _dismiss(self, cell: str, explanation: str) -> None:
         _LOG.info("%s is told to leave: %s", cell, explanation)
-        self.send(cell, LEAVE, sealed(Told(explanation=explanation)))
+        self.send(cell, LEAVE, encode_envelope(ServerNotice(explanation=explanation)))

@@ -6,7 +6,7 @@ import re
 import secrets
 
 from spinecli.errors import OptionError
-from spinecli.federation.figures import CLASS_NAME
+from spinecli.federation.bounds import CLASS_NAME
 
 SERVER = "server"
 _DEVICE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,59}$")

@@ -22,20 +22,20 @@ from spinecli.federation.engines.envelope import (
     UNREADY,
     Accepted,
     Answer,
-    Charter,
     Empty,
     Failed,
     Hello,
     JobHeader,
-    Told,
+    ServerNotice,
+    Welcome,
+    decode_envelope,
+    encode_envelope,
     explained,
-    opened,
-    sealed,
 )
 from spinecli.federation.engines.nvflare.certificates import Identity
 from spinecli.federation.engines.nvflare.child import Child
-from spinecli.federation.engines.nvflare.events import CONNECTED, DIED, GONE, STOP, TRAINING, Event, Work
-from spinecli.federation.engines.nvflare.line import Address, Line
+from spinecli.federation.engines.nvflare.connection import Address, Connection
+from spinecli.federation.engines.nvflare.events import CONNECTED, DIED, GONE, STOP, TRAINING, Event, ReceivedWork
 from spinecli.federation.engines.nvflare.names import SERVER, cell_name
 
 _LOG = logging.getLogger("nvflare.spine")
@@ -68,15 +68,15 @@ class Site:
         self._command = command
         self._setup = setup
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._line = Line(cell_name(device), address, identity, self._receive, self._hear_of, self._miss)
+        self._line = Connection(cell_name(device), address, identity, self._receive, self._hear_of, self._miss)
         self._server = ""
         self._charter: bytes | None = None
         self._child: Child | None = None
         self._loaded = False
         self._ready = b""
         self._trouble = ""
-        self._current: Work | None = None
-        self._waiting: Work | None = None
+        self._current: ReceivedWork | None = None
+        self._waiting: ReceivedWork | None = None
         self._newest: int | None = None
         self._last: tuple[str, bytes] | None = None
         self._welcome = False
@@ -84,7 +84,7 @@ class Site:
 
     def stop(self) -> None:
         """Make `run` return; may be called from anywhere."""
-        self._events.put(Event(STOP, envelope=sealed(Told(explanation=STOPPED))))
+        self._events.put(Event(STOP, envelope=encode_envelope(ServerNotice(explanation=STOPPED))))
 
     def run(self) -> str:
         """Serve until told to leave; returns why."""
@@ -98,7 +98,7 @@ class Site:
                 except queue.Empty:
                     event = None
                 if event is not None and event.what == STOP:
-                    return opened(Told, event.envelope)[0].explanation
+                    return decode_envelope(ServerNotice, event.envelope)[0].explanation
                 if event is not None:
                     self._take(event)
                 now = time.monotonic()
@@ -107,10 +107,10 @@ class Site:
                     self._note("not connected yet: the server is not there, or does not accept this certificate")
                 if self._connected and not self._welcome and now - hello > _HELLO_SECONDS:
                     hello = now
-                    self._tell(HELLO, sealed(Hello(version=__version__, job=self._newest)))
+                    self._tell(HELLO, encode_envelope(Hello(version=__version__, job=self._newest)))
                 if self._welcome and now - alive > _ALIVE_SECONDS:
                     alive = now
-                    self._tell(ALIVE, sealed(Empty()))
+                    self._tell(ALIVE, encode_envelope(Empty()))
         finally:
             self._line.close()
             if self._child is not None:
@@ -128,11 +128,11 @@ class Site:
         elif event.what == DIED and event.child is self._child:
             self._bury(event.topic)
         elif event.what == CHARTER:
-            self._settle(*opened(Charter, event.envelope))
+            self._settle(*decode_envelope(Welcome, event.envelope))
         elif event.what == JOB:
             self._accept(event.envelope)
 
-    def _settle(self, header: Charter, charter: bytes) -> None:
+    def _settle(self, header: Welcome, charter: bytes) -> None:
         """The server has welcomed this process: load what it asks for, unless that is loaded."""
         self._welcome = True
         if header.server != self._server:
@@ -145,16 +145,16 @@ class Site:
             if self._last is not None:
                 self._tell(*self._last)
         elif self._trouble:
-            self._tell(UNREADY, sealed(Told(explanation=self._trouble)))
+            self._tell(UNREADY, encode_envelope(ServerNotice(explanation=self._trouble)))
 
     def _accept(self, envelope: bytes) -> None:
-        header, _ = opened(JobHeader, envelope)
+        header, _ = decode_envelope(JobHeader, envelope)
         if self._newest is not None and header.job <= self._newest:
             return
         self._newest, self._last = header.job, None
-        self._tell(ACCEPTED, sealed(Accepted(job=header.job)))
+        self._tell(ACCEPTED, encode_envelope(Accepted(job=header.job)))
         # whoever sends a new job does not wait for the one before
-        self._waiting = Work(header, envelope, time.monotonic(), self._server)
+        self._waiting = ReceivedWork(header, envelope, time.monotonic(), self._server)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -173,15 +173,15 @@ class Site:
             self._note("model and data are loaded; ready for jobs")
             self._tell(READY, envelope)
         elif topic == UNREADY:
-            self._trouble = opened(Told, envelope)[0].explanation
+            self._trouble = decode_envelope(ServerNotice, envelope)[0].explanation
             self._note(f"cannot take part: {self._trouble}")
             self._tell(UNREADY, envelope)
         elif self._current is not None:
             work, self._current = self._current, None
             if topic == ANSWER and work.header.conditions is None:
-                answer, carried = opened(Answer, envelope)
+                answer, carried = decode_envelope(Answer, envelope)
                 seconds = time.monotonic() - work.accepted
-                envelope = sealed(answer.model_copy(update={"seconds": seconds}), carried)
+                envelope = encode_envelope(answer.model_copy(update={"seconds": seconds}), carried)
             self._finish(work, topic, envelope)
         self._go_on()
 
@@ -193,15 +193,15 @@ class Site:
             lost, self._current = self._current, None
         else:
             self._trouble = explained(self._trouble or explanation)
-            self._tell(UNREADY, sealed(Told(explanation=self._trouble)))
+            self._tell(UNREADY, encode_envelope(ServerNotice(explanation=self._trouble)))
             lost, self._waiting = self._waiting, None
         if lost is not None:
             why = explained(explanation if loaded else self._trouble)
-            self._finish(lost, FAILED, sealed(Failed(job=lost.header.job, explanation=why)))
+            self._finish(lost, FAILED, encode_envelope(Failed(job=lost.header.job, explanation=why)))
         if loaded:
             self._start_child()
 
-    def _finish(self, work: Work, topic: str, envelope: bytes) -> None:
+    def _finish(self, work: ReceivedWork, topic: str, envelope: bytes) -> None:
         """Tell what came of a job, unless the server that sent it is no more."""
         if work.server == self._server:
             self._last = (topic, envelope)
@@ -212,8 +212,8 @@ class Site:
             self._child.stop()
         self._loaded = False
         self._child = Child(self._command, self._hear, self._hear_of_death)
-        self._child.send(CHARTER, sealed(Empty(), self._setup))
-        self._child.send(CHARTER, sealed(Empty(), self._charter or b""))
+        self._child.send(CHARTER, encode_envelope(Empty(), self._setup))
+        self._child.send(CHARTER, encode_envelope(Empty(), self._charter or b""))
 
     def _tell(self, topic: str, envelope: bytes) -> None:
         if not self._line.send(SERVER, topic, envelope):
@@ -238,10 +238,10 @@ class Site:
             return
         try:
             if topic == LEAVE:
-                opened(Told, envelope)
+                decode_envelope(ServerNotice, envelope)
                 self._events.put(Event(STOP, envelope=envelope))
             elif topic in (CHARTER, JOB):
-                opened(Charter if topic == CHARTER else JobHeader, envelope)
+                decode_envelope(Welcome if topic == CHARTER else JobHeader, envelope)
                 self._events.put(Event(topic, envelope=envelope))
         except MessageError as error:
             _LOG.warning("refused what the server says on topic %r: %s", topic, error)

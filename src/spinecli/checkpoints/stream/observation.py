@@ -1,0 +1,97 @@
+"""Seeing what flows through a block: activations of its projections, and units silenced by a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spinecli.checkpoints.family import Family
+from spinecli.checkpoints.masks import BlockMask
+from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
+
+Observer = Callable[[Tensor, Tensor], None]
+"""Called with a projection's inputs (tokens, d_in) and outputs (tokens, d_out) of one chunk, in float32."""
+
+
+@contextmanager
+def observed(block: LoadedBlock, observers: Mapping[str, Observer]) -> Iterator[None]:
+    """Call `observers[name]` whenever the projection `name` of the block runs; never, if the block has none."""
+    with ExitStack() as stack:
+        for name, observer in observers.items():
+            if not block.has(name):
+                continue
+
+            def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor, observer: Observer = observer) -> None:
+                observer(inputs[0].flatten(0, -2).float(), output.flatten(0, -2).float())
+
+            handle = block.linear(name).register_forward_hook(hook)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def masked(block: LoadedBlock, family: Family, shape: BlockShape, mask: BlockMask) -> Iterator[None]:
+    """Set the outputs of the removed heads and channels to zero while the context lasts.
+
+    A sub-layer that loses its last unit adds nothing more, not even its bias.
+    """
+    keep = {
+        family.attention.output: mask.heads.repeat_interleave(shape.head_dim),
+        family.feed_forward.output: mask.channels,
+    }
+    with ExitStack() as stack:
+        for name, units in keep.items():
+            if not block.has(name):
+                continue
+            linear = block.linear(name)
+            if not bool(units.any()):
+                stack.callback(linear.register_forward_hook(_nothing).remove)
+                continue
+            factor = units.to(linear.weight.device, linear.weight.dtype)
+
+            def hook(_: nn.Module, inputs: tuple[Any, ...], factor: Tensor = factor) -> tuple[Tensor]:
+                return (inputs[0] * factor,)
+
+            handle = linear.register_forward_pre_hook(hook)
+            stack.callback(handle.remove)
+        yield
+
+
+def _nothing(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
+
+
+class _Reached(Exception):  # noqa: N818
+    """Leaves a block's forward pass at the projection whose inputs were wanted."""
+
+
+@torch.no_grad()
+def projection_inputs(stream: BlockStream, block: LoadedBlock, name: str, hidden: Tensor) -> Tensor:
+    """What enters a projection for all rows; what lies behind the projection is not computed.
+
+    Args:
+        hidden: (rows, length, d_model) at the block's input.
+
+    Returns: (rows * length, d_in) in float32.
+    """
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.append(inputs[0].flatten(0, -2).float())
+        raise _Reached
+
+    handle = block.linear(name).register_forward_pre_hook(stop)
+    try:
+        for chunk in torch.split(hidden, stream.chunk_rows):
+            try:
+                block(chunk)
+            except _Reached:
+                continue
+    finally:
+        handle.remove()
+    return torch.cat(found)

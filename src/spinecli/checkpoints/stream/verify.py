@@ -1,0 +1,169 @@
+"""Is it what transformers computes? Asked of a checkpoint before it is worked on, and of one that was written."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.skeleton import auto_class
+from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions
+from spinecli.checkpoints.stream.model_parts import answer, answering_by_last_token
+from spinecli.checkpoints.stream.observation import masked
+from spinecli.errors import VerificationError
+
+PROBE_ROWS = 2
+PROBE_LENGTH = 64
+TOLERANCE = 1e-4
+_RANDOM_LENGTH = 32
+
+# Up to this size the whole model is also loaded by transformers itself.
+_WHOLE_MODEL_BYTES = 1 << 30
+
+
+def probe(checkpoint: Checkpoint, rows: Tensor) -> Tensor:
+    """The calibration tokens, or their hidden states, on which answers are compared: (rows, length, ...) -> a corner.
+
+    At most 2 rows; of a causal language model their first 64 tokens, of others all, as every token bears on the answer.
+    """
+    return rows[:PROBE_ROWS, :PROBE_LENGTH] if checkpoint.task is Task.causal_lm else rows[:PROBE_ROWS]
+
+
+def random_rows(checkpoint: Checkpoint) -> Tensor:
+    """Tokens to compare answers on where no text is at hand, always the same: (2, 32) int64."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(int(checkpoint.config.vocab_size), (PROBE_ROWS, _RANDOM_LENGTH), generator=generator)
+
+
+def streamed_logits(
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    masks: Masks | None = None,
+    compute: ComputeOptions | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Tensor:
+    """Answers of a checkpoint to tokens (rows, length); their shape is that of `BlockStream.logits`.
+
+    Args:
+        masks: units whose outputs are set to zero, and blocks that are skipped.
+    """
+    stream = BlockStream(checkpoint, tokens.shape[1], compute, stopwatch)
+    hidden = stream.embed(tokens)
+    for index in range(stream.blocks):
+        mask = masks.blocks[index] if masks else None
+        if mask is not None and not mask.kept:
+            continue
+        with stream.block(index) as block:
+            if mask is None:
+                hidden = stream.run(block, hidden)
+            else:
+                with masked(block, checkpoint.family, checkpoint.shapes[index], mask):
+                    hidden = stream.run(block, hidden)
+    return torch.cat(list(stream.logits(hidden))).cpu()
+
+
+def verify_reading(
+    checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions | None = None, stopwatch: Stopwatch | None = None
+) -> None:
+    """Compare the block stream of a checkpoint with the model that transformers itself loads from its directory.
+
+    Args:
+        tokens: (rows, length); see `probe`.
+
+    Raises: VerificationError.
+    """
+    compute = compute or ComputeOptions()
+    found = streamed_logits(checkpoint, tokens, None, compute, stopwatch)
+    expected, _ = _whole_model_logits(checkpoint, tokens, compute)
+    difference = float((found - expected).abs().max())
+    if not difference <= _tolerance(expected, compute):
+        raise VerificationError(
+            f"spine reads {checkpoint.path} otherwise than transformers does: logits differ by {difference:.2e}. "
+            "Nothing was written; please report which checkpoint it is."
+        )
+
+
+def _tolerance(expected: Tensor, compute: ComputeOptions) -> float:
+    scale = max(1.0, float(expected.abs().max()))
+    return (TOLERANCE if compute.dtype is torch.float32 else 0.05) * scale
+
+
+def verify_written(
+    directory: Path, tokens: Tensor, expected: Tensor, compute: ComputeOptions, stopwatch: Stopwatch
+) -> float:
+    """Open the checkpoint in `directory` as a stranger would and compare its logits; returns the largest difference.
+
+    Every tensor must be where the configuration says, with its shape. Models up to 1 GiB are also loaded whole by
+    transformers, which must find nothing missing, unexpected or re-initialised.
+
+    Args:
+        expected: what `tokens` must give, in the shape of `BlockStream.logits`.
+
+    Raises: VerificationError; the checkpoint must not be published.
+    """
+    checkpoint = Checkpoint.open(directory)
+    found = [streamed_logits(checkpoint, tokens, compute=compute, stopwatch=stopwatch)]
+    if checkpoint.bytes <= _WHOLE_MODEL_BYTES:
+        logits, info = _whole_model_logits(checkpoint, tokens, compute)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[problem]:
+                raise VerificationError(
+                    f"transformers reports {problem.replace('_', ' ')} {sorted(info[problem])[:3]}; nothing was "
+                    "published."
+                )
+        found.append(logits)
+    difference = max(float((logits - expected).abs().max()) for logits in found)
+    if not difference <= _tolerance(expected, compute):
+        raise VerificationError(
+            f"The written checkpoint's logits differ from the intended ones by {difference:.2e}; nothing was published."
+        )
+    return difference
+
+
+@torch.no_grad()
+def _whole_model_logits(
+    checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions
+) -> tuple[Tensor, dict[str, set[str]]]:
+    """Answers of the model that transformers loads from the checkpoint's directory, and what it reports of loading.
+
+    Of a large model the blocks stay on disk until each of them runs.
+    """
+    transformers_logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    if "quantization_config" not in checkpoint.raw_config and hasattr(config, "quantization_config"):
+        del config.quantization_config  # it is not true, see `Checkpoint.open`
+    places = _places(checkpoint) if checkpoint.bytes > _WHOLE_MODEL_BYTES else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, info = auto_class(checkpoint.task).from_pretrained(
+            checkpoint.path,
+            config=config,
+            dtype=compute.dtype,
+            device_map=places,
+            output_loading_info=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+        model = answering_by_last_token((model if places else model.to(compute.device)).eval())
+        device = "cpu" if places else compute.device
+        rows = torch.split(tokens.to(device), 1)
+        return torch.cat([answer(model(row, use_cache=False)) for row in rows]).cpu(), info
+
+
+def _places(checkpoint: Checkpoint) -> dict[str, str]:
+    """Where accelerate is to keep the model's parts: the blocks on disk, all else in memory."""
+    places: dict[str, str] = {checkpoint.blocks_path: "disk"}
+    module: nn.Module = checkpoint.skeleton()
+    prefix = ""
+    for step in checkpoint.blocks_path.split("."):
+        places |= {prefix + name: "cpu" for name, _ in module.named_children() if name != step}
+        module, prefix = module.get_submodule(step), f"{prefix}{step}."
+    return places

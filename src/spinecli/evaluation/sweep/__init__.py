@@ -1,0 +1,1 @@
+"""One chain over several sparsities and methods, with one scoring pass."""

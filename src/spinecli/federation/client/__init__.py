@@ -1,0 +1,1 @@
+"""What a device does in a round: train, prune, measure importance, and say what came of it."""

@@ -1,1 +1,0 @@
-"""What a device does: local LoRA training, importance, local pruning. Plain functions; no engine is known here."""

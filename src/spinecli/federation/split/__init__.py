@@ -1,0 +1,1 @@
+"""Split training: the cut model, both halves' work, their conversation."""

@@ -1,0 +1,1 @@
+"""MergeSFL's control module: who takes part in a round, and with what batch."""

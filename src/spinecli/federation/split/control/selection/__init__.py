@@ -1,0 +1,1 @@
+"""Ways to choose who takes part, one file each."""

@@ -1,0 +1,334 @@
+"""What a split run is asked for, and everything that must be right before it begins.
+
+Where to cut: what fits every class of devices, and as deep as costs next to no time.
+
+Features are (tokens, d_model) wherever a transformer is cut, so a deeper cut sends no fewer of them, and takes longer:
+the devices compute more, and their bottoms are larger. What it buys is that features are further from the texts they
+come from, and work taken off the server. So the cut is the deepest one whose iterations take the slowest device at most
+a tenth longer than those of the shallowest. This rule is this project's own, see docs/algorithms/mergesfl.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from pydantic import JsonValue
+
+from spinecli.errors import OptionError
+from spinecli.federation.memory import DeviceGroup, MemoryNeed, needs_of, objection
+from spinecli.federation.planning.workload import Head, head_of
+from spinecli.federation.request import FederateConfig, FederatedRequest
+from spinecli.federation.simulation.conditions import Conditions, conditions
+from spinecli.federation.simulation.fleet import Fleet
+from spinecli.federation.split.control.plan import ControlOptions
+from spinecli.federation.split.cost import SplitCosts
+from spinecli.federation.split.messages import FeatureDtype, Optimizer, bytes_per_token
+from spinecli.federation.split.model import SplitTrainConfig, TrainMode
+
+
+@dataclass(frozen=True)
+class SplitStrategy:
+    """What of MergeSFL a strategy does."""
+
+    merged: bool
+    """The server trains on all features as one batch, and not on each device's apart."""
+    selected: bool
+    """Devices and batches are chosen so that the merged labels are like those of the fleet, and not at random."""
+    regulated: bool
+    """Batches follow the devices' paces, and are not all equal."""
+    split: bool = True
+    """The server has a half at all, and not only averages."""
+
+    def control(self, options: ControlOptions) -> ControlOptions:
+        """The control module's options with what this strategy leaves out taken out."""
+        if self.selected:
+            return replace(options, regulation=self.regulated)
+        return replace(options, selection="random", divergence_limit=math.inf, regulation=self.regulated)
+
+
+SPLIT_STRATEGIES = {
+    "mergesfl": SplitStrategy(merged=True, selected=True, regulated=True),
+    "sfl-fm": SplitStrategy(merged=True, selected=False, regulated=False),
+    "sfl-br": SplitStrategy(merged=False, selected=False, regulated=True),
+    "splitfed": SplitStrategy(merged=False, selected=False, regulated=False),
+    "fedavg": SplitStrategy(merged=False, selected=False, regulated=False, split=False),
+}
+"""By the name that --strategy takes."""
+
+
+_SLACK = 1.1
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What an iteration of a cut asks of a device."""
+
+    memory_bytes: int
+    """With a whole batch."""
+    flops: int
+    """Of one row."""
+    feature_bytes: int
+    """Of one row; the gradients that come back are as many."""
+    bottom_bytes: float
+    """Of the bottom, which travels once a round, shared out over the round's iterations."""
+
+    def seconds(self, now: Conditions) -> float:
+        """Of an iteration with one row under these conditions."""
+        size = self.feature_bytes + self.bottom_bytes
+        transfer = now.upload_seconds(0) + now.download_seconds(0)
+        transfer += 8 * size / now.up_bits_per_second + 8 * size / now.down_bits_per_second
+        return now.compute_seconds(self.flops) + transfer
+
+
+def choose_cut(demands: Mapping[int, Demand], fleet: Fleet, seed: int) -> int:
+    """The cut, given what each possible one asks for.
+
+    Args:
+        demands: by the number of blocks in the bottom.
+        seed: of the fleet's conditions; those of the first round count, with jitter at its median.
+
+    Raises: OptionError naming the class that cannot hold even the shallowest bottom.
+    """
+    smallest = min(fleet.classes, key=lambda found: found.memory_bytes)
+    fitting = [cut for cut, demand in sorted(demands.items()) if demand.memory_bytes <= smallest.memory_bytes]
+    if not fitting:
+        shallowest = min(demands)
+        raise OptionError(
+            f"Devices of class {smallest.name} have {smallest.memory_gb:g} GB, and the bottom cut before block "
+            f"{shallowest} needs {demands[shallowest].memory_bytes / 1e9:.2g} GB; lower --batch-size or --max-length."
+        )
+    present = [replace(conditions(device, seed, 0), jitter=1.0) for device in fleet.devices]
+    slowest = {cut: max(demands[cut].seconds(now) for now in present) for cut in fitting}
+    return max(cut for cut in fitting if slowest[cut] <= _SLACK * slowest[fitting[0]])
+
+
+SPLIT_RATE = 2e-4
+"""Learning rate where the user names none: lower than LoRA's, since the top's weights themselves are trained."""
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """The options of `spine fed-launch` that only split strategies have."""
+
+    cut_layer: int | None = None
+    """Blocks of the bottom; None: chosen from fleet and model."""
+    modes: SplitTrainConfig = field(default_factory=SplitTrainConfig)
+    """Its rank, scale and targets are those of the run."""
+    feature_dtype: FeatureDtype = "fp32"
+    optimizer: Optimizer = "adamw"
+    largest_batch: int = 64
+    """D."""
+    divergence_limit: float = 0.05
+    """eps, in nats."""
+    ingress_mb: float | None = None
+    """Megabytes of features an iteration that the server takes; None: those of --cohort devices with --batch-size
+    rows each, in fp32."""
+    selection: str = "greedy"
+
+
+def split_options(given: Mapping[str, str | int | float], federated: FederateConfig) -> SplitOptions:
+    """Options from what a user gave, by option name; the rest has its default.
+
+    Raises: OptionError.
+    """
+    plain, tuning = SplitOptions(), federated.tuning
+    modes = SplitTrainConfig(
+        bottom=cast("TrainMode", given.get("--bottom", plain.modes.bottom)),
+        top=cast("TrainMode", given.get("--top", plain.modes.top)),
+        rank=tuning.rank,
+        scale=tuning.scale,
+        targets=federated.targets,
+    )
+    ingress = given.get("--ingress")
+    return SplitOptions(
+        cut_layer=_cut_layer(str(given.get("--cut-layer", "auto"))),
+        modes=modes,
+        feature_dtype=cast("FeatureDtype", given.get("--feature-dtype", plain.feature_dtype)),
+        optimizer=cast("Optimizer", given.get("--optimizer", plain.optimizer)),
+        largest_batch=int(given.get("--largest-batch", plain.largest_batch)),
+        divergence_limit=float(given.get("--divergence-limit", plain.divergence_limit)),
+        ingress_mb=None if ingress is None else float(ingress),
+        selection=str(given.get("--selection", plain.selection)),
+    )
+
+
+def _cut_layer(given: str) -> int | None:
+    if given == "auto":
+        return None
+    try:
+        return int(given)
+    except ValueError:
+        raise OptionError(f"--cut-layer {given!r} is no number of blocks; give one, or auto.") from None
+
+
+def rows_within(ingress_bytes: float, row_bytes: float) -> float:
+    """How many rows fit. Bytes that were made from whole rows hold them all, whatever rounding does on the way."""
+    return ingress_bytes / row_bytes * (1 + _ROUNDING)
+
+
+def rows_held(costs: SplitCosts, length: int, memory_bytes: int) -> int:
+    """Rows of a batch that a device's memory holds beside its part of the model; below 0 if not even that fits."""
+    fixed = costs.device_memory(0, length)
+    return (memory_bytes - fixed) // max(1, costs.device_memory(1, length) - fixed)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitRequest:
+    """A federated request with what splitting adds to it."""
+
+    federated: FederatedRequest
+    options: SplitOptions
+    strategy: SplitStrategy
+    cut: int
+    head: Head
+    row_bytes: float
+    """Of one row's features in a message, on average over the training data."""
+    ingress_bytes: float
+    """Of features an iteration, at most."""
+
+    @property
+    def row_budget(self) -> float:
+        """Rows of features an iteration that the ingress takes."""
+        return rows_within(self.ingress_bytes, self.row_bytes)
+
+    def parameters(self) -> dict[str, JsonValue]:
+        """What decides the result, for `spine.json`."""
+        known = self.federated.parameters()
+        own = ("smallest_rank", "largest_rank", "sparsity", "prune_interval", "score", "deploy", "weighting")
+        options = self.options
+        return {
+            **{name: value for name, value in known.items() if name not in own},
+            "cut_layer": self.cut,
+            "bottom": options.modes.bottom,
+            "top": options.modes.top,
+            "feature_dtype": options.feature_dtype,
+            "optimizer": options.optimizer,
+            "largest_batch": options.largest_batch,
+            "divergence_limit": options.divergence_limit,
+            "ingress_bytes": self.ingress_bytes,
+            "selection": options.selection,
+        }
+
+    def control(self) -> ControlOptions:
+        """What the control module is told under this strategy."""
+        federated = self.federated.options
+        general = ControlOptions(
+            largest_batch=self.options.largest_batch,
+            divergence_limit=self.options.divergence_limit,
+            budget_rows=self.row_budget,
+            largest_cohort=federated.cohort,
+            equal_batch=federated.tuning.batch_size,
+            selection=self.options.selection,
+        )
+        return self.strategy.control(general)
+
+    def needs(self, places: Sequence[DeviceGroup] | None = None) -> list[MemoryNeed]:
+        """What the strategy asks of the devices' memory.
+
+        Where batches follow the devices, one row is enough; elsewhere all batches have to be as large as was asked.
+
+        Args:
+            places: the devices that have enrolled; None: those of the fleet.
+        """
+        federated, options, costs, length = self.federated, self.options, self.costs(), self.federated.longest
+        asked = min(federated.options.tuning.batch_size, options.largest_batch)
+
+        def least_rows(place: DeviceGroup) -> int:
+            return 1 if self.strategy.regulated else min(asked, place.examples)
+
+        def least(place: DeviceGroup) -> int:
+            return costs.device_memory(least_rows(place), length)
+
+        def most(place: DeviceGroup) -> tuple[int, str]:
+            rows = least_rows(place)
+            if self.strategy.regulated:
+                held = rows_held(costs, length, place.memory_bytes)
+                rows = max(rows, min(options.largest_batch, math.floor(self.row_budget), place.examples, held))
+            blocks = f"{self.cut} of {federated.checkpoint.blocks} blocks"
+            return costs.device_memory(rows, length), f"{blocks}, {rows} row{'s' if rows > 1 else ''}"
+
+        return needs_of(federated.places() if places is None else places, least, most)
+
+    def memory_objection(self, needs: Sequence[MemoryNeed]) -> str | None:
+        """Why a run with these needs cannot begin; None if it can."""
+        regulated, split = self.strategy.regulated, self.strategy.split
+        rows = [] if regulated else ["--batch-size"]
+        options = " or ".join([*rows, "--max-length", *(["--cut-layer"] if split and self.cut > 1 else [])])
+        other = "" if regulated else "take mergesfl, which gives each device as many rows as it holds, "
+        remedy = f"lower {options}, {other}or name a fleet with more memory"
+        return objection(needs, self.federated.options.strategy, remedy, leaves_out=False)
+
+    def require_memory(self) -> None:
+        """Raise OptionError if the memory of the fleet does not hold what the strategy asks of its devices."""
+        if self.federated.fleet.devices and (refused := self.memory_objection(self.needs())):
+            raise OptionError(refused)
+
+    def costs(self) -> SplitCosts:
+        """Of both halves."""
+        return SplitCosts.of(self.federated.checkpoint, self.cut, self.options.modes, self.head, self.options.optimizer)
+
+
+def split_request(federated: FederatedRequest, options: SplitOptions) -> SplitRequest:
+    """Check the options of splitting against checkpoint, fleet and data.
+
+    Raises: OptionError.
+    """
+    options.modes.require_precision(federated.options.compute.dtype)
+    strategy = SPLIT_STRATEGIES[federated.options.strategy]
+    checkpoint, tuning = federated.checkpoint, federated.options.tuning
+    head = head_of(checkpoint, federated.labels)
+    lengths = federated.train.lengths.double()
+    token_bytes = bytes_per_token(checkpoint.d_model, options.feature_dtype)
+    plain_bytes = float(lengths.mean()) * bytes_per_token(checkpoint.d_model, "fp32")
+    if options.ingress_mb is not None and not 0 < options.ingress_mb < math.inf:
+        raise OptionError(f"--ingress must be above 0 megabytes, not {options.ingress_mb:g}.")
+    ingress = (
+        options.ingress_mb * 1e6
+        if options.ingress_mb is not None
+        else federated.options.cohort * tuning.batch_size * plain_bytes
+    )
+    if options.cut_layer is not None and not strategy.split:
+        raise OptionError(f"--cut-layer has no use with {federated.options.strategy}, which does not split; drop it.")
+    cut = checkpoint.blocks if not strategy.split else _cut(federated, options, head)
+    request = SplitRequest(federated, options, strategy, cut, head, float(lengths.mean()) * token_bytes, ingress)
+    request.control()
+    return request
+
+
+def _cut(federated: FederatedRequest, options: SplitOptions, head: Head) -> int:
+    checkpoint, tuning = federated.checkpoint, federated.options.tuning
+    if checkpoint.blocks < 2:
+        raise OptionError(f"{federated.options.model} has one block and cannot be split; name a deeper model.")
+    if options.cut_layer is not None:
+        if not 1 <= options.cut_layer < checkpoint.blocks:
+            raise OptionError(
+                f"--cut-layer {options.cut_layer} must leave blocks on both sides: from 1 to {checkpoint.blocks - 1}."
+            )
+        return options.cut_layer
+    if not federated.fleet.devices:
+        raise OptionError(
+            "--cut-layer auto goes by the devices' memory and links, and they have not come yet; give a number of "
+            f"blocks, from 1 to {checkpoint.blocks - 1}."
+        )
+    regulated = SPLIT_STRATEGIES[federated.options.strategy].regulated
+    smallest = min(found.memory_bytes for found in federated.fleet.classes)
+    for rows in (tuning.batch_size, 1) if regulated else (tuning.batch_size,):
+        demands = {cut: _demand(federated, options, head, cut, rows) for cut in range(1, checkpoint.blocks)}
+        if demands[1].memory_bytes <= smallest:
+            return choose_cut(demands, federated.fleet, federated.options.seed)
+    return 1  # which is refused when a run begins, as any cut would be
+
+
+def _demand(federated: FederatedRequest, options: SplitOptions, head: Head, cut: int, rows: int) -> Demand:
+    checkpoint, length = federated.checkpoint, federated.longest
+    costs = SplitCosts.of(checkpoint, cut, options.modes, head, options.optimizer)
+    return Demand(
+        memory_bytes=costs.bottom_memory(rows, length),
+        flops=costs.bottom(1, length).flops,
+        feature_bytes=length * bytes_per_token(checkpoint.d_model, options.feature_dtype),
+        bottom_bytes=costs.bottom_parameters() * 4 / federated.options.tuning.local_steps,
+    )

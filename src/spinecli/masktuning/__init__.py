@@ -1,1 +1,0 @@
-"""Recovery without training: masks, biases and output projections by closed-form least squares, block by block."""

@@ -1,0 +1,1 @@
+"""Recovering a pruned checkpoint: least squares per projection, the walk of teacher and student."""

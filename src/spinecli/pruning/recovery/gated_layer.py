@@ -1,0 +1,234 @@
+"""Tuning both ends of a gated feed-forward layer in turns: the linear branch, then the output projection again.
+
+Each is the exact or nearly exact answer given the other, and the pair is kept only if it is better on held-out tokens.
+
+Re-fitting the linear branch of a gated feed-forward layer, which reaches the residual stream without a bend.
+
+    h = s ∘ (y Uᵀ + c),   output = h Wᵀ + b          s: what the other branch lets through
+
+Given s and W the output is linear in U, so that
+
+    min_U  ||T - output||² + λ ||U - U0||²_E
+
+is a least-squares problem, too. Its normal matrix has channels * d_model rows and is never formed: a few steps of
+preconditioned conjugate gradients apply it. E is the mean of its diagonal over each channel's row, to first order
+(inferred; no source that was at hand re-fits this projection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
+from spinecli.checkpoints.stream.observation import projection_inputs
+from spinecli.pruning.recovery.least_squares import LayerProblem, LayerRecovery, Solution
+
+RIDGE = 0.03
+STEPS = 5
+
+_CHUNK_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class BranchProblem:
+    """What the linear branch sees, what becomes of it, and what the layer should produce."""
+
+    inputs: Tensor
+    """y, (tokens, d_model): what enters the branch's projection."""
+    gates: Tensor
+    """s, (tokens, channels): what each of its outputs is multiplied with."""
+    targets: Tensor
+    """T, (tokens, d_model): what should leave the layer, its bias not subtracted."""
+    weight: Tensor
+    """U0, (channels, d_model)."""
+    bias: Tensor | None
+    """c, (channels,) or None."""
+    output_weight: Tensor
+    """W, (d_model, channels)."""
+    output_bias: Tensor | None
+    """b, (d_model,) or None."""
+
+
+def refit_branch(problem: BranchProblem, steps: int = STEPS, ridge: float = RIDGE) -> Tensor:
+    """U after `steps` of conjugate gradients from U0: (channels, d_model).
+
+    Beside U0 it holds four matrices of that size, which for a large model are most of a run's memory.
+
+    Args:
+        ridge: λ, in units of E.
+    """
+    inputs_square, gates_square = _mean_squares(problem.inputs), _mean_squares(problem.gates)
+    strength = gates_square * problem.output_weight.square().sum(dim=0) * len(problem.inputs)
+    damping = (ridge * inputs_square.mean() * strength)[:, None]
+    # D plus the damping is an outer product, and so is its inverse
+    by_channel = 1 / strength.clamp_min(1e-30)[:, None]
+    by_input = 1 / (inputs_square + ridge * inputs_square.mean()).clamp_min(1e-30)
+    change = torch.zeros_like(problem.weight)
+    residual = _first_residual(problem)
+    direction = residual * by_channel
+    direction *= by_input
+    size = _inner(residual, direction)
+    rounding = size * torch.finfo(direction.dtype).eps ** 2
+    image = torch.empty_like(direction)
+    for _ in range(steps):
+        _normal_product(problem, direction, image).addcmul_(damping, direction)
+        curvature = _inner(direction, image)
+        if size <= rounding or not curvature > 0:
+            break  # nothing is left to explain
+        length = size / curvature
+        change.add_(direction, alpha=length)
+        residual.sub_(image, alpha=length)
+        steered = torch.mul(residual, by_channel, out=image).mul_(by_input)
+        following = _inner(residual, steered)
+        direction.mul_(following / size).add_(steered)
+        size = following
+    return change.add_(problem.weight)
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    return float(torch.dot(one.flatten(), other.flatten()))
+
+
+def _first_residual(problem: BranchProblem) -> Tensor:
+    """Aᵀ (T - output of U0), (channels, d_model)."""
+    total = torch.zeros_like(problem.weight)
+    for inputs, gates, targets in _chunks(problem.inputs, problem.gates, problem.targets):
+        hidden = inputs @ problem.weight.T
+        if problem.bias is not None:
+            hidden += problem.bias
+        error = targets - (gates * hidden) @ problem.output_weight.T
+        if problem.output_bias is not None:
+            error -= problem.output_bias
+        total.addmm_((gates * (error @ problem.output_weight)).T, inputs)
+    return total
+
+
+def _normal_product(problem: BranchProblem, direction: Tensor, total: Tensor) -> Tensor:
+    """AᵀA applied to a change of U, (channels, d_model), into `total`."""
+    total.zero_()
+    for inputs, gates in _chunks(problem.inputs, problem.gates):
+        output = (gates * (inputs @ direction.T)) @ problem.output_weight.T
+        total.addmm_((gates * (output @ problem.output_weight)).T, inputs)
+    return total
+
+
+def _mean_squares(values: Tensor) -> Tensor:
+    """(tokens, n) -> (n,)."""
+    total = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+    for (chunk,) in _chunks(values):
+        total += chunk.square().sum(dim=0, dtype=torch.float64)
+    mean: Tensor = (total / len(values)).to(values.dtype)
+    return mean
+
+
+def _chunks(*values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(value, _CHUNK_TOKENS) for value in values), strict=True)
+
+
+# A round must lower the held-out error at least to this share of what it was.
+_WORTHWHILE = 0.995
+
+
+@dataclass(frozen=True)
+class BranchTuning:
+    """How long the two ends take turns."""
+
+    held_out: int
+    """Tokens at the end that judge and are not fitted to."""
+    rounds: int = 3
+
+
+@dataclass(frozen=True, eq=False)
+class BranchRecovery:
+    """New weights of the linear branch, and what the output projection became with them."""
+
+    name: str
+    """Of the branch's projection, relative to the block."""
+    branch: LayerRecovery
+    output: LayerRecovery
+    added: Tensor
+    """(tokens, d_model): what leaves the layer."""
+
+
+@torch.no_grad()
+def tune_branch(
+    stream: BlockStream,
+    block: LoadedBlock,
+    hidden: Tensor,
+    targets: Tensor,
+    found: LayerRecovery,
+    answer: Callable[[LayerProblem], LayerRecovery],
+    tuning: BranchTuning,
+    dtype: torch.dtype,
+) -> BranchRecovery | None:
+    """Take turns until the held-out error stops falling; None if the layer has no linear branch or nothing helped.
+
+    Args:
+        hidden: (rows, length, d_model) at the block's input; everything before the feed-forward layer is tuned already.
+        targets: (tokens, d_model), what should leave the feed-forward layer.
+        found: the answer that the output projection has.
+        answer: solves the output projection.
+        dtype: in which weights will be stored.
+    """
+    family = stream.checkpoint.family
+    if len(set(family.feed_forward.inputs)) != 2:
+        return None  # no gate, or one that is fused with the branch
+    name = family.feed_forward.inputs[1]
+    linear = block.linear(name)
+    inputs = projection_inputs(stream, block, name, hidden)
+    gates = _gates(stream, block, name, family.feed_forward.output, hidden)
+    bias = None if linear.bias is None else linear.bias.detach().float()
+    weight = linear.weight.detach().float()
+    seen = projection_inputs(stream, block, family.feed_forward.output, hidden[:1])
+    if not _is_linear(gates[: len(seen)] * _affine(inputs[: len(seen)], weight, bias), seen):
+        return None
+    fitted = len(inputs) - tuning.held_out
+    best: BranchRecovery | None = None
+    for number in range(1, tuning.rounds + 1):
+        problem = BranchProblem(
+            inputs[:fitted],
+            gates[:fitted],
+            targets[:fitted],
+            weight,
+            bias,
+            found.solution.weight,
+            found.solution.bias,
+        )
+        weight = refit_branch(problem).to(dtype).float()
+        layer = LayerProblem(gates * _affine(inputs, weight, bias), targets, found.solution.weight, found.solution.bias)
+        again = answer(layer)
+        if not again.error_after < found.error_after * _WORTHWHILE:
+            break
+        found = replace(again, solution=again.solution.rounded(dtype), error_before=found.error_before)
+        branch = replace(found, solution=Solution(weight, bias), choice=f"conjugate gradients, round {number}")
+        best = BranchRecovery(name, branch, found, layer.output(found.solution))
+    return best
+
+
+def _affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    output = inputs @ weight.T
+    return output if bias is None else output.add_(bias)
+
+
+def _gates(stream: BlockStream, block: LoadedBlock, branch: str, output: str, hidden: Tensor) -> Tensor:
+    """What enters the output projection while the branch gives ones: (tokens, channels)."""
+
+    def ones(_: nn.Module, __: tuple[Any, ...], given: Tensor) -> Tensor:
+        return torch.ones_like(given)
+
+    handle = block.linear(branch).register_forward_hook(ones)
+    try:
+        return projection_inputs(stream, block, output, hidden)
+    finally:
+        handle.remove()
+
+
+def _is_linear(predicted: Tensor, seen: Tensor) -> bool:
+    """Whether what enters the output projection is the gates times the branch."""
+    difference = torch.linalg.vector_norm(predicted - seen, dtype=torch.float64)
+    return bool(difference <= 1e-3 * torch.linalg.vector_norm(seen, dtype=torch.float64))

@@ -1,1 +1,0 @@
-"""The batches of a cohort, changed as little as its labels demand: MergeSFL Eq. 14."""

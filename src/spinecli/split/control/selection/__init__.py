@@ -1,1 +1,0 @@
-"""Ways to choose the cohort of a round, behind one interface."""

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from spinecli.choice import choice
+from spinecli.errors import OptionError
+from spinecli.evaluation.sweep.points import AfterCut, MethodChoice, parse_methods
+from spinecli.pruning.methods import METHODS
+from spinecli.pruning.recovery.least_squares import TuneMethod
+from spinecli.pruning.request import Widths
+
+
+def test_methods_by_name_with_or_without_widths() -> None:
+    wanted = (MethodChoice("spine"), MethodChoice("comp"), MethodChoice("spine", Widths.adaptive))
+    assert parse_methods("spine, comp,spine:adaptive,spine") == wanted
+    assert [choice.name for choice in wanted] == ["spine", "comp", "spine:adaptive"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sorcery", "no method 'sorcery'; choose some of spine, comp"),
+        ("spine:wide", "spine:uniform or spine:adaptive"),
+        ("spine:", "spine:uniform or spine:adaptive"),
+        (" , ", "names no method"),
+    ],
+)
+def test_unknown_methods_are_told(text: str, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        parse_methods(text)
+
+
+def test_a_method_that_refits_is_tuned_only_if_asked_for_by_name() -> None:
+    spine, comp = METHODS["spine"]("m4", 0), METHODS["comp"]("m4", 0)
+    assert (spine.refits, comp.refits) == (True, False)
+    assert [choice.after(comp) for choice in AfterCut] == [None, TuneMethod.auto, TuneMethod.mask, TuneMethod.lsq]
+    assert [choice.after(spine) for choice in AfterCut] == [None, None, TuneMethod.mask, TuneMethod.lsq]
+
+
+def test_unknown_tuning_is_told() -> None:
+    with pytest.raises(OptionError, match="--tune must be one of none, auto, mask, lsq, not 'sft'"):
+        choice("--tune", AfterCut, "sft")

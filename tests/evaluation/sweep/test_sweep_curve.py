@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spinecli.evaluation.settings import GenerationConfig
+from spinecli.evaluation.sweep.report import columns, conditions
+from spinecli.evaluation.sweep.results import Speed, SweepResults, SweepRow, WindowRecord
+
+TEXTS = ("a.txt", "b.txt")
+
+
+def row(name: str, size: float, perplexity: float, *, timed: bool, texts: tuple[str, ...]) -> SweepRow:
+    method = None if name == "dense" else name.rpartition("-")[0]
+    speed = Speed(prefill=9, decode=2 / size, dense_prefill=9, dense_decode=2, prefill_ratio=1, decode_ratio=1 / size)
+    return SweepRow(
+        name=name,
+        method=method,
+        tuned="auto" if method == "flap" else None,
+        sparsity=1 - size,
+        achieved_sparsity=1 - size,
+        removed_blocks=0,
+        parameters=int(1e6 * size),
+        block_parameters=int(9e5 * size),
+        bytes=int(4e6 * size),
+        flops_per_token=int(2e6 * size),
+        held_out=perplexity / 9,
+        perplexity=dict.fromkeys(texts, perplexity),
+        speed=speed if timed else None,
+    )
+
+
+def made(*, timed: bool = True, texts: tuple[str, ...] = TEXTS, worst: float = 80.0) -> SweepResults:
+    values = {"dense": (1.0, 5.0), "spine-0.2": (0.8, 6.0), "spine-0.5": (0.5, 20.0), "flap-0.5": (0.5, worst)}
+    return SweepResults(
+        model="model",
+        held_out_by="next-token loss in nats",
+        texts={text: WindowRecord(description=text, windows=4, window=32, stride=32) for text in texts},
+        generation=GenerationConfig(prompt_length=8) if timed else None,
+        machine={"device": "cpu", "threads": 1} if timed else None,
+        rows=tuple(row(name, *value, timed=timed, texts=texts) for name, value in values.items()),
+        refused=(),
+    )
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], ()])
+def test_the_curve_has_a_row_a_text_and_a_column_for_speed(tmp_path: Path, timed: bool, texts: tuple[str, ...]) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    from spinecli.evaluation.sweep.report import save_curve
+
+    for name in ("one.png", "two.png"):
+        save_curve(made(timed=timed, texts=texts), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    height, width, _ = image.imread(tmp_path / "one.png").shape
+    assert (width, height) == (144 * 5.2 * (1 + timed) // 1, 144 * 4 * max(1, len(texts)))
+
+
+@pytest.mark.parametrize("worst", [0.0, 5.1, 900.0, 1e7])
+def test_curves_of_any_span_can_be_drawn(tmp_path: Path, worst: float) -> None:
+    pytest.importorskip("matplotlib")
+    from spinecli.evaluation.sweep.report import save_curve
+
+    save_curve(made(worst=worst), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_columns_and_sentences_say_what_was_measured() -> None:
+    assert len(columns(made())) == 6 + 2 * len(TEXTS) + 1
+    assert "perplexity" in columns(made(timed=False, texts=TEXTS[:1]))
+    told = " ".join(conditions(made()))
+    for words in ("Perplexity on a.txt: 4 windows of 32", "Perplexity on b.txt", "8 + 32 tokens", "flap by auto"):
+        assert words in told
+    assert "Speed" not in " ".join(conditions(made(timed=False)))
