@@ -101,6 +101,22 @@ def adapted(directory: Path) -> None:
     model.save_pretrained(directory)
 
 
+def adapted_too(directory: Path) -> None:
+    """An adapter beside the checkpoint that it was trained on."""
+    kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    adapted(directory)
+    for name, content in kept.items():
+        (directory / name).write_bytes(content)
+
+
+def in_another_shard_too(directory: Path) -> None:
+    """Another value of a tensor in a later shard than the index says."""
+    index = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    other = directory / next(file for file in sorted(index.values(), reverse=True) if file != index[EMBEDDING])
+    found = load_file(other)
+    save_file({**found, EMBEDDING: torch.ones(320, 32)}, other, metadata={"format": "pt"})
+
+
 def quantised(directory: Path) -> None:
     """Integers where GPTQ has them."""
 
@@ -160,6 +176,9 @@ ODD: dict[str, Odd] = {
         settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         noted=("quantised by bitsandbytes", "left out"),
         as_made=True,
+    ),
+    "said to be quantised, without a word how": Odd(
+        LLAMA, settings(quantization_config={}), noted=("unnamed",), as_made=True
     ),
     "said to be compressed": Odd(
         recipe("qwen3", grouped=True),
@@ -238,7 +257,11 @@ ODD: dict[str, Odd] = {
     "another activation": Odd(recipe("llama", extra=(("hidden_act", "gelu_pytorch_tanh"),))),
     "a narrow embedding": Odd(recipe("opt", tied=True, extra=(("word_embed_proj_dim", 16),))),
     "a shard a tensor": Odd(recipe("llama", shard_size="1KB")),
+    "a tensor in two shards": Odd(recipe("llama", shard_size="1KB"), in_another_shard_too),
+    "answers without names": Odd(LLAMA, settings(return_dict=False)),
+    "saved for TorchScript": Odd(LLAMA, settings(torchscript=True)),
     # not checkpoints
+    "an adapter beside the weights": Odd(LLAMA, adapted_too, refused=("somebody/a-llama", "adapter_config.json")),
     "an adapter": Odd(LLAMA, adapted, refused=("adapter of somebody/a-llama", "--adapter")),
     "a multimodal wrapper": Odd(
         LLAMA, settings(model_type="llava", text_config={"model_type": "llama"}), refused=("wraps a llama",)

@@ -51,6 +51,8 @@ LAYOUTS = {
         "modules.json sentence_bert_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.txt",
         f"{WEIGHTS} data_config.json onnx/model.onnx openvino/openvino_model.xml train_script.py",
     ),
+    "bertweet": ("added_tokens.json bpe.codes vocab.txt", f"{WEIGHTS} pytorch_model.bin"),
+    "opt of old": ("LICENSE dict.txt merges.txt vocab.json", f"{WEIGHTS} flax_model.msgpack"),
     "a tokenizer with code of its own": (
         "tokenization_own.py own_pieces.py own.tiktoken tokenizer_config.json generation_config.json",
         f"{WEIGHTS} modeling_own.py examples.py",

@@ -10,7 +10,7 @@ import torch
 from families import POSITIONS, random_tokens
 from odd_checkpoints import ODD
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
@@ -31,7 +31,9 @@ def answers(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def by_transformers(directory: Path, checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
-    return answers(auto_class(checkpoint.task).from_pretrained(directory, dtype=torch.float32), tokens)
+    config = AutoConfig.from_pretrained(directory)
+    config.return_dict, config.torchscript = True, False  # how answers come, not which
+    return answers(auto_class(checkpoint.task).from_pretrained(directory, config=config, dtype=torch.float32), tokens)
 
 
 def narrow(checkpoint: Checkpoint) -> Masks:

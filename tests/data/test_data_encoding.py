@@ -326,3 +326,16 @@ def test_a_shortened_prompt_still_begins_as_the_tokenizer_begins_a_text() -> Non
     answer = [*made(example.answer, add_special_tokens=False)["input_ids"], made.eos_token_id]
     assert row[-len(answer) :].tolist() == answer
     assert encoded.prompt_lengths.tolist() == [16 - len(answer)]
+
+
+def test_a_text_that_begins_itself_does_not_begin_twice() -> None:
+    made, text = beginning("<s>"), " ".join(WORDS[:6])
+    for kind in ("texts", "classes"):
+        task = "language" if kind == "texts" else "classification"
+        labels = ("no", "yes") if kind == "classes" else ()
+        rows = [
+            encode(Dataset(task, (Example(words, label=0),), labels, kind), made, 16).tokens[0].tolist()
+            for words in (text, f"<s>{text}")
+        ]
+        assert rows[0] == rows[1]
+        assert rows[0].count(made.bos_token_id) == 1

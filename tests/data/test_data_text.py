@@ -144,7 +144,8 @@ def test_conversations_are_written_by_the_template_of_each_tokenizer(tmp_path: P
         '{"messages": [{"role": "user", "content": "so"}]}\n'
     )
     text = load_text(str(file))
-    assert text.content_for(chat_tokenizer()) == "<user>hi</s><assistant>ho</s><user>so</s>"
+    assert text.content_for(chat_tokenizer()) == "<s><user>hi</s><assistant>ho</s><s><user>so</s>"
+    assert text.content_for(chat_tokenizer(), "<s>") == "<user>hi</s><assistant>ho</s><user>so</s>"
     other = chat_tokenizer(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}"
     )

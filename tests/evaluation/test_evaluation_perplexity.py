@@ -15,7 +15,7 @@ from tokenizers import processors
 
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import load_tokenizer
-from spinecli.data.rows import token_rows
+from spinecli.data.rows import Frame, token_rows
 from spinecli.data.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation import perplexity
@@ -115,6 +115,17 @@ def test_a_text_of_one_window_is_enough_and_less_is_not(dense: Path) -> None:
     assert len(text_windows(tokenizer, text, windowing)) == 1
     with pytest.raises(CalibrationTextError, match=r"short.txt has 18 tokens, fewer than one window of 20"):
         text_windows(tokenizer, Text("short.txt", "", random_words(18)), windowing)
+
+
+def test_a_text_that_begins_itself_does_not_begin_twice(dense: Path) -> None:
+    tokenizer, words = load_tokenizer(dense), random_words(40)
+    frame = Frame(opening=(tokenizer.bos_token_id,), names=(tokenizer.bos_token,))
+    plain, begun = (
+        text_windows(tokenizer, Text("", "", content), Windowing(12, 6, 3), frame=frame)
+        for content in (words, tokenizer.bos_token + words)
+    )
+    assert torch.equal(plain, begun)
+    assert (plain == tokenizer.bos_token_id).sum(1).tolist() == [1, 1, 1]
 
 
 def test_a_tokenizer_of_another_model_is_refused(dense: Path, text_file: Path) -> None:

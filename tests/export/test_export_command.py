@@ -13,6 +13,7 @@ import torch
 from export_cases import EXPORTED, field_of
 from families import Recipe, answers, load, random_tokens, recipe
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from spinecli.app import app
@@ -154,6 +155,20 @@ def test_a_plain_directory(written: Written, tmp_path: Path) -> None:
     tokens = random_tokens(2, 20)
     expected = answers(PeftModel.from_pretrained(load(source), adapter).eval(), tokens)
     torch.testing.assert_close(answers(load(out), tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_grown_vocabulary_comes_with_its_tokenizer(written: Written, tmp_path: Path) -> None:
+    source, adapter, out = written(BASE), tmp_path / "lora", tmp_path / "plain"
+    model, tokenizer = load(source), AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(["<ours>"])
+    model.resize_token_embeddings(330, mean_resizing=False)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
+    done = export(source, "--format", "hf", "--out", out, "--adapter", adapter)
+    assert done.exit_code == 0, done.output
+    assert "<ours>" in AutoTokenizer.from_pretrained(out).get_vocab()
+    assert (out / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
+    assert load(out).get_input_embeddings().weight.shape[0] == 330
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

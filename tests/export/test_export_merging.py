@@ -65,24 +65,30 @@ KINDS: dict[str, dict[str, Any]] = {
     "some rows of the embedding": {"trainable_token_indices": [3, 5]},
     "factors of the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
     "decomposed factors of the embedding": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "some rows of the embedding and others of the head": {
+        "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [7, 9]}
+    },
     "factors of the head": {"target_modules": ["q_proj", "lm_head"]},
     "a grown vocabulary": {"vocabulary": 330},
     "a grown vocabulary, trained whole": {"vocabulary": 330, "modules_to_save": ["embed_tokens", "lm_head"]},
     "a grown vocabulary, some rows": {"vocabulary": 330, "trainable_token_indices": [320, 329]},
+    "a grown vocabulary, factors of the embedding": {"vocabulary": 330, "target_modules": ["embed_tokens"]},
 }
 BASES = {
     "untied": BASE,
     "tied": recipe("llama", grouped=True, tied=True),
     "biases": recipe("llama", grouped=True, extra=(("attention_bias", True), ("mlp_bias", True))),
 }
+CASES = [
+    *(("untied", kind) for kind in KINDS if kind != "a grown vocabulary, factors of the embedding"),
+    *(("tied", kind) for kind in KINDS),
+    *(("biases", kind) for kind in ("one rank", "weight-decomposed", "biases")),
+]
 
 
-@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS.keys())
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
-def test_it_computes_what_pefts_loader_makes_of_it(
-    opened: Opened, tmp_path: Path, base: Recipe, settings: dict[str, Any]
-) -> None:
-    checkpoint = opened(base)
+@pytest.mark.parametrize(("base", "kind"), CASES)
+def test_it_computes_what_pefts_loader_makes_of_it(opened: Opened, tmp_path: Path, base: str, kind: str) -> None:
+    checkpoint, settings = opened(BASES[base]), KINDS[kind]
     directory, vocabulary = tmp_path / "lora", settings.get("vocabulary")
     plain = {key: value for key, value in settings.items() if key != "vocabulary"}
     model = load(checkpoint.path)
@@ -153,6 +159,40 @@ def test_an_adapter_with_a_head_makes_a_classifier(opened: Opened, tmp_path: Pat
     with torch.no_grad():
         expected = adapted.eval()(tokens).logits
     torch.testing.assert_close(streamed_logits(found, tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_may_tell_more_labels_apart_than_its_classifier(tmp_path: Path) -> None:
+    base = recipe("roberta", task=Task.classification)
+    checkpoint = Checkpoint.open(base.write(tmp_path / "checkpoint"))
+    wider = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    adapted = adapter_in(tmp_path / "lora", wider, task_type="SEQ_CLS", target_modules=["query", "value"])
+    found = merge(checkpoint, tmp_path / "lora")
+    tokens = random_tokens(2, 20)
+    with torch.no_grad():
+        expected = adapted.eval()(tokens).logits
+    assert (found.labels, expected.shape[1]) == (7, 7)
+    torch.testing.assert_close(streamed_logits(found, tokens), expected, rtol=1e-4, atol=1e-4)
+    (subject,) = open_subjects([(str(checkpoint.path), tmp_path / "lora")])
+    with torch.no_grad():
+        evaluated = load_model(subject, device="cpu", dtype="float32")(tokens).logits
+    torch.testing.assert_close(evaluated, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_grown_vocabulary_without_its_head_is_refused_by_all(opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(BASE)
+    model = load(checkpoint.path)
+    model.resize_token_embeddings(330, mean_resizing=False)
+    adapter_in(tmp_path / "lora", model)
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: value for name, value in tensors.items() if "lm_head" not in name}, weights)
+    with pytest.raises(OptionError, match=r"brings no lm_head\.weight"):
+        merge(checkpoint, tmp_path / "lora")
+    (subject,) = open_subjects([(str(checkpoint.path), tmp_path / "lora")])
+    with pytest.raises(OptionError, match=r"brings no lm_head\.weight"):
+        load_model(subject, device="cpu", dtype="float32")
 
 
 def changed_config(directory: Path, **changes: Any) -> None:

@@ -238,7 +238,7 @@ def test_a_model_that_gives_no_numbers_ends_the_run_in_its_round_and_keeps_the_r
             self.head = {name: value + 1e15 for name, value in self.head.items()}
 
     with monkeypatch.context() as patched:
-        patched.setattr(FedIT, "absorb", overflowing)
+        patched.setattr(FedIT, "aggregate_train", overflowing)
         with pytest.raises(
             FederationError, match=r"diverged in round 3 of 4: its loss on held-out data is nan, after "
         ):

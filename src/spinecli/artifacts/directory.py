@@ -1,12 +1,12 @@
 """Output directories that appear whole or not at all, and the work of a killed run beside them.
 
-    parent/
-      out/                  appears by one rename, when everything in it has been written and synced
-      .out.spine-work/      while the run lasts, and after a kill
-        run.json            which command this work belongs to (a fingerprint)
-        lock                held by the process that works here
-        files/              becomes out/
-        state/              what `--resume` continues from
+parent/
+  out/                  appears by one rename, when everything in it has been written and synced
+  .out.spine-work/      while the run lasts, and after a kill
+    run.json            which command this work belongs to (a fingerprint)
+    lock                held by the process that works here
+    files/              becomes out/
+    state/              what `--resume` continues from
 """
 
 from __future__ import annotations

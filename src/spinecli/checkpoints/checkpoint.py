@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from spinecli.checkpoints.family import Family, Task, family_of_config, task_of
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
-from spinecli.checkpoints.tensors import TensorSource, held, read_json_object, stored_tensors
+from spinecli.checkpoints.tensors import INDEX_FILE, SINGLE_FILE, TensorSource, held, read_json_object, stored_tensors
 from spinecli.checkpoints.validation import Stored, aliases, check_sizes, check_token_ids
 from spinecli.errors import DamagedCheckpointError, NotACheckpointError, reason_of
 
@@ -34,6 +34,8 @@ _CONFIG_ERRORS = (
     StrictDataclassError,
 )
 _log = logging.getLogger(__name__)
+_ADAPTER_CONFIG = "adapter_config.json"
+_UNNAMED = "an unnamed method"
 # How many tensors a note names.
 _NAMED = 4
 
@@ -50,6 +52,8 @@ class Checkpoint:
     task: Task
     tensors: dict[str, TensorSource]
     """By the name the architecture gives them, whatever an old file calls them."""
+    companions: Path | None = None
+    """Where the companion files lie that are not the tokenizer's, if not at `path`."""
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -58,8 +62,9 @@ class Checkpoint:
         Raises: NotACheckpointError, UnsupportedFamilyError, DamagedCheckpointError, UnsafeFileError.
         """
         file = path / "config.json"
-        if not file.is_file():
-            raise _no_checkpoint(path)
+        weights = any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+        if (path / _ADAPTER_CONFIG).is_file() or not file.is_file():
+            raise _no_checkpoint(path, file.is_file() and weights)
         raw_config = read_json_object(file)
         family = family_of_config(file, raw_config)
         task = task_of(file, family, raw_config)
@@ -70,13 +75,14 @@ class Checkpoint:
         stored = Stored(on_disk, skeleton.base_model_prefix + ".", quantisation, family.stored_name)
         ties = dict(skeleton.all_tied_weights_keys)
         if differing := stored.differing_ties(ties):
+            raw_config = {**raw_config, "tie_word_embeddings": False}
+            config, skeleton = _built(path, family, task, raw_config)
+        matched = stored.match(path, stored_shapes(skeleton), ties, skeleton._tied_weights_keys or {})
+        if differing:
             _log.warning(
                 f"{path} stores {differing[0]} with values of its own although config.json ties it to "
                 f"{ties[differing[0]]}; both are kept, as transformers does."
             )
-            raw_config = {**raw_config, "tie_word_embeddings": False}
-            config, skeleton = _built(path, family, task, raw_config)
-        matched = stored.match(path, stored_shapes(skeleton), ties, skeleton._tied_weights_keys or {})
         if unused := stored.unused(skeleton.state_dict()):
             _log.warning(
                 f"{path} holds tensors that a {type(skeleton).__name__} does not use ({len(unused)}): "
@@ -207,12 +213,17 @@ class Checkpoint:
         return sum(stored.bytes for stored in self.tensors.values())
 
 
-def _no_checkpoint(path: Path) -> NotACheckpointError:
-    """What a directory without config.json is instead, as far as that can be told."""
-    adapter = path / "adapter_config.json"
+def _no_checkpoint(path: Path, weights: bool) -> NotACheckpointError:
+    """What a directory is instead, as far as that can be told: an adapter, with or without `weights` beside it."""
+    adapter = path / _ADAPTER_CONFIG
     if not adapter.is_file():
         return NotACheckpointError(f"{path} has no config.json; name a Hugging Face checkpoint directory.")
     base = read_json_object(adapter).get("base_model_name_or_path") or "a checkpoint that it does not name"
+    if weights:
+        return NotACheckpointError(
+            f"{path} holds both a checkpoint and a PEFT adapter of {base}, which transformers would load instead; move "
+            f"{_ADAPTER_CONFIG} and the adapter's weights elsewhere."
+        )
     return NotACheckpointError(
         f"{path} is a PEFT adapter of {base}; name that checkpoint, and the adapter with --adapter of spine eval or "
         "spine export, which also merges it."
@@ -237,16 +248,18 @@ def _built(
 
 def _quantisation(raw_config: dict[str, Any]) -> str | None:
     """The method by which a configuration says that its weights are quantised."""
-    settings = raw_config.get("quantization_config")
-    if not settings:
+    if "quantization_config" not in raw_config:
         return None
-    return str(settings.get("quant_method", "an unnamed method")) if isinstance(settings, dict) else str(settings)
+    settings = raw_config["quantization_config"]
+    return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
 
 
 def config_from(raw_config: dict[str, Any]) -> PreTrainedConfig:
     """The transformers configuration of a config.json's content."""
     config_class = type(AutoConfig.for_model(raw_config["model_type"]))
     config: PreTrainedConfig = config_class.from_dict(raw_config)
+    config.return_dict = True  # by name, whatever a checkpoint asks for
+    config.torchscript = False
     return config
 
 

@@ -7,7 +7,7 @@ card do not: they speak of the model as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,9 +19,8 @@ from spinecli.errors import UnsafeFileError
 
 _TEMPLATES = "additional_chat_templates"
 _MODULES = "modules.json"
+_OF_TOKENIZERS = (*TOKENIZER_PATTERNS, f"{_TEMPLATES}/*.jinja")
 _PATTERNS = (
-    *TOKENIZER_PATTERNS,
-    f"{_TEMPLATES}/*.jinja",
     "generation_config.json",
     "*processor_config.json",
     _MODULES,
@@ -39,9 +38,19 @@ def companions(directory: Path) -> list[PurePosixPath]:
 
     Raises: UnsafeFileError if a file names one outside the directory, DamagedCheckpointError if it is not JSON.
     """
-    patterns = (path for pattern in _PATTERNS for path in directory.glob(pattern))
-    found = {path for path in (*patterns, *_code(directory), *_sentence_modules(directory)) if path.is_file()}
-    return sorted(PurePosixPath(path.relative_to(directory).as_posix()) for path in found)
+    others = (path for pattern in _PATTERNS for path in directory.glob(pattern))
+    return sorted({*tokenizer_files(directory), *_relative(directory, (*others, *_sentence_modules(directory)))})
+
+
+def tokenizer_files(directory: Path) -> list[PurePosixPath]:
+    """Those of the companions that are the tokenizer's. Raises as `companions` does."""
+    patterns = (path for pattern in _OF_TOKENIZERS for path in directory.glob(pattern))
+    return _relative(directory, (*patterns, *_code(directory)))
+
+
+def _relative(directory: Path, paths: Iterable[Path]) -> list[PurePosixPath]:
+    files = {path for path in paths if path.is_file()}
+    return sorted(PurePosixPath(path.relative_to(directory).as_posix()) for path in files)
 
 
 def is_companion(directory: Path, path: Path) -> bool:

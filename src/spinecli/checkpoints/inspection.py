@@ -12,6 +12,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
 from spinecli.checkpoints.cut_picture import block_cuts
 from spinecli.checkpoints.masks import MASKS_NAME, Masks
+from spinecli.checkpoints.tokenizer import require_fitting_tokenizer
 from spinecli.errors import ForeignArtifactError, MissingPathError
 
 
@@ -45,6 +46,7 @@ def inspect_directory(directory: Path, *, verify: bool = False) -> dict[str, Jso
 
 def _describe_blocks(directory: Path) -> dict[str, JsonValue]:
     checkpoint = Checkpoint.open(directory)
+    require_fitting_tokenizer(checkpoint)
     masks = Masks.load(directory) if (directory / MASKS_NAME).is_file() else None
     origins = masks.kept_blocks if masks else list(range(checkpoint.blocks))
     blocks: list[JsonValue] = [

@@ -19,6 +19,8 @@ TOKENIZER_PATTERNS = (
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
+    "bpe.codes",
+    "dict.txt",
     "chat_template*",
     "*.jinja",
     "*.model",

@@ -158,15 +158,16 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     if not index.is_file():
         raise _no_weights(directory)
     shards = _indexed_shards(index)
-    found: dict[str, StoredTensor] = {}
+    headers: dict[str, dict[str, StoredTensor]] = {}
     for file in sorted(set(shards.values())):
         if not (directory / file).is_file():
             raise DamagedCheckpointError(f"{index} names the shard {file}, which is missing; fetch it again.")
-        found.update(_header(directory / file))
+        headers[file] = _header(directory / file)
     for name, file in shards.items():
-        if name not in found or found[name].file.name != file:
+        if name not in headers[file]:
             raise DamagedCheckpointError(f"{index} places {name} in {file}, where it is not; fetch the shard again.")
-    return found
+    # of a tensor in several shards transformers takes the last, wherever the index places it
+    return {name: stored for header in headers.values() for name, stored in header.items()}
 
 
 def _indexed_shards(index: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from spinecli.artifacts.directory import require_space
 from spinecli.artifacts.whole_file import whole_file
-from spinecli.checkpoints.companions import companions
+from spinecli.checkpoints.companions import companions, tokenizer_files
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.skeleton import modelling_source
 from spinecli.checkpoints.tensors import INDEX_FILE, SINGLE_FILE, TensorSource
@@ -50,12 +50,16 @@ def write_checkpoint(
     companions_of: Path,
     progress: Progress = silent,
     shard_bytes: int = SHARD_BYTES,
+    tokenizer_of: Path | None = None,
 ) -> None:
     """Write config.json, the shards and their index, and copy the companion files of `companions_of`.
 
     Code that config.json names for the model is not taken along: it was written for the model as it was, and the
     families that spine knows need none. A family that transformers does not know gets its modelling file beside the
     weights. Tensors get the names by which files of the family call them.
+
+    Args:
+        tokenizer_of: where the tokenizer's files come from, if not from `companions_of`.
 
     Shards that an earlier, killed run finished are kept: a shard appears under its name only when it is whole.
 
@@ -83,9 +87,13 @@ def write_checkpoint(
         )
         config = {key: value for key, value in config.items() if key != "auto_map"}
     _write_json(directory / "config.json", config)
-    for companion in companions(companions_of):
+    copied = dict.fromkeys(companions(companions_of), companions_of)
+    if tokenizer_of is not None and tokenizer_of != companions_of:
+        copied = {name: place for name, place in copied.items() if name not in tokenizer_files(companions_of)}
+        copied |= dict.fromkeys(tokenizer_files(tokenizer_of), tokenizer_of)
+    for companion, place in copied.items():
         (directory / companion).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(companions_of / companion, directory / companion)
+        shutil.copyfile(place / companion, directory / companion)
 
 
 def _shard_names(count: int) -> list[str]:

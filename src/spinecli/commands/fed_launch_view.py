@@ -82,7 +82,8 @@ def _last_column(record: RoundRecord, ratios: Sequence[float]) -> str:
 def opening(request: FederatedRequest) -> str:
     """One line on what is about to run."""
     options, splits = request.options, request.splits
-    kind = f"{len(splits.train.labels)} labels" if request.labels is not None else "language modelling"
+    begun = f", rows begin with {''.join(request.opening)}" if request.opening else ""
+    kind = f"{len(splits.train.labels)} labels" if request.labels is not None else f"language modelling{begun}"
     return (
         f"{options.strategy} on {request.fleet.name}: {len(request.fleet.devices)} devices, {options.cohort} a round; "
         f"{len(splits.train)} examples, {kind}, {options.partition}; {len(request.evaluation)} held out"

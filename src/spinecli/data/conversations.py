@@ -27,7 +27,6 @@ class ChatTokenizer(Protocol):
     """What is asked of a tokenizer here, which any of transformers' has."""
 
     chat_template: Any
-    bos_token: Any
     all_special_tokens: Any
 
     def apply_chat_template(self, conversation: Any, /, *, tokenize: bool, add_generation_prompt: bool) -> Any:
@@ -94,11 +93,13 @@ def render(
     return str(rendered)
 
 
-def joined(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, reference: str) -> str:
+def joined(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, reference: str, opening: str = "") -> str:
     """Conversations one behind the other, as one text.
 
-    None begins with the beginning token, which every row of tokens gets by itself. A newline is put only behind one
-    that its template does not end by a newline or a special token.
+    A newline is put only behind one that its template does not end by a newline or a special token.
+
+    Args:
+        opening: what every row of tokens begins with by itself, and no conversation twice.
 
     Raises: as `render`.
     """
@@ -106,7 +107,6 @@ def joined(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, refe
     pieces = []
     for conversation in conversations:
         piece = render(conversation, tokenizer, reference)
-        if tokenizer.bos_token:
-            piece = piece.removeprefix(str(tokenizer.bos_token))
+        piece = piece.removeprefix(opening)
         pieces.append(piece if piece.endswith(ends) else f"{piece}\n")
     return "".join(pieces)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from spinecli.data.example_columns import Task
 from spinecli.data.examples import Dataset
 from spinecli.data.instructions import encode_instructions
-from spinecli.data.rows import opening_of
+from spinecli.data.rows import opening_of, without_opening
 from spinecli.errors import DataError, OptionError, TokenizerError
 
 _Ids = Sequence[int]
@@ -154,7 +154,7 @@ def _joined(chunks: Iterable[Encoded]) -> Encoded:
 
 
 def _encode_classes(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    first = [example.text for example in dataset.examples]
+    first = without_opening(tokenizer, [example.text for example in dataset.examples])
     second = [example.pair for example in dataset.examples if example.pair is not None]
     paired = len(second) > 0
     added = tokenizer.num_special_tokens_to_add(pair=paired)
@@ -193,7 +193,7 @@ def _encode_classes(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizer
 
 
 def _encode_texts(dataset: Dataset, start: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    texts = [example.text for example in dataset.examples]
+    texts = without_opening(tokenizer, [example.text for example in dataset.examples])
     opening = list(opening_of(tokenizer))
     found: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import takewhile
@@ -39,6 +40,11 @@ class Frame:
     closing: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     """What the tokenizer calls them, opening first."""
+
+    @property
+    def opening_text(self) -> str:
+        """The opening as it may stand in a text."""
+        return "".join(self.names[: len(self.opening)])
 
     @property
     def size(self) -> int:
@@ -103,19 +109,12 @@ def token_rows(
     inner = length - frame.size
     if inner < 1:
         raise OptionError(f"Rows of {length} tokens have no room between the model's special tokens; make them longer.")
-    # a text that carries its own beginning must not begin twice
-    content = text.content_for(tokenizer).removeprefix("".join(frame.names[: len(frame.opening)]))
-    tokens = _first_tokens(tokenizer, content, rows * inner)
+    tokens = first_tokens(tokenizer, text, rows * inner, frame, vocabulary)
     available = len(tokens) // inner
     if available == 0:
         raise CalibrationTextError(
             f"{text.reference} has {len(tokens)} tokens, fewer than one row of {inner}; "
             "name a longer text or shorter rows."
-        )
-    if vocabulary is not None and int(tokens.max()) >= vocabulary:
-        raise TokenizerError(
-            f"The tokenizer makes token {int(tokens.max())}, but the model's vocabulary ends at {vocabulary - 1}; "
-            "the tokenizer belongs to another model."
         )
     count = min(rows, available)
     body = tokens[: count * inner].view(count, inner)
@@ -123,20 +122,39 @@ def token_rows(
     return TokenRows(torch.cat([opening, body, closing], dim=1), text, frame)
 
 
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, content: str, wanted: int) -> Tensor:
-    """At least `wanted` tokens of `content` if it has them, without tokenising much more than that.
+def first_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    wanted: int,
+    frame: Frame = NO_FRAME,
+    vocabulary: int | None = None,
+) -> Tensor:
+    """The first tokens of a text without special ones around it: (wanted or fewer,) int64.
 
     A prefix is tokenised, and a longer one until it yields enough; its last tokens are dropped because the cut through
     the text may have changed them.
+
+    Args:
+        frame: a text that carries its own beginning loses it, because the row brings it.
+        vocabulary: size of the model's embedding, to refuse a tokenizer of another model.
+
+    Raises: TokenizerError, and what rendering conversations raises.
     """
-    length = wanted * 6
+    content, length = text.content_for(tokenizer, frame.opening_text), wanted * 6
     while True:
         ids = tokenizer(content[:length], add_special_tokens=False, verbose=False)["input_ids"]
         whole = length >= len(content)
         usable = ids if whole else ids[:-8]
         if whole or len(usable) >= wanted:
-            return torch.tensor(usable[:wanted], dtype=torch.int64)
+            break
         length *= 2
+    highest = max(usable[:wanted], default=0)
+    if vocabulary is not None and highest >= vocabulary:
+        raise TokenizerError(
+            f"The tokenizer makes token {highest}, but the model's vocabulary ends at {vocabulary - 1}; the tokenizer "
+            "belongs to another model."
+        )
+    return torch.tensor(usable[:wanted], dtype=torch.int64)
 
 
 def frame_of(
@@ -158,6 +176,12 @@ def frame_of(
 def opening_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts in front of a text of itself."""
     return tuple(_around(tokenizer)[0])
+
+
+def without_opening(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    """Texts that the tokenizer is about to open, without the opening that some of them carry already."""
+    opening = "".join(tokenizer.convert_ids_to_tokens(list(opening_of(tokenizer))))
+    return [text.removeprefix(opening) for text in texts]
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -29,12 +29,17 @@ class Text:
     """Empty where there are conversations, which every tokenizer writes in its own way."""
     conversations: tuple[Conversation, ...] = ()
 
-    def content_for(self, tokenizer: ChatTokenizer) -> str:
+    def content_for(self, tokenizer: ChatTokenizer, opening: str = "") -> str:
         """The text as a model with this tokenizer reads it: conversations are rendered by its chat template.
+
+        Args:
+            opening: what every row of tokens begins with by itself, so that neither text nor conversation does.
 
         Raises: TokenizerError if a template is needed and there is none, DataError if it refuses a conversation.
         """
-        return joined(self.conversations, tokenizer, self.reference) if self.conversations else self.content
+        if self.conversations:
+            return joined(self.conversations, tokenizer, self.reference, opening)
+        return self.content.removeprefix(opening)
 
 
 def load_text(reference: str, *, limit_characters: int | None = None) -> Text:

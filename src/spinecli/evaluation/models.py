@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
@@ -27,7 +26,14 @@ from spinecli.data.encoding import padding_id
 from spinecli.data.rows import opening_of
 from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
 from spinecli.evaluation.results import Weights
-from spinecli.lora.peft_adapter import adapter_config, adapter_shapes, adapter_tensors, attach_adapter, embedding_rows
+from spinecli.lora.peft_adapter import (
+    adapter_config,
+    adapter_shapes,
+    attach_adapter,
+    classifying_head,
+    embedding_rows,
+    labels_of,
+)
 from spinecli.lora.peft_format import PEFT_PREFIX
 
 
@@ -60,10 +66,9 @@ def adapted_classifier(checkpoint: Checkpoint, adapter: Path, reference: str) ->
     Raises: OptionError if neither checkpoint nor adapter has the whole head; TokenizerError, DamagedArtifactError.
     """
     skeleton = build_skeleton(checkpoint.config, Task.classification)
-    names = set(skeleton.state_dict())
-    head = {name: value for name, value in adapter_tensors(adapter).items() if name in names}
+    head = classifying_head(adapter, skeleton)
     misfit = f"The adapter {adapter} does not fit {reference}"
-    labels = _labels(skeleton, checkpoint, head)
+    labels = labels_of(checkpoint.family.classification_head, skeleton, head) or checkpoint.labels
     if labels is None:
         raise OptionError(f"{misfit}: neither of them has a classifier; name the checkpoint that it was trained on.")
     own = checkpoint.labels == labels and not (adapter / MANIFEST_NAME).is_file()
@@ -88,17 +93,6 @@ def label_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What a classifier calls its labels, in the order of its outputs; LABEL_0 and so on where it does not say."""
     names: Mapping[int, str] = checkpoint.config.id2label
     return tuple(str(names.get(index, f"LABEL_{index}")) for index in range(checkpoint.labels or 0))
-
-
-def _labels(skeleton: nn.Module, checkpoint: Checkpoint, head: Mapping[str, Tensor]) -> int | None:
-    """How many labels the head of an adapter tells apart, or the checkpoint's own if the adapter brings none."""
-    place = checkpoint.family.classification_head
-    linears = [
-        f"{place}.{name}.weight" if name else f"{place}.weight"
-        for name, module in skeleton.get_submodule(place).named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    return len(head[linears[-1]]) if linears[-1] in head else checkpoint.labels
 
 
 # Tokens of context at which the cost of attention scores is counted.

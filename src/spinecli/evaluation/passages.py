@@ -50,7 +50,7 @@ def read_passages(
     Raises: OptionError, CalibrationTextError, TokenizerError, OfflineError.
     """
     positions = {subject.label: subject.positions for subject in subjects}
-    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note, "TextWindows")
+    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note, "Windows")
     tokenizers = [subject.tokenizer for subject in subjects]
     frames = [
         frame_of(subject.checkpoint, tokenizer, SpecialTokens(settings.special_tokens))
@@ -63,7 +63,7 @@ def read_passages(
         text = load_text(reference, limit_characters=_CHARACTERS_PER_TOKEN * longest)
         windows = []
         for subject, tokenizer, windowing, frame in zip(subjects, tokenizers, windowings, frames, strict=True):
-            tokens = text_windows(tokenizer, text, windowing, opening=frame.opening, vocabulary=subject.vocabulary)
+            tokens = text_windows(tokenizer, text, windowing, frame=frame, vocabulary=subject.vocabulary)
             windows.append(TextWindows(tokens, windowing, frame))
         passages.append(Passage(text, tuple(windows)))
         _tell(passages[-1], subjects, note)

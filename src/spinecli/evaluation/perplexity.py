@@ -17,7 +17,7 @@ the mean negative log-likelihood over the scored tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream, ComputeOptions
-from spinecli.data.rows import token_rows
+from spinecli.data.rows import NO_FRAME, Frame, first_tokens
 from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError
 from spinecli.evaluation.results import Computation
@@ -112,26 +112,24 @@ def text_windows(
     text: Text,
     windowing: Windowing,
     *,
-    opening: Sequence[int] = (),
+    frame: Frame = NO_FRAME,
     vocabulary: int | None = None,
 ) -> Tensor:
     """The windows of a text's start: (windows, window) int64, as many as the text has, at most `windowing.rows`.
 
     Args:
-        opening: the special tokens that every window begins with, `windowing.opening` of them.
+        frame: its opening, `windowing.opening` tokens, stands in front of every window.
 
     Raises: CalibrationTextError if the text is shorter than one window, TokenizerError.
     """
-    # rows of two tokens: the finest cut there is, so that any stride finds its tokens
-    pairs = token_rows(tokenizer, text, -(-windowing.tokens // 2), 2, vocabulary=vocabulary)
-    tokens = pairs.tokens.flatten()[: windowing.tokens]
+    tokens = first_tokens(tokenizer, text, windowing.tokens, frame, vocabulary)
     if len(tokens) < windowing.text:
         raise CalibrationTextError(
             f"{text.reference} has {len(tokens)} tokens, fewer than one window of {windowing.text}; "
             "name a longer text or a smaller --window."
         )
     texts = windowing.cut(tokens)
-    return torch.cat([texts.new_tensor(opening).expand(len(texts), -1), texts], dim=1)
+    return torch.cat([texts.new_tensor(frame.opening).expand(len(texts), -1), texts], dim=1)
 
 
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from, fine_tuned
 from spinecli.checkpoints.family import Task
+from spinecli.checkpoints.skeleton import build_skeleton
 from spinecli.checkpoints.tensors import ComputedTensor, TensorSource, held
 from spinecli.checkpoints.tokenizer import has_tokenizer
 from spinecli.errors import OptionError
@@ -32,8 +33,10 @@ from spinecli.lora.peft_adapter import (
     adapter_config,
     adapter_shapes,
     attach_adapter,
+    classifying_head,
     embedding_rows,
     finite_values,
+    labels_of,
 )
 from spinecli.lora.peft_format import PEFT_PREFIX, WEIGHTS_NAME
 
@@ -58,29 +61,31 @@ def merge(checkpoint: Checkpoint, adapter: Path, *, rounded: bool = False) -> Ch
     """
     config, shapes = adapter_config(adapter), adapter_shapes(adapter)
     config.require_mergeable()
-    base = _classifier(checkpoint, adapter, config, shapes)
+    base = _classifier(checkpoint, adapter, config)
     skeleton = base.skeleton()
     ties = dict(skeleton.all_tied_weights_keys)
     rows = embedding_rows(skeleton, shapes)
     adapted = attach_adapter(skeleton, adapter, str(base.path))
-    changes = _changes(adapted.base_model.model, _Merging(base, adapter, config, ties, rounded))
+    merging = _Merging(base, adapter, config, ties, rounded)
+    bases = _brought_bases(adapted.base_model.model, merging, shapes)
+    changes = _changes(adapted.base_model.model, merging, bases, shapes)
     if not changes:
         raise OptionError(f"The adapter {adapter} changes nothing of {base.path}; name the one that was trained on it.")
     raw_config = dict(base.raw_config)
     if rows is not None:
         raw_config["vocab_size"] = rows
-        _require_grown(base, adapter, changes, skeleton, rows)
     tensors = dict(base.tensors)
     for head, source in ties.items():
         if _still_tied(changes.get(head), changes.get(source)):
             changes.pop(head, None)
         else:
             raw_config["tie_word_embeddings"] = False
-            tensors[head] = tensors[source]
+            tensors[head] = bases.get(source, tensors[source])
     known = {name: changed for name, changed in changes.items() if name in tensors}
     return replace(
         base,
         path=adapter if rows is not None and has_tokenizer(adapter) else base.path,
+        companions=base.companions or base.path,
         raw_config=raw_config,
         config=config_from(raw_config),
         tensors=tensors | known,
@@ -113,32 +118,56 @@ class _Merging:
 
 @dataclass(frozen=True, eq=False)
 class _RetrainedRows(ComputedTensor):
-    """An embedding of which an adapter brings some rows; a head that is tied to it gets the same."""
+    """An embedding or a head of which an adapter brings some rows."""
+
+    follows: bool = False
+    """The rows are those of the tensor that it is tied to."""
 
 
-def _changes(model: nn.Module, merging: _Merging) -> dict[str, TensorSource]:
-    """What PEFT's loader has made of a model without weights: every tensor that differs from the base's."""
-    changes: dict[str, TensorSource] = {}
-    brought = {_plain(name.removeprefix(PEFT_PREFIX)) for name in adapter_shapes(merging.adapter)}
+def _brought_bases(
+    model: nn.Module, merging: _Merging, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, TensorSource]:
+    """Weights of the base that the adapter brings with it, such as those of a vocabulary that grew."""
+    found: dict[str, TensorSource] = {}
     for wrapped, parameter in model.named_parameters():
-        name = _plain(wrapped)
-        whole = "lora_" not in wrapped and ".original_module." not in wrapped
-        if whole and parameter.device.type != "meta" and name in brought:
+        if PEFT_PREFIX + wrapped in shapes and parameter.device.type != "meta":
+            name = _plain(wrapped)
+            found[name] = held(parameter.detach().to(merging.dtype(merging.stored(name))))
+    return found
+
+
+def _changes(
+    model: nn.Module,
+    merging: _Merging,
+    bases: Mapping[str, TensorSource],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, TensorSource]:
+    """What PEFT's loader has made of a model without weights: every tensor that differs from the base's."""
+    changes = {name: value for name, value in bases.items() if f"{PEFT_PREFIX}{_original(name)}" not in shapes}
+    for wrapped, parameter in model.named_parameters():
+        if f".modules_to_save.{_ADAPTER}." in wrapped and parameter.device.type != "meta":
+            name = _plain(wrapped)
             changes[name] = held(parameter.detach().to(merging.dtype(merging.stored(name))))
     for wrapped, module in model.named_modules():
         name = f"{_plain(wrapped)}.weight"
         if isinstance(module, LoraLayer):
-            stored = changes.get(name) or merging.stored(name)
+            stored = bases.get(name) or merging.stored(name)
             shape = tuple(module.get_base_layer().weight.shape)
             make = partial(_merged, module, wrapped, stored, merging)
             changes[name] = ComputedTensor(shape, merging.dtype(stored), make)
         elif isinstance(module, TrainableTokensWrapper):
-            stored = changes.get(name) or merging.stored(name)
+            stored = bases.get(name) or merging.stored(name)
             rows = torch.tensor(module.token_adapter.token_indices[_ADAPTER])
             tied = module.token_adapter.tied_adapter is not None
             make = partial(_with_rows, None if tied else wrapped, rows, stored, merging)
-            changes[name] = _RetrainedRows(stored.shape, merging.dtype(stored), make)
+            changes[name] = _RetrainedRows(stored.shape, merging.dtype(stored), make, follows=tied)
     return changes
+
+
+def _original(name: str) -> str:
+    """What PEFT calls the base's tensor in a module that is trained whole."""
+    module, _, kind = name.rpartition(".")
+    return f"{module}.original_module.{kind}"
 
 
 def _merged(layer: LoraLayer, wrapped: str, stored: TensorSource, merging: _Merging) -> Tensor:
@@ -178,26 +207,9 @@ def _still_tied(head: TensorSource | None, source: TensorSource | None) -> bool:
     """Whether what becomes of two tied tensors is the same."""
     if head is None or source is None:
         return head is source
-    if isinstance(head, _RetrainedRows) and isinstance(source, _RetrainedRows):
-        return True
-    if isinstance(head, _RetrainedRows) or head.shape != source.shape:
-        return False
-    return torch.equal(head.read(), source.read())
-
-
-def _require_grown(
-    base: Checkpoint, adapter: Path, changes: Mapping[str, TensorSource], skeleton: nn.Module, rows: int
-) -> None:
-    """Refuse an adapter that brings an embedding for a grown vocabulary and no head, or the other way round."""
-    for name in dict.fromkeys(
-        _plain(name) for name, parameter in skeleton.named_parameters() if len(parameter) == rows
-    ):
-        stored = base.tensors.get(name)
-        if stored is not None and name not in changes and stored.shape[0] != rows:
-            raise OptionError(
-                f"The adapter {adapter} grew the vocabulary to {rows} tokens and brings no {name}; save it with its "
-                "embedding layers."
-            )
+    if isinstance(head, _RetrainedRows):
+        return head.follows
+    return head.shape == source.shape and torch.equal(head.read(), source.read())
 
 
 def _plain(wrapped: str) -> str:
@@ -207,22 +219,16 @@ def _plain(wrapped: str) -> str:
     return wrapped
 
 
-def _classifier(
-    checkpoint: Checkpoint, adapter: Path, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]]
-) -> Checkpoint:
+def _classifier(checkpoint: Checkpoint, adapter: Path, config: AdapterConfig) -> Checkpoint:
     """The checkpoint as the classifier that the adapter makes of it, with its head; else as it is."""
     if not config.classifies:
         return checkpoint
-    head = checkpoint.family.classification_head + "."
-    trained = {name: _plain(name.removeprefix(PEFT_PREFIX).replace(".modules_to_save.", ".")) for name in shapes}
-    with safe_open(adapter / WEIGHTS_NAME, framework="pt") as handle:
-        values = {
-            plain: handle.get_tensor(name) for name, plain in trained.items() if ".lora_" not in plain and head in plain
-        }
+    skeleton = build_skeleton(checkpoint.config, Task.classification)
+    values = classifying_head(adapter, skeleton)
+    labels = labels_of(checkpoint.family.classification_head, skeleton, values)
     settings: dict[str, Any] = {}
-    last = values.get(head + "weight")
-    if last is not None and checkpoint.labels != len(last):
-        names = [f"LABEL_{index}" for index in range(len(last))]
+    if labels is not None and checkpoint.labels != labels:
+        names = [f"LABEL_{index}" for index in range(labels)]
         settings = {
             "id2label": {str(index): name for index, name in enumerate(names)},
             "label2id": {name: index for index, name in enumerate(names)},

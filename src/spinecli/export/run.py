@@ -30,7 +30,14 @@ def write_huggingface(
     Raises: VerificationError if the written checkpoint computes something else, NoSpaceError.
     """
     with stopwatch("writing"):
-        write_checkpoint(directory, checkpoint.raw_config, checkpoint.groups(), checkpoint.path, progress)
+        write_checkpoint(
+            directory,
+            checkpoint.raw_config,
+            checkpoint.groups(),
+            checkpoint.companions or checkpoint.path,
+            progress,
+            tokenizer_of=checkpoint.path,
+        )
     mode = directory.stat().st_mode & 0o666
     for path in directory.rglob("*"):
         if path.is_file():

@@ -14,6 +14,7 @@ from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.data.encoding import Encoded, encode
 from spinecli.data.example_columns import DataOptions
+from spinecli.data.rows import opening_of
 from spinecli.data.splits import Splits, load_splits
 from spinecli.errors import OptionError
 from spinecli.federation.engine import Clock
@@ -84,6 +85,8 @@ class FederatedRequest:
     parts: tuple[tuple[int, ...], ...]
     """Examples of each device, in the fleet's order."""
     plan: LoraPlan | None
+    opening: tuple[str, ...] = ()
+    """What the tokenizer begins every text with."""
 
     @property
     def labels(self) -> int | None:
@@ -213,6 +216,7 @@ def open_request(options: FederateConfig, *, deal: bool = True) -> FederatedRequ
         evaluation=encode(evaluation, tokenizer, options.max_length, vocabulary=vocabulary),
         parts=tuple(tuple(part) for part in parts),
         plan=plan,
+        opening=tuple(tokenizer.convert_ids_to_tokens(list(opening_of(tokenizer)))),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spinecli.errors import (
@@ -152,10 +153,35 @@ def adapter_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         raise DamagedArtifactError(f"{weights} is truncated or not safetensors; fetch the adapter again.") from error
 
 
-def adapter_tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of an adapter that `adapter_shapes` has checked, by its name in the model without PEFT's prefix."""
+def classifying_head(directory: Path, skeleton: PreTrainedModel) -> dict[str, Tensor]:
+    """What an adapter that `adapter_shapes` has checked brings of a classifier's own tensors.
+
+    Args:
+        skeleton: the classifier without weights, by whose names they come back.
+    """
+    names = set(skeleton.state_dict())
     with safe_open(directory / WEIGHTS_NAME, framework="pt") as handle:
-        return {name.removeprefix(PEFT_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        plain = {
+            re.sub(r"\.modules_to_save(\.default)?\.", ".", name.removeprefix(PEFT_PREFIX)).replace(
+                ".default.", "."
+            ): name
+            for name in handle.keys()  # noqa: SIM118
+        }
+        return {name: handle.get_tensor(stored) for name, stored in plain.items() if name in names}
+
+
+def labels_of(head: str, skeleton: nn.Module, values: Mapping[str, Tensor]) -> int | None:
+    """How many labels a classifying head tells apart; None if its last layer is not among `values`.
+
+    Args:
+        head: name of the classifying module in the skeleton.
+    """
+    linears = [
+        f"{head}.{name}.weight" if name else f"{head}.weight"
+        for name, module in skeleton.get_submodule(head).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    return len(values[linears[-1]]) if linears[-1] in values else None
 
 
 def finite_values(directory: Path, value: Tensor) -> Tensor:
@@ -174,8 +200,20 @@ def embedding_rows(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]
     return max(rows) if rows and rows != {embedding.num_embeddings} else None
 
 
-def _grow(model: PreTrainedModel, rows: int) -> None:
-    """Give the model's embedding and head so many rows, which the adapter is about to fill."""
+def _grow(model: PreTrainedModel, rows: int, shapes: Mapping[str, tuple[int, ...]], directory: Path) -> None:
+    """Give the model's embedding and head so many rows, which the adapter is about to fill.
+
+    Raises: OptionError if it brings no head for a model whose head is not its embedding.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        name = next(name for name, module in model.named_modules() if module is head)
+        own = [stored for stored in shapes if stored.startswith(f"{PEFT_PREFIX}{name}.") and ".lora_" not in stored]
+        if not own and f"{name}.weight" not in model.all_tied_weights_keys:
+            raise OptionError(
+                f"The adapter {directory} grew the vocabulary to {rows} tokens and brings no {name}.weight; save it "
+                "with its embedding layers."
+            )
     resized = model.resize_token_embeddings(rows, mean_resizing=False)
     if model.device.type == "meta":
         # PEFT copies rows of it where some are trained alone
@@ -202,7 +240,7 @@ def attach_adapter(model: PreTrainedModel, directory: Path, base: str) -> PeftMo
         if config.is_prompt_learning:
             raise OptionError(f"The adapter {directory} adds virtual tokens; spine measures adapters of weights only.")
         if (rows := embedding_rows(model, stored)) is not None:
-            _grow(model, rows)
+            _grow(model, rows, stored, directory)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what does not fit is said below
             adapted = PeftModel.from_pretrained(

@@ -50,10 +50,10 @@ def prune(
         return finished
     check_output(output, [request.checkpoint.path])
     require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.options.sparsity)))
+    with stopwatch("verifying"):
+        corner = probe(request.checkpoint, request.calibration.tokens)
+        verify_reading(request.checkpoint, corner, request.options.compute, stopwatch)
     with run.working(output) as work:
-        with stopwatch("verifying"):
-            corner = probe(request.checkpoint, request.calibration.tokens)
-            verify_reading(request.checkpoint, corner, request.options.compute, stopwatch)
         decision = decide(request, work.state, stopwatch, progress, findings)
         put = _put_refitted if request.method.refits else _put_cut
         report = decision.report() | put(request, decision.plan.masks, work, stopwatch, progress)

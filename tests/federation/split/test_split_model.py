@@ -244,7 +244,7 @@ def test_a_split_of_some_targets_adapts_only_them(opened: Opened) -> None:
     assert {name.split(".")[-2] for name in model.bottom_names} == {"q_proj", "v_proj"}
 
 
-@pytest.mark.parametrize("ways", [{"bottom": "full"}, {"top": "full"}])
+@pytest.mark.parametrize("modes", [{"bottom": "full"}, {"top": "full"}])
 def test_all_weights_are_trained_in_float32_only(opened: Opened, modes: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="float32"):
         SplitModel(

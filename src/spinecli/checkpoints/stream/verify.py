@@ -138,6 +138,7 @@ def _whole_model_logits(
     """
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+    config.return_dict, config.torchscript = True, False
     if "quantization_config" not in checkpoint.raw_config and hasattr(config, "quantization_config"):
         del config.quantization_config  # it is not true, see `Checkpoint.open`
     places = _places(checkpoint) if checkpoint.bytes > _WHOLE_MODEL_BYTES else None
