@@ -60,6 +60,12 @@ def test_a_misspelt_task_names_its_neighbours() -> None:
         expand_names(TaskConfig(names=("arc_esy",)))
     with pytest.raises(OptionError, match=r"no task 'zzqqzz'; `lm-eval ls tasks`"):
         expand_names(TaskConfig(names=("zzqqzz",)))
+    with pytest.raises(OptionError, match=r"no task 'ARC_EASY'; did you mean arc_easy\?"):
+        expand_names(TaskConfig(names=("ARC_EASY",)))
+    with pytest.raises(OptionError, match=r"no task 'Arc_Esy'; did you mean arc_easy"):
+        expand_names(TaskConfig(names=("Arc_Esy",)))
+    with pytest.raises(OptionError, match=r"no task 'ARC_E\?SY'; did you mean arc_easy\?"):
+        expand_names(TaskConfig(names=("ARC_E?SY",)))
     with pytest.raises(MissingPathError, match="absent is not a directory"):
         expand_names(TaskConfig(names=("arc_easy",), include_path=Path("absent")))
     assert expand_names(TaskConfig(names=("arc_e?sy", "arc_easy"))) == ("arc_easy",)

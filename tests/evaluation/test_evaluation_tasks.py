@@ -72,6 +72,49 @@ def test_groups_find_their_members_data(task_folder: Path) -> None:
     assert _find(task_folder, "tiny_group").names == ("tiny_group",)
 
 
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (["tiny_chioce"], "'tiny_chioce', which is no task; did you mean tiny_choice"),
+        (["tiny_choice", "{task: arc_easi, num_fewshot: 1}"], "'arc_easi', which is no task; did you mean arc_easy"),
+        (["zzqqzz", "arc_easi"], "'zzqqzz' and 'arc_easi', which are no tasks; did you mean arc_easy"),
+        (["zzqqzz"], "'zzqqzz', which is no task; `lm-eval ls tasks`"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["tiny_group", "outer"])
+def test_a_misspelt_member_of_a_group_names_the_groups_file_and_its_neighbours(
+    task_folder: Path, members: list[str], words: str, asked: str
+) -> None:
+    file = task_folder / "group.yaml"
+    file.write_text("\n  - ".join(["group: tiny_group\ntask:", *members]))
+    (task_folder / "outer.yaml").write_text("group: outer\ntask: [tiny_choice, tiny_group]\n")
+    with pytest.raises(OptionError) as caught:
+        _find(task_folder, asked)
+    assert str(caught.value).startswith(f"The group tiny_group in {file} asks for {words}")
+
+
+def test_a_misspelt_member_of_a_group_inside_a_list_is_found(task_folder: Path) -> None:
+    file = task_folder / "group.yaml"
+    file.write_text("group: tiny_group\ntask:\n  - tiny_choice\n  - group: inner\n    task: [tiny_chioce]\n")
+    with pytest.raises(OptionError, match=rf"group inner in {file} asks for 'tiny_chioce', .* mean tiny_choice"):
+        _find(task_folder, "tiny_group")
+
+
+def test_a_member_of_a_group_whose_file_is_broken_shows_that_files_error(task_folder: Path) -> None:
+    (task_folder / "group.yaml").write_text("group: tiny_group\ntask: [tiny_choice]\n")
+    (task_folder / "tiny_choice.yaml").write_text("task: tiny_choice\nmetric_list: [acc\n")
+    with pytest.raises(OptionError, match=r"tiny_choice\.yaml line 3 cannot be read"):
+        _find(task_folder, "tiny_group")
+
+
+def test_a_group_may_define_a_task_in_its_list(task_folder: Path) -> None:
+    lines = (task_folder / "tiny_choice.yaml").read_text().replace("tiny_choice", "inline", 1)
+    lines = lines.replace("data/", f"{task_folder}/data/").splitlines()
+    (task_folder / "group.yaml").write_text("group: tiny_group\ntask:\n  - " + "\n    ".join(lines) + "\n")
+    tasks = _find(task_folder, "tiny_group")
+    assert list(tasks.manager.load(["tiny_group"])["tasks"]) == ["tiny_group::inline"]
+
+
 def test_an_unknown_task_names_its_neighbours(task_folder: Path) -> None:
     with pytest.raises(OptionError, match=r"no task 'tiny_chioce'; did you mean tiny_choice"):
         _find(task_folder, "tiny_chioce")
@@ -95,6 +138,76 @@ def test_a_task_that_cannot_be_built(task_folder: Path) -> None:
     file.write_text(file.read_text().replace("multiple_choice", "guesswork"))
     with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded .*guesswork"):
         _find(task_folder, "tiny_choice")
+
+
+def test_a_task_without_data_is_told(task_folder: Path) -> None:
+    file = task_folder / "tiny_choice.yaml"
+    file.write_text(file.read_text().replace("dataset_path: json\n", ""))
+    with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded \(tiny_choice has no dataset_path\); mend"):
+        _find(task_folder, "tiny_choice")
+
+
+def test_data_that_cannot_be_parsed_gives_its_own_reason(task_folder: Path) -> None:
+    (task_folder / "data" / "tiny_choice.jsonl").write_text('{"context": "a",\n{{{')
+    with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded \(JSON parse error: .*\); mend"):
+        _find(task_folder, "tiny_choice")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_split_that_the_data_lacks_is_named(task_folder: Path, grouped: bool) -> None:
+    file = task_folder / "tiny_choice.yaml"
+    file.write_text(file.read_text().replace("validation_split: validation", "test_split: tset"))
+    (task_folder / "group.yaml").write_text("group: tiny_group\ntask: [tiny_choice]\n")
+    name = "tiny_group" if grouped else "tiny_choice"
+    reason = "the data of tiny_choice has no split 'tset', which its test_split names"
+    with pytest.raises(OptionError) as caught:
+        _find(task_folder, name)
+    assert str(caught.value) == f"Task {name} cannot be loaded ({reason}); mend its file."
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("return doc['nothing']", r"it finds no 'nothing'"),
+        ("raise KeyError('there is no such thing')", r"there is no such thing"),
+        ("assert not doc", r"AssertionError in {file} line 2"),
+        ("raise ValueError('nothing')", r"ValueError nothing in {file} line 2"),
+        ("return doc.nothing", r"'dict' object has no attribute 'nothing'"),
+    ],
+)
+def test_a_reason_of_one_word_or_none_becomes_one_that_helps(task_folder: Path, code: str, reason: str) -> None:
+    (task_folder / "own.py").write_text(f"def text(doc):\n    {code}\n")
+    file = task_folder / "tiny_choice.yaml"
+    file.write_text(file.read_text().replace('"{{context}}"', "!function own.text"))
+    with pytest.raises(OptionError) as caught:
+        _find(task_folder, "tiny_choice")
+    expected = reason.format(file=task_folder / "own.py")
+    assert str(caught.value) == f"Task tiny_choice cannot be loaded ({expected}); mend its file."
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("absent.text", r"module 'absent'"),
+        ("own.nope", r"has no function 'nope'"),
+        ("own", r"no module path"),
+        ("broken.text", r"broken\.py, line 1"),
+        ("failing.text", r"it finds no 'home'"),
+    ],
+)
+def test_a_function_that_cannot_be_had_names_the_task_file(task_folder: Path, function: str, reason: str) -> None:
+    (task_folder / "own.py").write_text("def text(doc):\n    return doc['context']\n")
+    (task_folder / "broken.py").write_text("def text(\n")
+    (task_folder / "failing.py").write_text("def text(doc):\n    return ''\n\n{}['home']\n")
+    write_task(task_folder / "more", "tiny_other")
+    (task_folder / "group.yaml").write_text("group: tiny_group\ntask: [tiny_choice]\n")
+    file = task_folder / "tiny_choice.yaml"
+    file.write_text(file.read_text().replace('"{{context}}"', f"!function {function}"))
+    for name in ("tiny_choice", "tiny_group"):
+        with pytest.raises(OptionError, match=rf"^The task file {file} cannot be loaded \(.*{reason}.*\); mend it\.$"):
+            _find(task_folder, name)
+    # a file that is not asked for does no harm
+    assert _find(task_folder, "tiny_other").names == ("tiny_other",)
 
 
 def test_tasks_that_run_code_are_refused(task_folder: Path) -> None:

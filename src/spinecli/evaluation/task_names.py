@@ -15,6 +15,7 @@ from importlib import resources
 from importlib.util import find_spec
 from os import walk
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -57,7 +58,7 @@ def expand_names(settings: TaskConfig) -> tuple[str, ...]:
     if settings.include_path is not None and not settings.include_path.is_dir():
         raise MissingPathError(f"{settings.include_path} is not a directory; name one that holds lm-eval task files.")
     places = [names_in(folder) for folder in own_folders(settings)]
-    known = set().union(*(place.all for place in places))
+    known: set[str] = set().union(*(place.all for place in places))
     if not all(_matches(name, known) for name in settings.names):
         known |= lm_eval_names().all
     names: list[str] = []
@@ -66,11 +67,27 @@ def expand_names(settings: TaskConfig) -> tuple[str, ...]:
         if not found and name not in names:
             # lm-eval passes over files that it cannot read, and the task may be in one of those
             _refuse_broken(_yaml_files(settings.include_path) if settings.include_path else [])
-            raise OptionError(_unknown(name, known))
+            raise OptionError(f"There is no task {name!r}; {_advice([name], known)}")
         names += found
     if settings.include_path:
         _refuse_broken([path for name in names for path in places[-1].defining(name)])
     return tuple(names)
+
+
+def refuse_members(members: Sequence[str], group: str, file: Path | None, settings: TaskConfig) -> NoReturn:
+    """Tell that a group asks for tasks that do not exist.
+
+    Args:
+        file: of the group.
+
+    Raises: OptionError, of the file that cannot be read if there is one, because the tasks may be in it.
+    """
+    _refuse_broken(_yaml_files(settings.include_path) if settings.include_path else [])
+    known = lm_eval_names().all.union(*(names_in(folder).all for folder in own_folders(settings)))
+    listed = " and ".join(map(repr, members))
+    place = f" in {file}" if file else ""
+    absent = "which is no task" if len(members) == 1 else "which are no tasks"
+    raise OptionError(f"The group {group}{place} asks for {listed}, {absent}; {_advice(members, known)}")
 
 
 def own_folders(settings: TaskConfig) -> list[Path]:
@@ -148,11 +165,21 @@ def _matches(name: str, known: set[str]) -> list[str]:
     return sorted(one for one in known if fnmatchcase(one, name))
 
 
-def _unknown(name: str, known: set[str]) -> str:
-    near = get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+def _advice(unknown: Sequence[str], known: set[str]) -> str:
+    """What to say to someone who asked for these names."""
+    near = dict.fromkeys(name for one in unknown for name in _near(one, known))
     if near:
-        return f"There is no task {name!r}; did you mean {' or '.join(near)}?"
-    return f"There is no task {name!r}; `lm-eval ls tasks` lists those that lm-eval brings, --include-path adds yours."
+        return f"did you mean {' or '.join(near)}?"
+    return "`lm-eval ls tasks` lists those that lm-eval brings, --include-path adds yours."
+
+
+def _near(name: str, known: set[str]) -> list[str]:
+    """Up to three names that `name` may have been meant for, in whatever case it is written."""
+    lowered: dict[str, str] = {}
+    for one in sorted(known):
+        lowered.setdefault(one.lower(), one)
+    alike = _matches(name.lower(), set(lowered)) or get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)
+    return [lowered[one] for one in alike[:3]]
 
 
 def _refuse_broken(paths: Sequence[Path]) -> None:
