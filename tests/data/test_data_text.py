@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import pickle
+import tarfile
+import zipfile
 from pathlib import Path
 
 import datasets
+import numpy
 import pytest
+import torch
 from conversing import chat_tokenizer
 from families import tokenizer
+from safetensors.torch import save
 
 from spinecli.data.text import Text, default_text, load_text
 from spinecli.errors import CalibrationTextError, MissingPathError, OfflineError, TokenizerError
@@ -67,6 +74,55 @@ def test_unusable_files_are_told_with_their_place(tmp_path: Path, name: str, con
     with pytest.raises(CalibrationTextError) as caught:
         load_text(str(file))
     assert all(word in str(caught.value) for word in [name, *words])
+
+
+def _archive(kind: str) -> bytes:
+    packed = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("a.txt", "a text, which is stored as it is" * 500)
+    else:
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT if kind == "gnu" else None) as archive:
+            member = tarfile.TarInfo("a.txt")
+            member.size = 16_000
+            archive.addfile(member, io.BytesIO(b"a text " * 3000))
+    return packed.getvalue()
+
+
+def _array() -> bytes:
+    written = io.BytesIO()
+    numpy.save(written, numpy.zeros(999))
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "way_out"),
+    [
+        (_archive("zip"), "a zip archive", "unpack"),
+        (_archive("tar"), "a tar archive", "unpack"),
+        (_archive("gnu"), "a tar archive", "unpack"),
+        (b"7z\xbc\xaf\x27\x1c\0\x04", "a 7z archive", "unpack"),
+        (b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml", "office program", ".txt"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document", ".txt"),
+        (_array(), "a NumPy array", ".jsonl"),
+        (pickle.dumps(["a text"]), "a Python pickle", ".jsonl"),
+        (b"GGUF\x03\0\0\0" + b"a" * 99, "a model in GGUF", "a file of text"),
+        (save({"weight": torch.zeros(8)}), "weights in safetensors", "a file of text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_called_what_it_is(tmp_path: Path, content: bytes, form: str, way_out: str) -> None:
+    for name in ("x.txt", "x", "x.csv", "x.jsonl", "x.txt.gz"):
+        file = tmp_path / name
+        file.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        with pytest.raises(CalibrationTextError, match=rf"^{file} is .*{form} and not text; .*{way_out}"):
+            load_text(str(file))
+
+
+def test_a_text_may_begin_as_a_file_of_another_kind_does(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    for content in ("%PDF- begins one", "BZh", "PAR1", "GGUF is a format", "PK", "7z", "Rar!", "ARROW1"):
+        file.write_text(content)
+        assert load_text(str(file)).content == content
 
 
 def test_directories_and_unknown_names(tmp_path: Path) -> None:

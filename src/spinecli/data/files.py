@@ -8,7 +8,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO, cast
@@ -25,12 +25,38 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_MAGIC = (
-    (b"\x1f\x8b", "a gzip file", ".gz"),
-    (b"BZh", "a bzip2 file", ".bz2"),
-    (b"\xfd7zXZ", "an xz file", ".xz"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file", ".zst"),
-    (b"PAR1", "a parquet file", ".parquet"),
+_ARCHIVE = "unpack it and name the file in it that is meant"
+_DOCUMENT = "save its text as .txt, or its rows as .csv"
+_ARRAYS = "save its rows as .jsonl, .csv or .parquet"
+_WEIGHTS = "name a file of text"
+# (from this byte on, these bytes, what such a file is, what to do); a form comes before one that it is a case of
+_NO_TEXT = (
+    (0, b"\x1f\x8b", "a gzip file", "rename it to end in .gz"),
+    (0, b"\xfd7zXZ", "an xz file", "rename it to end in .xz"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file", "rename it to end in .zst"),
+    (30, b"[Content_Types].xml", "a document of an office program", _DOCUMENT),
+    (30, b"mimetypeapplication/", "a document of an office program", _DOCUMENT),
+    (0, b"PK\x03\x04", "a zip archive", _ARCHIVE),
+    (0, b"PK\x05\x06", "an empty zip archive", "name another file"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _ARCHIVE),
+    (0, b"Rar!\x1a\x07", "a rar archive", _ARCHIVE),
+    (257, b"ustar\0", "a tar archive", _ARCHIVE),
+    (257, b"ustar  \0", "a tar archive", _ARCHIVE),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of an office program", _DOCUMENT),
+    (0, b"\x93NUMPY", "a NumPy array", _ARRAYS),
+    (0, b"ARROW1\0\0", "an Arrow file", _ARRAYS),
+    (0, b"\x89HDF\r\n", "an HDF5 file", _ARRAYS),
+    (0, b"SQLite format 3\0", "an SQLite database", _ARRAYS),
+    *((0, bytes((0x80, version)), "a Python pickle", _ARRAYS) for version in range(2, 6)),
+    *((0, b"GGUF" + bytes((version, 0, 0, 0)), "a model in GGUF", _WEIGHTS) for version in range(1, 4)),
+    # behind the length of the header
+    (4, b'\0\0\0\0{"', "weights in safetensors", _WEIGHTS),
+)
+# a text may begin like these, so they are looked for only in what has been found to be none
+_PERHAPS_TEXT = (
+    (0, b"BZh", "a bzip2 file", "rename it to end in .bz2"),
+    (0, b"PAR1", "a parquet file", "rename it to end in .parquet"),
+    (0, b"%PDF-", "a PDF document", "save its text as .txt"),
 )
 _HEAD = 4096
 _BLOCK = 1 << 20
@@ -85,6 +111,25 @@ def read_text(path: Path) -> str:
         return text.read()
 
 
+def refuse_binary(path: Path) -> None:
+    """Tell what a file is that by its first bytes is no text.
+
+    Raises: MissingPathError, DataError.
+    """
+    with open_bytes(path) as content:
+        _refuse(path, _head(content), (*_NO_TEXT, *_PERHAPS_TEXT))
+
+
+def _refuse(path: Path, head: bytes, forms: Iterable[tuple[int, bytes, str, str]]) -> None:
+    for start, magic, form, way_out in forms:
+        if head.startswith(magic, start):
+            raise DataError(f"{path} is {form} and not text; {way_out}.")
+
+
+def _head(content: IO[bytes]) -> bytes:
+    return cast("io.BufferedReader", content).peek(_HEAD)[:_HEAD]
+
+
 def _unpacked(packed: IO[bytes], path: Path) -> IO[bytes]:
     suffix = path.suffix.lower()
     if suffix == ".gz":
@@ -103,21 +148,20 @@ def _unpacked(packed: IO[bytes], path: Path) -> IO[bytes]:
 
 
 def _encoding(path: Path, content: IO[bytes]) -> str:
-    head = cast("io.BufferedReader", content).peek(_HEAD)[:_HEAD]
+    head = _head(content)
+    _refuse(path, head, _NO_TEXT)
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding
     if head.count(0) > len(head) // 4:
+        _refuse(path, head, _PERHAPS_TEXT)
         raise DataError(f"{path} looks like UTF-16 without a byte order mark; save it as UTF-8.")
     return "utf-8"
 
 
 def _undecodable(path: Path, error: UnicodeError) -> DataError:
     with open_bytes(path) as content:
-        head = cast("io.BufferedReader", content).peek(_HEAD)
-        for magic, form, suffix in _MAGIC:
-            if head.startswith(magic):
-                return DataError(f"{path} is {form} and not text; rename it to end in {suffix}.")
+        _refuse(path, _head(content), _PERHAPS_TEXT)
         encoding = _encoding(path, content)
         # the decoder counts from the block that it was in
         place = _first_undecodable(content) if encoding == "utf-8" else None
