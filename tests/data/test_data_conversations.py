@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from conversing import chat_tokenizer
 
-from spinecli.data.conversations import Turn, read_conversation, render
+from spinecli.data.conversations import Turn, is_conversation, read_conversation, render
 from spinecli.errors import DataError
 
 
@@ -18,13 +19,44 @@ from spinecli.errors import DataError
     ],
 )
 def test_usual_layouts_are_one_conversation(messages: list[Any]) -> None:
-    assert read_conversation(messages, "x line 1", "messages") == (Turn("user", "a"), Turn("assistant", "b"))
+    conversation = (Turn("user", "a"), Turn("assistant", "b"))
+    assert is_conversation(messages)
+    assert read_conversation(messages, "x line 1", "messages") == conversation
+    # the field of a .csv, or a column of strings
+    assert read_conversation(json.dumps(messages), "x line 1", "messages") == conversation
+
+
+USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [USER, USER],
+        [ASSISTANT],
+        [{**USER, "label": 0}, {**ASSISTANT, "label": 1}],
+        [{**USER, "conversation": 1}, {**ASSISTANT, "conversation": 2}],
+        [{"role": "teacher", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user"}, {"role": "assistant"}],
+        [{"content": "a"}, {"content": "b"}],
+        ["a", "b"],
+        {"role": "user", "content": "a"},
+    ],
+)
+def test_rows_with_the_columns_of_a_message_are_no_conversation(rows: object) -> None:
+    assert not is_conversation(rows)
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("[{'role': 'user'}]", "no list of messages"),
+        ("[{'role': 'user'}]", r"no JSON list of messages \(.*write the list as JSON, or save the rows as .jsonl"),
+        ("hello", "no JSON list of messages"),
+        ('{"role": "user", "content": "a"}', "no JSON list of messages"),
+        ("[" * 100_000, "no JSON list of messages"),
+        ("[]", "no list of messages"),
+        ('["a"]', "message 1 without role or text"),
         (None, "no list of messages"),
         ([], "no list of messages"),
         (["a"], "message 1 without role or text"),

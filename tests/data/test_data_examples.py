@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 from federated_samples import shared, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from spinecli.data.conversations import Turn
 from spinecli.data.example_columns import DataOptions
@@ -16,6 +18,7 @@ from spinecli.data.examples import Dataset, Example, load_dataset
 from spinecli.data.labels import read_labels
 from spinecli.data.splits import Splits
 from spinecli.data.tables import Table
+from spinecli.data.text import load_text
 from spinecli.demo.vocabulary import TOPICS
 from spinecli.errors import DataError, OfflineError, OptionError
 
@@ -113,6 +116,46 @@ def test_conversations_are_read_where_nothing_else_is_a_text(tmp_path: Path) -> 
     assert example == Example("hi", answer="ho", conversation=(Turn("user", "hi"),))
     assert load(tmp_path, [{"text": "a", "messages": messages}]).examples == (Example("a"),)
     assert load(tmp_path, [{"text": "a", "messages": messages}], text_column="messages").examples == (example,)
+
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+CHAT_CSV = 'messages,source\n"' + json.dumps(CHAT).replace('"', '""') + '",x\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", json.dumps(CHAT)),
+        ("rows.json", json.dumps(CHAT, indent=1)),
+        ("rows.jsonl", json.dumps(CHAT)),
+        ("rows.json", json.dumps([CHAT])),
+        ("rows.jsonl", json.dumps([CHAT])),
+        ("rows.json", json.dumps({"dialogue": CHAT})),
+        ("rows.json", json.dumps({"messages": CHAT, "tags": ["a", "b"]})),
+        ("rows.json", json.dumps({"messages": [CHAT], "tags": ["a"]})),
+        ("rows.json", json.dumps([{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}])),
+        ("rows.jsonl", json.dumps({"messages": json.dumps(CHAT)})),
+        ("rows.csv", CHAT_CSV),
+    ],
+)
+def test_one_conversation_is_one_in_every_layout(tmp_path: Path, name: str, content: str) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    assert load_dataset(str(file)).examples == (Example("hi", answer="ho", conversation=(Turn("user", "hi"),)),)
+    (conversation,) = load_text(str(file)).conversations
+    assert conversation == (Turn("user", "hi"), Turn("assistant", "ho"))
+
+
+def test_a_line_may_be_a_conversation_by_itself(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{json.dumps(CHAT)}\n{json.dumps(CHAT[:1] + CHAT)}\n")
+    assert [len(one.conversation) for one in load_dataset(str(file)).examples] == [1, 2]
+
+
+def test_a_column_of_strings_in_parquet_may_hold_conversations(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"messages": [json.dumps(CHAT)] * 2}), file)
+    assert load_dataset(str(file)).examples == (Example("hi", answer="ho", conversation=(Turn("user", "hi"),)),) * 2
 
 
 def test_groups_are_read_only_when_asked_for(tmp_path: Path) -> None:

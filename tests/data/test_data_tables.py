@@ -9,7 +9,9 @@ import lzma
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import pandas
 import pyarrow
 import pytest
 from hypothesis import given
@@ -90,12 +92,16 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
         ("rows.json", b'[\n{"text": "a"},\n]', ["not JSON at line 3"]),
         ("rows.json", b'{"a": 1}\n{"a": ', ["line 2", "not JSON"]),
         ("rows.json", b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}', ["arrays train, test"]),
+        ("rows.json", b'{"columns": ["text", "text"], "data": [["a", "b"]]}', ["'text' twice"]),
         ("rows.csv", b"id;text, cleaned;label\n1;a, b;0\n", ["looks separated by ';'"]),
         ("rows.csv", b",,text\n1,2,a,b\n", ["line 2 has 4 fields"]),
         ("rows.tsv", b"text\ttext\na\tb\n", ["'text' twice"]),
         ("rows.txt", b"good \xff bad", ["not UTF-8", "byte 5"]),
         ("rows.parquet", b"PAR1", [".jsonl", ".csv", "convert"]),
         ("rows", b"a", [".jsonl", ".csv", "convert"]),
+        ("rows.zip", b"PK\x03\x04", ["a zip archive", "unpack"]),
+        ("rows.xlsx", b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml", ["office", ".csv"]),
+        ("rows.pdf", b"%PDF-1.7", ["a PDF document", ".txt"]),
     ],
 )
 def test_unusable_files_are_told_with_their_place(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
@@ -195,6 +201,63 @@ def test_json_is_read_in_every_usual_layout(tmp_path: Path, name: str, content: 
     file = tmp_path / name
     file.write_text(content, encoding="utf-8", newline="")
     assert rows_of(file) == [{"text": "a"}, {"text": "b"}]
+
+
+FRAMES = {
+    "default": pandas.DataFrame({"text": ["a", "b"], "label": [1, 0]}),
+    "one row": pandas.DataFrame({"text": ["a"]}),
+    "own names": pandas.DataFrame({"Review": ["a", "b", None], "stars": [1, 2, 3]}),
+    "filtered": pandas.DataFrame({"text": ["a", "b"], "label": [1, 0]}, index=[7, -3]),
+    "named rows": pandas.DataFrame({"text": ["a", "b"], "label": [1, 0]}, index=["x", "y"]),
+    "conversations": pandas.DataFrame({"messages": [[{"role": "user", "content": "a"}]] * 2}),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize("orient", ["columns", "index", "split", "list", "table"])
+def test_what_pandas_writes_is_one_table_in_every_layout(
+    tmp_path: Path, frame: pandas.DataFrame, orient: Literal["columns", "index", "split", "list", "table"]
+) -> None:
+    file = tmp_path / "rows.json"
+    frame.to_json(file, orient="records")
+    expected = read_table(file)
+    if orient == "list":
+        file.write_text(json.dumps({name: frame[name].tolist() for name in frame}).replace("NaN", "null"))
+    else:
+        frame.to_json(file, orient=orient)
+    table = read_table(file)
+    # the layout "table" writes the names of the rows as a column
+    rows = [(number, {name: row[name] for name in row if name != "index"}) for number, row in table]
+    assert rows == list(expected)
+    assert tuple(name for name in table.columns if name != "index") == expected.columns
+    assert (table.unit, table.reference) == (expected.unit, expected.reference)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"0": {"0": "a"}},
+        {"x": {"y": "a"}},
+        {"text": {"0": "a"}, "label": {"1": 0}},
+        {"text": ["a", "b"], "label": [0]},
+        {"text": "a", "label": ["b"]},
+        {"columns": [["text"]], "data": [["a"]]},
+        {"columns": ["text"], "data": [["a", "b"]]},
+        {"columns": ["text"], "data": [["a"]], "dtypes": ["str"]},
+    ],
+)
+def test_an_object_that_is_no_table_is_one_row(tmp_path: Path, found: object) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(found))
+    assert rows_of(file) == [found]
+
+
+def test_a_table_of_pandas_without_rows_holds_no_examples(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    for content in ('{"columns":["text"],"index":[],"data":[]}', '{"text": [], "label": []}'):
+        file.write_text(content)
+        with pytest.raises(DataError, match=r"rows\.json holds no examples"):
+            read_table(file)
 
 
 def test_parquet_gives_plain_values(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -10,6 +11,10 @@ from spinecli.errors import DataError, TokenizerError, reason_of
 
 # what ShareGPT calls them
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+
+_SPEAKERS = {"system", "developer", "user", "assistant", "tool", "function"}
+_PARTS = {"role", "content", "from", "value", "name", "weight", "tool_calls", "tool_call_id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +42,42 @@ def read_conversation(value: object, place: str, column: str) -> Conversation:
     """A list of messages, each with `role` and `content`, or with `from` and `value` as ShareGPT has them.
 
     Args:
+        value: the list, or a string that holds it as JSON, which is how a field of a .csv can.
         place: of the row, as an error names it.
 
     Raises: DataError if the value is no such list.
     """
     where = f"{place} has in column {column!r}"
+    if isinstance(value, str):
+        value = _parsed(value, where)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise DataError(f"{where} no list of messages, but {value!r:.40}; mend or remove the row.")
     return tuple(_turn(message, number, where) for number, message in enumerate(value, start=1))
+
+
+def _parsed(value: str, where: str) -> object:
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        raise DataError(
+            f"{where} a text that is no JSON list of messages ({value!r:.40}); write the list as JSON, or save the "
+            "rows as .jsonl."
+        )
+    return found
+
+
+def is_conversation(value: object) -> bool:
+    """Whether a list is the messages of one conversation, to be told from the rows of a table with such columns.
+
+    A message has nothing beside what messages have, and the assistant and somebody else speak.
+    """
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) and _PARTS.issuperset(one) for one in value):
+        return False
+    roles = [one.get("role") if "content" in one else one.get("from") if "value" in one else None for one in value]
+    speakers = {_ROLES.get(role, role) if isinstance(role, str) else None for role in roles}
+    return speakers <= _SPEAKERS and "assistant" in speakers and len(speakers) > 1
 
 
 def _turn(message: object, number: int, where: str) -> Turn:

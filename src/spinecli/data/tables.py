@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from spinecli.data.columns import CONVERSATIONS
-from spinecli.data.files import COMPRESSIONS, kind_of, open_bytes, open_text, read_text
+from spinecli.data.columns import CONVERSATIONS, recognised, text_columns
+from spinecli.data.conversations import is_conversation
+from spinecli.data.files import COMPRESSIONS, kind_of, open_bytes, open_text, read_text, refuse_binary
 from spinecli.errors import DataError, reason_of
 
 LINE_KINDS = (".txt", ".md")
@@ -74,6 +75,8 @@ def read_table(path: Path) -> Table:
     """
     kind = kind_of(path)
     if kind not in KINDS:
+        if path.is_file():
+            refuse_binary(path)
         raise DataError(f"{path} is none of the files that hold examples: {', '.join(KINDS)}; convert or rename it.")
     if kind in (".csv", ".tsv"):
         table = _separated(path, "," if kind == ".csv" else "\t")
@@ -111,7 +114,7 @@ def _json_lines(path: Path) -> Iterator[Numbered]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.strip().removesuffix(","))
+                row = _row(json.loads(line.strip().removesuffix(",")))
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path} line {number} is not JSON; mend or remove the line.") from error
             if not isinstance(row, dict):
@@ -135,20 +138,70 @@ def _json_array(path: Path) -> Table | None:
         if isinstance(error, json.JSONDecodeError) and kind_of(path) == ".json" and not _first_line_is_object(path):
             raise DataError(f"{path} is not JSON at line {error.lineno} ({error.msg}); mend it there.") from error
         return None
-    rows = [found] if isinstance(found, dict) else found
-    if isinstance(found, dict):
-        arrays = {name: value for name, value in found.items() if name not in CONVERSATIONS and _holds_rows(value)}
-        if len(arrays) > 1:
-            raise DataError(f"{path} holds the arrays {', '.join(arrays)}; save the one that is meant as .jsonl.")
-        rows = next(iter(arrays.values()), rows)
+    rows = _object_rows(path, found) if isinstance(found, dict) else found
     if not isinstance(rows, list):
         raise DataError(f"{path} holds a single JSON value and no array of objects; save its rows as .jsonl.")
+    rows = [_row(rows)] if is_conversation(rows) else [_row(row) for row in rows]
     if kind_of(path) != ".json" and not _holds_rows(rows):
         return None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(f"{path} row {number} is no JSON object with text columns; mend or remove the row.")
     return _from_rows(str(path), lambda: iter(enumerate(rows, start=1)), "row")
+
+
+def _object_rows(path: Path, found: dict[str, Any]) -> list[Any]:
+    """The rows of an object: of the one array that it holds, or in one of pandas' layouts, or the object as a row."""
+    arrays = {name: value for name, value in found.items() if name not in CONVERSATIONS and _holds_rows(value)}
+    if len(arrays) > 1:
+        raise DataError(f"{path} holds the arrays {', '.join(arrays)}; save the one that is meant as .jsonl.")
+    if arrays:
+        return next(iter(arrays.values()))
+    rows = _pandas_rows(path, found)
+    return [found] if rows is None else rows
+
+
+def _pandas_rows(path: Path, found: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of an object as pandas writes a table with its `orient` columns, index, split or list; else None."""
+    values = list(found.values())
+    if {"columns", "data"} <= found.keys():
+        columns, lines = found["columns"], found["data"]
+        names = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+        if not (names and _lists_of_length(lines, len(columns)) and found.keys() <= {"columns", "index", "data"}):
+            return None
+        _refuse_twice(path, columns, "columns")
+        return [dict(zip(columns, line, strict=True)) for line in lines]
+    columnar = bool(values) and isinstance(values[0], list) and _lists_of_length(values, len(values[0]))
+    # messages in an array of their own are one conversation
+    if columnar and not any(_holds_rows(value) for value in values):
+        return [dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)]
+    if values and all(isinstance(value, dict) for value in values):
+        keys, inner = tuple(found), tuple(values[0])
+        if _are_columns(inner, keys):
+            return values
+        if _are_columns(keys, inner) and all(value.keys() == values[0].keys() for value in values):
+            return [{name: value[row] for name, value in found.items()} for row in inner]
+    return None
+
+
+def _lists_of_length(values: object, length: int) -> bool:
+    return isinstance(values, list) and all(isinstance(value, list) and len(value) == length for value in values)
+
+
+def _are_columns(keys: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Whether of the two `keys` name the columns of a table and `others` its rows, mostly by numbers."""
+    counted, others_counted = (all(key.lstrip("-").isdecimal() for key in one) for one in (keys, others))
+    if counted or others_counted:
+        return not counted
+    named, others_named = (
+        bool(text_columns(one)) or recognised(one, CONVERSATIONS) is not None for one in (keys, others)
+    )
+    return named and not others_named
+
+
+def _row(value: Any) -> Any:
+    """A conversation without an object around it as the row that it is; any other value as it is."""
+    return {CONVERSATIONS[0]: value} if is_conversation(value) else value
 
 
 def _holds_rows(value: object) -> bool:
