@@ -23,7 +23,7 @@ from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.run import launch
 from spinecli.federation.split.request import SplitRequest, split_options, split_request
 from spinecli.federation.split.run import launch as launch_split
-from spinecli.remote.client_config import require_few
+from spinecli.remote.client_dir import require_few
 from spinecli.remote.launch import on_this_machine
 
 pytestmark = pytest.mark.slow

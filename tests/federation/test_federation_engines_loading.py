@@ -61,7 +61,7 @@ class Wire:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[NvflareEngine]:
-    monkeypatch.setattr(module, "Line", Wire)
+    monkeypatch.setattr(module, "Connection", Wire)
     monkeypatch.setattr(Address, "require_free", lambda self: None)
     made = NvflareEngine(["a", "b"], b"", Address("127.0.0.1", 1), None)
     for name in "ab":

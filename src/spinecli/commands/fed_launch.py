@@ -225,7 +225,7 @@ def _usual_clock(engine: federated.EngineName) -> Clock:
 
 def _launcher(request: FederatedRequest, split: SplitRequest | None, terminal: Terminal) -> Connect:
     """Starts a process for each device when the run begins."""
-    from spinecli.remote.client_config import require_few
+    from spinecli.remote.client_dir import require_few
 
     require_few(request)
 

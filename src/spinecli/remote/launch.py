@@ -20,7 +20,7 @@ from spinecli.federation.engines.nvflare.names import SERVER
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.simulation.virtual_clock import VirtualClock
 from spinecli.federation.split.request import SplitRequest
-from spinecli.remote.client_config import prepare_client_dir
+from spinecli.remote.client_dir import prepare_client_dir
 from spinecli.remote.device import LaunchedDevice
 from spinecli.remote.run_config import charter_of
 from spinecli.remote.running import LOG_NAME, Running, require_all, start, stop

@@ -21,7 +21,7 @@ from spinecli.federation.engines.flower.link import Link, log_to
 from spinecli.federation.engines.loopback import LOOPBACK
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.simulation.virtual_clock import VirtualClock
-from spinecli.remote.client_config import prepare_client_dir
+from spinecli.remote.client_dir import prepare_client_dir
 from spinecli.remote.run_config import charter_of
 from spinecli.remote.running import LOG_NAME, Running, require_all, start, stop
 from spinecli.remote.supernode import SETTING, LaunchedSuperNode, SuperNodeConfig
