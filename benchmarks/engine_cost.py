@@ -58,11 +58,11 @@ def echo(number: int) -> None:
     connection.recv_bytes()
     connection.recv_bytes()
     ready = envelope.Ready(device_class="echo", memory_bytes=1, examples=1)
-    connection.send_bytes(frame(envelope.READY, envelope.sealed(ready)))
+    connection.send_bytes(frame(envelope.READY, envelope.encode_envelope(ready)))
     while True:
-        header, blob = envelope.opened(envelope.JobHeader, unframed(connection.recv_bytes())[1])
+        header, blob = envelope.decode_envelope(envelope.JobHeader, unframed(connection.recv_bytes())[1])
         answer = envelope.Answer(job=header.job, seconds=0.0)
-        connection.send_bytes(frame(envelope.ANSWER, envelope.sealed(answer, blob)))
+        connection.send_bytes(frame(envelope.ANSWER, envelope.encode_envelope(answer, blob)))
 
 
 def serve(port: int, identity: str) -> None:

@@ -111,15 +111,15 @@ def training(number: int) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     frames.get()
-    charter = envelope.opened(envelope.Empty, frames.get()[1])[1]
+    charter = envelope.decode_envelope(envelope.Empty, frames.get()[1])[1]
     if charter == b"impossible":
-        told = envelope.Told(explanation="this cannot be loaded")
-        connection.send_bytes(frame(envelope.UNREADY, envelope.sealed(told)))
+        told = envelope.ServerNotice(explanation="this cannot be loaded")
+        connection.send_bytes(frame(envelope.UNREADY, envelope.encode_envelope(told)))
         sys.exit(1)
     ready = envelope.Ready(device_class="echo", memory_bytes=1000, examples=3, label_counts=(1, 2))
-    connection.send_bytes(frame(envelope.READY, envelope.sealed(ready)))
+    connection.send_bytes(frame(envelope.READY, envelope.encode_envelope(ready)))
     while True:
-        header, blob = envelope.opened(envelope.JobHeader, frames.get()[1])
+        header, blob = envelope.decode_envelope(envelope.JobHeader, frames.get()[1])
         do, _, rest = header.kind.partition(" ")
         if do == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -127,11 +127,11 @@ def training(number: int) -> None:
             time.sleep(float(rest))
         if do == "fail":
             failed = envelope.Failed(job=header.job, explanation="no such thing")
-            connection.send_bytes(frame(envelope.FAILED, envelope.sealed(failed)))
+            connection.send_bytes(frame(envelope.FAILED, envelope.encode_envelope(failed)))
             continue
         answer = b"garbage" if do == "garbage" else blob[:-3] if do == "cut" else blob
         seconds = 0.0 if header.conditions is None else header.conditions.compute_seconds(1e6)
-        sealed = envelope.sealed(envelope.Answer(job=header.job, seconds=seconds), answer)
+        sealed = envelope.encode_envelope(envelope.Answer(job=header.job, seconds=seconds), answer)
         connection.send_bytes(frame(envelope.ANSWER, sealed))
 
 
