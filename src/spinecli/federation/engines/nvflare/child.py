@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 
 from spinecli.errors import MessageError
 
-_LONGEST_TOPIC = 255
 _STOP_SECONDS = 5.0
 
 
