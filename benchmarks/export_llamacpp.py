@@ -31,14 +31,15 @@ from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.tokenizer import load_tokenizer
-from spinecli.data.rows import CalibrationOptions, token_rows
+from spinecli.data.rows import token_rows
+from spinecli.data.config import CalibrationConfig
 from spinecli.data.text import load_text
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.export import llamacpp
 from spinecli.export.request import ExportConfig, open_request
 from spinecli.export.run import export
 from spinecli.export.verification import relative_difference
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -50,7 +51,7 @@ def by_prune(sparsity: float, method: str) -> Callable[[Setting, Path], None]:
     """A cut by `spine prune`."""
 
     def cut(setting: Setting, out: Path) -> None:
-        options = PruneConfig(setting.model, sparsity, method, calibration=CalibrationOptions(setting.calibration, 16))
+        options = PruneConfig(model=setting.model, sparsity=sparsity, method=method, calibration=CalibrationConfig(text=setting.calibration, rows=16))
         prune(open_prune(options), OutputOptions(out))
 
     return cut

@@ -26,12 +26,13 @@ from quality import perplexity
 from settings import SHARED, Setting, settings
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.data.text import load_text
-from spinecli.pruning.recovery.least_squares import TuneMethod
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.config import TuneMethod
+from spinecli.pruning.recovery.tune import tune
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig, Widths
+from spinecli.pruning.config import PruneConfig, Widths
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -86,18 +87,18 @@ def one_run(setting: Setting, sparsity: float, name: str, draw: int, work: Path)
     recipe, started = RECIPES[name], time.perf_counter()
     out = work / "pruned"
     options = PruneConfig(
-        setting.model,
-        sparsity,
-        recipe.method,
+        model=setting.model,
+        sparsity=sparsity,
+        method=recipe.method,
         widths=recipe.widths,
-        calibration=CalibrationOptions(calibration(setting, draw, work)),
+        calibration=CalibrationConfig(text=calibration(setting, draw, work)),
     )
     report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
     seconds = time.perf_counter() - started
     found = {"as pruned": measured(setting, out)}
     for tuning in recipe.tunings:
         tuned = work / "tuned"
-        tune(open_tune(TuneConfig(out, method=TuneMethod(tuning))), OutputOptions(tuned, overwrite=True))
+        tune(open_tune(TuneConfig(pruned=out, method=TuneMethod(tuning))), OutputOptions(tuned, overwrite=True))
         found[tuning] = measured(setting, tuned)
     return {
         "model": setting.name,

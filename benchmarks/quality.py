@@ -21,13 +21,15 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.tokenizer import load_tokenizer
-from spinecli.data.rows import CalibrationOptions, token_rows
+from spinecli.data.rows import token_rows
+from spinecli.data.config import CalibrationConfig
 from spinecli.data.text import load_text
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.recovery.least_squares import TuneMethod
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.config import TuneMethod
+from spinecli.pruning.recovery.tune import tune
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -54,13 +56,13 @@ def span(report: dict, key: str) -> str:
 
 def row(setting: Setting, sparsity: float, method: str, metric: str | None, tunings: list[str], work: Path) -> str:
     """One line of the table."""
-    options = PruneConfig(setting.model, sparsity, method, metric, calibration=CalibrationOptions(setting.calibration))
+    options = PruneConfig(model=setting.model, sparsity=sparsity, method=method, metric=metric, calibration=CalibrationConfig(text=setting.calibration))
     out = work / f"{setting.name}-{sparsity}-{method}-{metric}"
     report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
     cells = [f"{perplexity(out, setting):.2f}"]
     for name in tunings:
         tuned = work / f"{out.name}-tuned"
-        tune(open_tune(TuneConfig(out, method=TuneMethod(name))), OutputOptions(tuned, overwrite=True))
+        tune(open_tune(TuneConfig(pruned=out, method=TuneMethod(name))), OutputOptions(tuned, overwrite=True))
         cells.append(f"{perplexity(tuned, setting):.2f}")
     removed = report["removed_blocks"]
     cut = f"{span(report, 'heads')} heads, {span(report, 'channels')} channels" + (

@@ -25,10 +25,11 @@ from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.tensors import ComputedTensor
 from spinecli.checkpoints.writer import write_checkpoint
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.evaluation.latency import measure_latency, paired_ratio, random_prompt
 from spinecli.evaluation.settings import GenerationConfig
-from spinecli.pruning.request import PruneConfig, open_request
+from spinecli.pruning.request import open_request
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.run import prune
 
 SPARSITY = 0.5
@@ -77,8 +78,8 @@ def make_checkpoint(directory: Path) -> Path:
 
 def row(name: str, model: str, cut: Cut, settings: GenerationConfig, work: Path) -> str:
     """Cut, time, and one line of the table."""
-    rows = CalibrationOptions("builtin:tiny-calibration", rows=8)
-    options = PruneConfig(model, SPARSITY, method="comp", metric="m1", block_share=cut.block_share, calibration=rows)
+    rows = CalibrationConfig(text="builtin:tiny-calibration", rows=8)
+    options = PruneConfig(model=model, sparsity=SPARSITY, method="comp", metric="m1", block_share=cut.block_share, calibration=rows)
     out = work / f"{name}-{cut.name}"
     report = prune(open_request(options), OutputOptions(out)).model_dump()["report"]
     promised = report["dense"]["block_flops_per_token"] / report["cut"]["block_flops_per_token"]

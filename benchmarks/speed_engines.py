@@ -24,12 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.evaluation.bench.models import open_models
 from spinecli.evaluation.bench.results import BenchConfig, Engine, EngineResult, EngineRun, Quantization, Speedup
 from spinecli.evaluation.bench.session import open_bench
 from spinecli.evaluation.settings import GenerationConfig
-from spinecli.pruning.request import PruneConfig, open_request
+from spinecli.pruning.request import open_request
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.run import prune
 
 SPARSITY = 0.3
@@ -43,13 +44,13 @@ def cut(model: Path, name: str, block_share: float, work: Path) -> Path:
     blocks = Checkpoint.open(model).blocks
     out = work / name
     options = PruneConfig(
-        str(model),
-        round(SPARSITY * blocks) / blocks,
+        model=str(model),
+        sparsity=round(SPARSITY * blocks) / blocks,
         method="comp",
         metric="m1",
         block_share=block_share,
         round_to=32,
-        calibration=CalibrationOptions("builtin:tiny-calibration", rows=8),
+        calibration=CalibrationConfig(text="builtin:tiny-calibration", rows=8),
     )
     prune(open_request(options), OutputOptions(out))
     return out

@@ -12,8 +12,8 @@ import spinecli
 PACKAGE = Path(spinecli.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 FRONT = {"app.py", "console.py", "__main__.py"}
-# Known by every room; they import none.
-EVERYWHERE = {"errors", "progress", "choice"}
+# Known by every room; they import none but each other.
+EVERYWHERE = {"errors", "config", "progress", "choice"}
 
 
 def drawn() -> dict[str, set[str]]:

@@ -17,11 +17,12 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.checkpoints.cut_picture import BlockCut, CutPicture, DrawnRecovery, block_cuts, cuts_of
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.errors import ForeignArtifactError
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import tune
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -38,8 +39,8 @@ def pruned(
     def cut(method: str) -> Path:
         if method not in made:
             made[method] = tmp_path_factory.mktemp("cuts") / method
-            calibration = CalibrationOptions(str(sample_file), rows=8, length=16)
-            options = PruneConfig(str(written(LLAMA)), 0.4, method=method, calibration=calibration)
+            calibration = CalibrationConfig(text=str(sample_file), rows=8, length=16)
+            options = PruneConfig(model=str(written(LLAMA)), sparsity=0.4, method=method, calibration=calibration)
             prune(open_prune(options), OutputOptions(made[method]))
         return made[method]
 
@@ -65,7 +66,7 @@ def test_a_bare_cut_has_no_recovery(pruned: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("kept", ["tuned", "untuned"])
 def test_a_refit_and_a_tuning_tell_what_they_did(pruned: Callable[[str], Path], tmp_path: Path, kept: str) -> None:
-    tune(open_tune(TuneConfig(pruned("flap"))), OutputOptions(tmp_path / "tuned"))
+    tune(open_tune(TuneConfig(pruned=pruned("flap"))), OutputOptions(tmp_path / "tuned"))
     shutil.copytree(pruned("spine"), tmp_path / "refit")
     for directory, part in ((tmp_path / "refit", "refit"), (tmp_path / "tuned", None)):
         manifest = read_manifest(directory)

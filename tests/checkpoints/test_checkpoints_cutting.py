@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.cutting import Heads, cut_config, cut_tensor, head_counts, kept_rows, write_cut
+from spinecli.checkpoints.cutting import cut_config, cut_tensor, head_counts, kept_rows, write_cut
+from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.tensors import SINGLE_FILE

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import fitting_tokenizer, load_tokenizer, tokenizer_of
-from spinecli.data.rows import CalibrationOptions, Frame, calibration_rows, token_rows
+from spinecli.data.rows import Frame, calibration_rows, token_rows
+from spinecli.data.config import CalibrationConfig
 from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
 
@@ -134,7 +135,7 @@ def test_an_encoders_rows_are_framed_by_its_special_tokens(
     written: Callable[[Recipe], Path], tmp_path: Path, sample_file: Path, family: str
 ) -> None:
     directory = shutil.copytree(written(recipe(family)), tmp_path / "copy")
-    options = CalibrationOptions(str(sample_file), rows=3, length=16)
+    options = CalibrationConfig(text=str(sample_file), rows=3, length=16)
     plain = calibration_rows(Checkpoint.open(directory), "x", options).tokens
     assert plain.tolist() == token_rows(tokenizer(), text(sample_text()), 3, 16).tokens.tolist()
     begin_and_end_texts(directory)
@@ -143,7 +144,7 @@ def test_an_encoders_rows_are_framed_by_its_special_tokens(
     assert (found[:, 0].tolist(), found[:, -1].tolist()) == ([1] * 3, [2] * 3)
     assert found[:, 1:-1].flatten().tolist() == plain.flatten().tolist()[: 3 * 14]
     with pytest.raises(OptionError, match="no room"):
-        calibration_rows(Checkpoint.open(directory), "x", CalibrationOptions(str(sample_file), rows=3, length=2))
+        calibration_rows(Checkpoint.open(directory), "x", CalibrationConfig(text=str(sample_file), rows=3, length=2))
 
 
 def test_a_tokenizer_of_another_model_is_refused() -> None:
@@ -172,7 +173,7 @@ def test_unreadable_tokenizers(written: Callable[[Recipe], Path], tmp_path: Path
 
 def test_calibration_rows_of_a_checkpoint(opened: Callable[[Recipe], Checkpoint], sample_file: Path) -> None:
     checkpoint = opened(recipe("qwen2"))
-    found = calibration_rows(checkpoint, "some/model", CalibrationOptions(str(sample_file), rows=3, length=16))
+    found = calibration_rows(checkpoint, "some/model", CalibrationConfig(text=str(sample_file), rows=3, length=16))
     assert found.tokens.shape == (3, 16)
     assert found.tokens.dtype is torch.int64
     assert int(found.tokens.max()) < VOCABULARY
@@ -182,7 +183,7 @@ def test_calibration_rows_of_a_checkpoint(opened: Callable[[Recipe], Checkpoint]
 
 def test_rows_longer_than_the_model_can_read(opened: Callable[[Recipe], Checkpoint]) -> None:
     with pytest.raises(OptionError, match=f"exceeds the model's {POSITIONS} positions"):
-        calibration_rows(opened(recipe("opt")), "x", CalibrationOptions(rows=1, length=POSITIONS + 1))
+        calibration_rows(opened(recipe("opt")), "x", CalibrationConfig(rows=1, length=POSITIONS + 1))
 
 
 def changed_tokenizer(directory: Path, **settings: object) -> Path:

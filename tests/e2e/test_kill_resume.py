@@ -14,10 +14,11 @@ from sums import contents
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.data.rows import CalibrationOptions
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.data.config import CalibrationConfig
+from spinecli.pruning.recovery.tune import tune
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -209,10 +210,10 @@ def test_a_pass_goes_on_behind_the_blocks_it_has_saved(
     def run(watch: Watch, *, resume: bool) -> None:
         output = OutputOptions(tmp_path / "out", resume=resume)
         if phase == "tuning":
-            tune(open_tune(TuneConfig(pruned.out)), output, Stopwatch(), watch)
+            tune(open_tune(TuneConfig(pruned=pruned.out)), output, Stopwatch(), watch)
         else:
-            calibration = CalibrationOptions(str(text), rows=16, length=32)
-            options = PruneConfig(str(dense), sparsity=0.4, calibration=calibration)
+            calibration = CalibrationConfig(text=str(text), rows=16, length=32)
+            options = PruneConfig(model=str(dense), sparsity=0.4, calibration=calibration)
             prune(open_prune(options), output, Stopwatch(), watch)
 
     with pytest.raises(StoppedError):

@@ -23,14 +23,16 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, lower_hull, tempered
 from spinecli.pruning.decision import decide
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import tune
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig, Widths, open_request
+from spinecli.pruning.request import open_request
+from spinecli.pruning.config import PruneConfig, Widths
 from spinecli.pruning.run import prune
 
 SHAPE = BlockShape(heads=8, kv_heads=4, head_dim=4, channels=80)
@@ -145,7 +147,7 @@ def options(written: Callable[[Recipe], Path], sample_file: Path) -> Callable[..
             sparsity=0.4,
             widths=Widths.adaptive,
             round_to=4,
-            calibration=CalibrationOptions(str(sample_file), rows=12, length=16),
+            calibration=CalibrationConfig(text=str(sample_file), rows=12, length=16),
         )
         return replace(plain, **changes)
 
@@ -175,7 +177,7 @@ def test_adaptive_pruning_goes_on_through_tuning_and_pruning_again(
     cut = Checkpoint.open(tmp_path / "one")
     assert cut.family.model_type == "varied_mistral"
     assert not cut.is_uniform
-    tune(open_tune(TuneConfig(tmp_path / "one")), OutputOptions(tmp_path / "tuned"))
+    tune(open_tune(TuneConfig(pruned=tmp_path / "one")), OutputOptions(tmp_path / "tuned"))
     assert Checkpoint.open(tmp_path / "tuned").shapes == cut.shapes
     again = options(model=str(tmp_path / "one"), sparsity=0.2, widths=None)
     prune(open_request(again), OutputOptions(tmp_path / "two"))

@@ -18,18 +18,20 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.cutting import Heads
+from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.recovery.recover import RecoveryOutcome
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.recovery.tune import tune
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig, open_request
+from spinecli.pruning.request import open_request
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.run import prune
 
 Written = Callable[[Recipe], Path]
@@ -46,7 +48,7 @@ def options(written: Written, sample_file: Path) -> Callable[..., PruneConfig]:
             sparsity=0.3,
             method="comp",
             metric="m0",
-            calibration=CalibrationOptions(str(sample_file), rows=8, length=16),
+            calibration=CalibrationConfig(text=str(sample_file), rows=8, length=16),
         )
         return replace(plain, **changes)
 
@@ -72,7 +74,7 @@ def test_an_encoder_is_pruned_and_tuned(
     assert abs(report["achieved_sparsity"] - 0.4) < 0.12
     assert sum(value.numel() for value in load(cut.path).parameters()) == report["cut"]["total_parameters"]
 
-    manifest = tune(open_tune(TuneConfig(tmp_path / "pruned")), OutputOptions(tmp_path / "tuned"))
+    manifest = tune(open_tune(TuneConfig(pruned=tmp_path / "pruned")), OutputOptions(tmp_path / "tuned"))
     assert manifest.report["judged_by"] == "distance to the dense model's output"
     assert 0 < manifest.report["held_out_distance_after"] < manifest.report["held_out_distance_before"]  # type: ignore[operator]
     assert Checkpoint.open(tmp_path / "tuned").shape == cut.shape
@@ -150,7 +152,7 @@ def test_a_killed_run_on_an_encoder_resumes_to_the_same_bytes(
         prune(open_request(chosen), OutputOptions(out, resume=True), **more)
 
     def tune_to(out: Path, **more: Any) -> None:
-        tune(open_tune(TuneConfig(tmp_path / "pruned")), OutputOptions(out, resume=True), **more)
+        tune(open_tune(TuneConfig(pruned=tmp_path / "pruned")), OutputOptions(out, resume=True), **more)
 
     prune_to(tmp_path / "pruned")
     for step in (prune_to, tune_to):
@@ -202,7 +204,7 @@ def _run(command: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real checkpoints are not here")
 def test_a_real_encoder_loses_a_fifth_of_its_block_parameters(tmp_path: Path) -> None:
-    calibration = CalibrationOptions("builtin:python-docs", rows=16, length=64)
+    calibration = CalibrationConfig(text="builtin:python-docs", rows=16, length=64)
     chosen = PruneConfig(
         model=str(REAL), sparsity=0.2, block_share=0.0, method="comp", metric="m1", calibration=calibration
     )
@@ -211,7 +213,7 @@ def test_a_real_encoder_loses_a_fifth_of_its_block_parameters(tmp_path: Path) ->
     assert manifest.report["largest_logit_difference"] < 1e-4  # type: ignore[operator]
     pruned = Checkpoint.open(tmp_path / "pruned")
     assert (pruned.shape.heads, pruned.blocks, pruned.storage_dtype) == (12, 6, torch.float16)
-    request = open_tune(TuneConfig(tmp_path / "pruned"))
+    request = open_tune(TuneConfig(pruned=tmp_path / "pruned"))
     assert request.calibration.tokens[0, [0, -1]].tolist() == [101, 102]
     report: dict[str, Any] = tune(request, OutputOptions(tmp_path / "tuned")).report
     assert report["held_out_distance_after"] < 0.6 * report["held_out_distance_before"]

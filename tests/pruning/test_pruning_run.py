@@ -20,13 +20,14 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.tensors import held
 from spinecli.checkpoints.tokenizer import load_tokenizer
-from spinecli.data.rows import CalibrationOptions, SpecialTokens
+from spinecli.data.config import CalibrationConfig, SpecialTokens
 from spinecli.errors import OptionError, OutputExistsError, VerificationError
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.recovery.tune import TuneConfig
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig, Widths, open_request
+from spinecli.pruning.request import open_request
+from spinecli.pruning.config import PruneConfig, Widths
 from spinecli.pruning.run import prune
 from spinecli.pruning.scoring import Scores
 
@@ -40,7 +41,7 @@ def options(written: Written, sample_file: Path) -> Callable[..., PruneConfig]:
         plain = PruneConfig(
             model=str(written(made)),
             sparsity=0.3,
-            calibration=CalibrationOptions(str(sample_file), rows=8, length=16),
+            calibration=CalibrationConfig(text=str(sample_file), rows=8, length=16),
         )
         return replace(plain, **changes)
 
@@ -165,8 +166,8 @@ def test_pruning_a_pruned_checkpoint_lengthens_the_lineage(options: Callable[...
         ({"block_share": 1.5}, "--block-share"),
         ({"round_to": 0}, "--round-to"),
         ({"protect": (9,)}, "--protect names block 9"),
-        ({"calibration": CalibrationOptions(rows=2, length=16)}, "needs at least 4, not 2"),
-        ({"calibration": CalibrationOptions(rows=2, length=999)}, "--calibration-length 999"),
+        ({"calibration": CalibrationConfig(rows=2, length=16)}, "needs at least 4, not 2"),
+        ({"calibration": CalibrationConfig(rows=2, length=999)}, "--calibration-length 999"),
     ],
     ids=str,
 )
@@ -243,7 +244,7 @@ def test_rows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(
     assert str(request.calibration.frame) == "each opened by <s>"
     manifest = prune(request, OutputOptions(tmp_path / "out"))
     assert manifest.parameters["special_tokens"] == "auto"
-    tuned = open_tune(TuneConfig(tmp_path / "out"))
+    tuned = open_tune(TuneConfig(pruned=tmp_path / "out"))
     assert torch.equal(tuned.calibration.tokens, request.calibration.tokens)
     plain = replace(begun, calibration=replace(begun.calibration, special_tokens=SpecialTokens.none))
     text = made(Path(str(begun.calibration.text)).read_text(), add_special_tokens=False)["input_ids"]

@@ -81,6 +81,8 @@ class Step(Record):
     reference: str
     digest: str
     summary: str
+    config: dict[str, JsonValue] = Field(default={})
+    """What the command was asked for; empty of an input that no command wrote."""
 
 
 class Measured(Record):
@@ -98,7 +100,10 @@ class Manifest(Record):
     spine_format: int = FORMAT_VERSION
     kind: ArtifactKind
     command: str
+    config: dict[str, JsonValue] = Field(default={})
+    """What the command was asked for, in the form of `--config`; paths as the user typed them."""
     parameters: dict[str, JsonValue]
+    """What of it decides the result, with every default that depended on the inputs resolved."""
     seed: int
     inputs: dict[str, Source]
     outputs: dict[str, FileRecord]
@@ -129,7 +134,14 @@ class Manifest(Record):
 
     def as_step(self, reference: str) -> Step:
         """The artifact as an ancestor of the next one, which knew it by `reference`."""
-        return Step(kind=self.kind, command=self.command, reference=reference, digest=self.digest, summary=self.summary)
+        return Step(
+            kind=self.kind,
+            command=self.command,
+            reference=reference,
+            digest=self.digest,
+            summary=self.summary,
+            config=self.config,
+        )
 
     def write(self, directory: Path) -> None:
         """Write `spine.json` into `directory`."""

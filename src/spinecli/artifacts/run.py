@@ -16,6 +16,7 @@ from spinecli.artifacts.directory import (
     work_directory,
 )
 from spinecli.artifacts.manifest import ArtifactKind, Manifest, Measured, Source, Step, record_files
+from spinecli.config import Config
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Run:
 
     kind: ArtifactKind
     command: str
+    config: Config
     parameters: dict[str, JsonValue]
     seed: int
     inputs: dict[str, Source]
@@ -54,6 +56,7 @@ class Run:
         manifest = Manifest(
             kind=self.kind,
             command=self.command,
+            config=self.config.model_dump(mode="json"),
             parameters=self.parameters,
             seed=self.seed,
             inputs=self.inputs,

@@ -14,7 +14,6 @@ Separate projections have a matrix each. Of fused ones, the rows lie in one matr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.family import AttentionGroup, Family, FeedForwardGroup, Task, family_of
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.shape import BlockShape, Heads
 from spinecli.checkpoints.skeleton import auto_map
 from spinecli.checkpoints.tensors import ComputedTensor, TensorSource
 from spinecli.checkpoints.writer import write_checkpoint
@@ -234,17 +233,6 @@ def can_vary(checkpoint: Checkpoint) -> bool:
     if family.varied is None or checkpoint.task is Task.encoding:
         return False
     return stand is None or not any(checkpoint.raw_config.get(key) for key in stand.unless_set)
-
-
-class Heads(str, Enum):
-    """Which heads may be cut."""
-
-    auto = "auto"
-    """Heads leave where the plain format can carry fewer of them."""
-    cut = "cut"
-    """Heads leave, even if the checkpoint must ship its modules for that."""
-    keep = "keep"
-    """All heads stay."""
 
 
 def heads_can_leave(checkpoint: Checkpoint) -> bool:

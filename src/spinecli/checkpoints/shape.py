@@ -1,8 +1,9 @@
-"""The width of a block: heads, KV heads, head size and feed-forward channels."""
+"""The width of a block: heads, KV heads, head size and feed-forward channels; and which heads may leave it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,14 @@ class BlockShape:
     def __str__(self) -> str:
         heads = f"{self.heads} heads" if self.group_size == 1 else f"{self.heads} heads / {self.kv_heads} KV"
         return f"{heads}, {self.channels} channels"
+
+
+class Heads(str, Enum):
+    """Which heads may be cut."""
+
+    auto = "auto"
+    """Heads leave where the plain format can carry fewer of them."""
+    cut = "cut"
+    """Heads leave, even if the checkpoint must ship its modules for that."""
+    keep = "keep"
+    """All heads stay."""

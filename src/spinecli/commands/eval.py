@@ -33,7 +33,7 @@ def require_measure(measure: str, asked: bool, given: Mapping[str, object]) -> N
 def text_settings(texts: list[str] | None, given: Mapping[str, object]) -> PerplexityConfig | None:
     """How perplexity is taken; None if no text is named."""
     from spinecli.choice import choice
-    from spinecli.data.rows import SpecialTokens
+    from spinecli.data.config import SpecialTokens
     from spinecli.evaluation.settings import PerplexityConfig
 
     if (special := given.get("special_tokens")) is not None:

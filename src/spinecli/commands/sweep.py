@@ -81,7 +81,7 @@ def sweep(
         from spinecli.artifacts.directory import OutputOptions, check_output
         from spinecli.artifacts.stopwatch import Stopwatch
         from spinecli.choice import choice
-        from spinecli.data.rows import CalibrationOptions, SpecialTokens
+        from spinecli.data.config import CalibrationConfig, SpecialTokens
         from spinecli.evaluation.session import Listeners
         from spinecli.evaluation.sweep.points import AfterCut, parse_methods, parse_ratios
         from spinecli.evaluation.sweep.request import SweepConfig, open_request
@@ -99,11 +99,11 @@ def sweep(
             latency=latency,
             keep=keep,
             round_to=round_to,
-            calibration=CalibrationOptions(
-                calibration,
-                calibration_rows,
-                calibration_length,
-                choice("--special-tokens", SpecialTokens, special_tokens),
+            calibration=CalibrationConfig(
+                text=calibration,
+                rows=calibration_rows,
+                length=calibration_length,
+                special_tokens=choice("--special-tokens", SpecialTokens, special_tokens),
             ),
             seed=seed,
             device=device,

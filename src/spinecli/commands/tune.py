@@ -4,95 +4,39 @@ from __future__ import annotations
 
 from math import exp
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from spinecli.commands import options
+from spinecli.commands.flags import Out, Overwrite, Resume, from_config
 from spinecli.console import Terminal, table
+from spinecli.pruning.config import TuneConfig
 
 
+@from_config(TuneConfig)
 def tune(
-    pruned: Annotated[Path, typer.Argument(help="Directory that spine prune wrote.")],
-    out: options.Out,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method", help="mask, mask+bias, lsq, or auto: per layer whichever holds best on held-out rows."
-        ),
-    ] = "auto",
-    dense: Annotated[
-        str | None,
-        typer.Option("--dense", help="The dense checkpoint, if it has moved since.", show_default=False),
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option("--calibration", help="Text to calibrate on. Default: that of the prune run.", show_default=False),
-    ] = None,
-    calibration_rows: Annotated[
-        int | None,
-        typer.Option("--calibration-rows", help="Default: that of the prune run.", min=2, show_default=False),
-    ] = None,
-    calibration_length: Annotated[
-        int | None,
-        typer.Option("--calibration-length", help="Default: that of the prune run.", min=2, show_default=False),
-    ] = None,
-    special_tokens: Annotated[
-        str | None,
-        typer.Option(
-            "--special-tokens", help="auto or none, see spine prune. Default: as the prune run.", show_default=False
-        ),
-    ] = None,
-    seed: options.Seed = 0,
-    device: options.Device = "cpu",
-    dtype: options.ComputeDtype = options.Dtype.float32,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    config: TuneConfig, terminal: Terminal, out: Out, overwrite: Overwrite = False, resume: Resume = False
 ) -> None:
     """Recover what pruning lost by closed-form tuning against the dense model; no training, no run-time cost."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug, resumable=out)
-    with terminal.reporting_errors():
-        from spinecli.artifacts.directory import OutputOptions, check_output
-        from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.checkpoints.stream.block_stream import compute_options
-        from spinecli.choice import choice
-        from spinecli.data.rows import SpecialTokens
-        from spinecli.pruning.recovery.least_squares import TuneMethod
-        from spinecli.pruning.recovery.recover import held_out_rows
-        from spinecli.pruning.recovery.tune import TuneConfig, open_request
-        from spinecli.pruning.recovery.tune import tune as run_tune
+    from spinecli.artifacts.directory import OutputOptions, check_output
+    from spinecli.artifacts.stopwatch import Stopwatch
+    from spinecli.pruning.recovery.recover import held_out_rows
+    from spinecli.pruning.recovery.tune import open_request
+    from spinecli.pruning.recovery.tune import tune as run_tune
 
-        stopwatch = Stopwatch()
-        output = OutputOptions(out, overwrite, resume)
-        if not resume:
-            check_output(output)
-        request = open_request(
-            TuneConfig(
-                pruned=pruned,
-                dense=dense,
-                method=choice("--method", TuneMethod, method),
-                calibration_text=calibration,
-                calibration_rows=calibration_rows,
-                calibration_length=calibration_length,
-                special_tokens=choice("--special-tokens", SpecialTokens, special_tokens) if special_tokens else None,
-                seed=seed,
-                compute=compute_options(device, dtype.value),
-            )
-        )
-        tokens = request.calibration
-        judging = held_out_rows(tokens.rows)
-        terminal.note(
-            f"tuning on {tokens.rows - judging} rows of {tokens.length} tokens, judging on {judging} others, "
-            f"{tokens.frame}: {tokens.text.description}"
-        )
-        with terminal.progress() as progress:
-            manifest = run_tune(request, output, stopwatch, progress)
-        report = manifest.model_dump(mode="json")["report"]
-        value = {"out": str(out), **report, "measured": manifest.measured.model_dump(mode="json")}
-        terminal.result(value, *_rendered(report, out))
+    stopwatch, output = Stopwatch(), OutputOptions(out, overwrite, resume)
+    if not resume:
+        check_output(output)
+    request = open_request(config)
+    tokens = request.calibration
+    judging = held_out_rows(tokens.rows)
+    terminal.note(
+        f"tuning on {tokens.rows - judging} rows of {tokens.length} tokens, judging on {judging} others, "
+        f"{tokens.frame}: {tokens.text.description}"
+    )
+    with terminal.progress() as progress:
+        manifest = run_tune(request, output, stopwatch, progress)
+    report = manifest.model_dump(mode="json")["report"]
+    value = {"out": str(out), **report, "measured": manifest.measured.model_dump(mode="json")}
+    terminal.result(value, *_rendered(report, out))
 
 
 def _rendered(report: dict[str, Any], out: Path) -> list[Any]:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from itertools import takewhile
 
 import torch
@@ -16,20 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from spinecli.artifacts.manifest import FileRecord, Source
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import tokenizer_of
+from spinecli.data.config import CalibrationConfig, SpecialTokens
 from spinecli.data.text import Text, default_text, load_text
 from spinecli.errors import CalibrationTextError, OptionError, TokenizerError
 
 _log = logging.getLogger(__name__)
 _SAMPLE = "The river"
-
-
-class SpecialTokens(str, Enum):
-    """What a row has besides text."""
-
-    auto = "auto"
-    """What the tokenizer puts in front of every text, around it for an encoder: the model was trained to see that."""
-    none = "none"
-    """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -195,18 +186,7 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return whole[:start], whole[start + len(plain) :]
 
 
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """Which text, and how much of it."""
-
-    text: str | None = None
-    """A reference for `load_text`; None takes `default_text`."""
-    rows: int = 128
-    length: int = 128
-    special_tokens: SpecialTokens = SpecialTokens.auto
-
-
-def calibration_rows(checkpoint: Checkpoint, reference: str, options: CalibrationOptions) -> TokenRows:
+def calibration_rows(checkpoint: Checkpoint, reference: str, options: CalibrationConfig) -> TokenRows:
     """The calibration tokens of a run.
 
     Args:

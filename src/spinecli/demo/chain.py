@@ -13,7 +13,7 @@ import torch
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.demo.fleet import FleetResult, run_fleet
 from spinecli.evaluation.models import open_subjects
 from spinecli.evaluation.output import provenance, write_evaluation
@@ -21,9 +21,9 @@ from spinecli.evaluation.results import Evaluation
 from spinecli.evaluation.session import Listeners, open_session
 from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig, PerplexityConfig
 from spinecli.progress import Progress, silent
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -55,10 +55,10 @@ def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progre
     torch.set_num_threads(1)  # the built-in model's matrices are too small to share
     pruned, tuned, results = out / "pruned", out / "tuned", out / "results"
     announce(f"spine prune {MODEL} --sparsity {sparsity:g} --method comp --calibration-rows {ROWS} --out {pruned}")
-    options = PruneConfig(MODEL, sparsity, method="comp", calibration=CalibrationOptions(rows=ROWS))
+    options = PruneConfig(model=MODEL, sparsity=sparsity, method="comp", calibration=CalibrationConfig(rows=ROWS))
     pruned_manifest = prune(open_prune(options), OutputOptions(pruned, overwrite=True), progress=progress)
     announce(f"spine tune {pruned} --out {tuned}")
-    tuned_manifest = tune(open_tune(TuneConfig(pruned)), OutputOptions(tuned, overwrite=True), progress=progress)
+    tuned_manifest = tune(open_tune(TuneConfig(pruned=pruned)), OutputOptions(tuned, overwrite=True), progress=progress)
     announce(
         f"spine eval {tuned} --against {MODEL} --against {pruned} --perplexity {TEXT} --window {WINDOW} --latency "
         f"--out {results}"

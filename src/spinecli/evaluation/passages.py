@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.data.rows import Frame, SpecialTokens, frame_of
+from spinecli.data.config import SpecialTokens
+from spinecli.data.rows import Frame, frame_of
 from spinecli.data.text import Text, load_text
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.perplexity import Windowing, text_windows

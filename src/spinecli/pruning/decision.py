@@ -44,7 +44,7 @@ _FLOAT = torch.float32.itemsize
 def run_memory(request: PruneRequest) -> int:
     """Estimated peak resident bytes of the run: the largest of its moments, none of which holds more than one block."""
     checkpoint, calibration = request.checkpoint, request.calibration
-    weights = request.options.compute.dtype.itemsize
+    weights = request.compute.dtype.itemsize
     d_model = checkpoint.d_model
     width = max(max(shape.channels, shape.heads * shape.head_dim) for shape in checkpoint.shapes)
     outer = max(torch.Size(checkpoint.tensors[name].shape).numel() for name in checkpoint.outer_names()) * weights
@@ -160,7 +160,7 @@ def decide(
     stopwatch, findings = stopwatch or Stopwatch(), findings or state
     checkpoint, calibration = request.checkpoint, request.calibration
     opening = len(calibration.frame.opening)
-    stream = BlockStream(checkpoint, calibration.length, request.options.compute, stopwatch, opening)
+    stream = BlockStream(checkpoint, calibration.length, request.compute, stopwatch, opening)
     scores = score_checkpoint(
         stream, calibration.tokens, request.method, _journal(findings, "scoring"), stopwatch, progress
     )
@@ -195,15 +195,15 @@ def decide(
         scored += compared([*unjudged, *candidates], "comparing widths")
         if not scored:
             raise OptionError(
-                f"Sparsity {request.options.sparsity:g} cannot be met with the blocks' own widths; lower --sparsity, "
+                f"Sparsity {request.config.sparsity:g} cannot be met with the blocks' own widths; lower --sparsity, "
                 "--round-to or the number of blocks that --protect names."
             )
-        chosen = [_best(_meeting(scored, request.options.sparsity))]
+        chosen = [_best(_meeting(scored, request.config.sparsity))]
     masks = chosen[0].masks
     plan = plan_prune(checkpoint, masks, calibration.length, run_memory(request))
     if plan.sparsity <= 0:
         raise OptionError(
-            f"Sparsity {request.options.sparsity:g} is less than the smallest piece that can leave; "
+            f"Sparsity {request.config.sparsity:g} is less than the smallest piece that can leave; "
             "raise --sparsity or lower --round-to."
         )
     return Decision(scores, plan, tuple(scored), objective_of(checkpoint), last)
@@ -222,7 +222,8 @@ def _fixed_allocation(request: PruneRequest) -> Allocation | None:
     if request.searches:
         return None
     blocks_leave = request.method.cuts_blocks
-    share = request.options.block_share if blocks_leave else None
+    wanted = request.config.block_share
+    share = wanted if blocks_leave and wanted != "auto" else None
     return allocate_share(request.budget, share or 0.0, blocks_leave=blocks_leave)
 
 

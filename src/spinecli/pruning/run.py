@@ -15,8 +15,8 @@ from spinecli.checkpoints.cutting import cut_checkpoint, write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
 from spinecli.progress import Progress, silent
+from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.decision import decide
-from spinecli.pruning.recovery.least_squares import TuneMethod
 from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
 from spinecli.pruning.request import PruneRequest
 
@@ -41,18 +41,19 @@ def prune(
     run = Run(
         kind="pruned-checkpoint",
         command="prune",
-        parameters=request.options.parameters(),
-        seed=request.options.seed,
+        config=request.config,
+        parameters=request.parameters(),
+        seed=request.config.seed,
         inputs={"model": request.source, "calibration": request.calibration.source()},
         lineage=request.lineage,
     )
     if finished := run.finished(output):
         return finished
     check_output(output, [request.checkpoint.path])
-    require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.options.sparsity)))
+    require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.config.sparsity)))
     with stopwatch("verifying"):
         corner = probe(request.checkpoint, request.calibration.tokens)
-        verify_reading(request.checkpoint, corner, request.options.compute, stopwatch)
+        verify_reading(request.checkpoint, corner, request.compute, stopwatch)
     with run.working(output) as work:
         decision = decide(request, work.state, stopwatch, progress, findings)
         put = _put_refitted if request.method.refits else _put_cut
@@ -66,7 +67,7 @@ def _put_cut(
     request: PruneRequest, masks: Masks, work: WorkDirectory, stopwatch: Stopwatch, progress: Progress
 ) -> dict[str, JsonValue]:
     """Write the cut alone: it must compute what the dense model does with the removed units silenced."""
-    checkpoint, compute = request.checkpoint, request.options.compute
+    checkpoint, compute = request.checkpoint, request.compute
     with stopwatch("writing"):
         write_cut(work.files, checkpoint, masks, progress)
     with stopwatch("verifying"):
@@ -86,7 +87,7 @@ def _put_refitted(
         tokens=request.calibration.tokens,
         held_out_rows=held_out_rows(request.calibration.rows),
         method=TuneMethod.auto,
-        compute=request.options.compute,
+        compute=request.compute,
         opening=len(request.calibration.frame.opening),
     )
     found = recover_into(work, task, (), stopwatch, progress)

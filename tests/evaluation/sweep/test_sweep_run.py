@@ -15,14 +15,14 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.inspection import inspect_directory
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError, OutputExistsError
 from spinecli.evaluation.session import Listeners
 from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.sweep.points import AfterCut, MethodChoice, parse_methods
 from spinecli.evaluation.sweep.request import SweepConfig, open_request
 from spinecli.evaluation.sweep.run import read_results, sweep
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -40,7 +40,7 @@ def options(written: Written, sample_file: Path) -> Make:
             texts=(str(sample_file),),
             window=32,
             rows=4,
-            calibration=CalibrationOptions(str(sample_file), rows=8, length=16),
+            calibration=CalibrationConfig(text=str(sample_file), rows=8, length=16),
         )
         return replace(plain, **changes)
 
@@ -82,7 +82,7 @@ def test_every_point_has_its_figures(options: Make, tmp_path: Path) -> None:
 def test_a_point_is_what_prune_and_eval_say(options: Make, tmp_path: Path) -> None:
     asked = options(sparsities=(0.4,), keep=True)
     _, results = swept(asked, tmp_path / "out")
-    alone = PruneConfig(asked.model, 0.4, calibration=asked.calibration)
+    alone = PruneConfig(model=asked.model, sparsity=0.4, calibration=asked.calibration)
     manifest = prune(open_prune(alone), OutputOptions(tmp_path / "pruned"))
     assert sums(tmp_path / "out" / "points" / "spine-0.4") == sums(tmp_path / "pruned")
     refit: Any = manifest.report["refit"]
@@ -220,7 +220,7 @@ def test_a_sweep_without_a_point_is_refused_and_leaves_nothing(options: Make, tm
         ({"methods": parse_methods("flap:adaptive")}, "belongs to --method spine"),
         ({"sparsities": (0.2, 1.5)}, "--sparsity"),
         ({"round_to": 999}, "--round-to 999"),
-        ({"methods": parse_methods("flap"), "calibration": CalibrationOptions(rows=1, length=16)}, "at least 2"),
+        ({"methods": parse_methods("flap"), "calibration": CalibrationConfig(rows=1, length=16)}, "at least 2"),
         ({"window": 999}, "lower --window"),
     ],
     ids=str,

@@ -13,11 +13,11 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.batches import IGNORED, collate
 from spinecli.data.example_columns import Task
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.errors import VerificationError
 from spinecli.federation.split import run as split_run
 from spinecli.federation.split.run import evaluate, launch, verify_joined, write_joined
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_pruning
 
 Opened = Callable[[Recipe], Checkpoint]
@@ -88,7 +88,7 @@ def test_a_published_run_can_be_pruned(
 ) -> None:
     out = joined(made, task=task)
     options = PruneConfig(
-        str(out), 0.2, block_share=0.0, calibration=CalibrationOptions(str(sample_file), rows=4, length=16)
+        model=str(out), sparsity=0.2, block_share=0.0, calibration=CalibrationConfig(text=str(sample_file), rows=4, length=16)
     )
     request = open_pruning(options)
     assert request.checkpoint.blocks == made.blocks

@@ -15,7 +15,8 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.stream.observation import projection_inputs
 from spinecli.pruning.recovery.gated_layer import BranchProblem, BranchRecovery, BranchTuning, refit_branch, tune_branch
-from spinecli.pruning.recovery.least_squares import LayerProblem, LayerRecovery, TuneMethod, recover, untuned
+from spinecli.pruning.recovery.least_squares import LayerProblem, LayerRecovery, recover, untuned
+from spinecli.pruning.config import TuneMethod
 
 D_MODEL, CHANNELS = 6, 9
 

@@ -20,14 +20,15 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.objective import NEXT_TOKEN_LOSS, OUTPUT_DISTANCE
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
-from spinecli.data.rows import CalibrationOptions
+from spinecli.data.config import CalibrationConfig
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
 from spinecli.pruning.recovery.block import projections
-from spinecli.pruning.recovery.least_squares import TuneMethod
+from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.recovery.recover import SCALES_NAME, RecoveryOutcome, recover_student
-from spinecli.pruning.recovery.tune import TuneConfig, TuneRequest, open_request, tune
+from spinecli.pruning.recovery.tune import TuneRequest, open_request, tune
+from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tuned_weights import TunedWeights
-from spinecli.pruning.request import PruneConfig
+from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -44,7 +45,7 @@ def pruned(written: Written, sample_file: Path, tmp_path_factory: pytest.TempPat
     def make(chosen: Recipe = LLAMA, block_share: float = 0.5) -> Path:
         if (chosen, block_share) not in made:
             out = tmp_path_factory.mktemp("pruned") / "out"
-            calibration = CalibrationOptions(str(sample_file), rows=24, length=16)
+            calibration = CalibrationConfig(text=str(sample_file), rows=24, length=16)
             options = PruneConfig(
                 model=str(written(chosen)),
                 sparsity=0.4,
@@ -284,7 +285,7 @@ def test_a_moved_dense_checkpoint_can_be_named(
     pruned: Pruned, written: Written, sample_file: Path, tmp_path: Path
 ) -> None:
     dense = shutil.copytree(written(LLAMA), tmp_path / "dense")
-    calibration = CalibrationOptions(str(sample_file), rows=8, length=16)
+    calibration = CalibrationConfig(text=str(sample_file), rows=8, length=16)
     options = PruneConfig(
         model=str(dense), sparsity=0.4, block_share=0.0, method="comp", metric="m0", calibration=calibration
     )

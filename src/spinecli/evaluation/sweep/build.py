@@ -23,9 +23,9 @@ from spinecli.evaluation.results import LatencyResult
 from spinecli.evaluation.sweep.request import SweepPoint, SweepRequest, with_subjects
 from spinecli.evaluation.sweep.results import Refusal, Speed, SweepRow
 from spinecli.progress import Progress
-from spinecli.pruning.recovery.least_squares import TuneMethod
-from spinecli.pruning.recovery.tune import TuneConfig, tune
+from spinecli.pruning.config import TuneConfig, TuneMethod
 from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.run import prune
 
 _EITHER: TypeAdapter[SweepRow | Refusal] = TypeAdapter(SweepRow | Refusal)
@@ -206,7 +206,7 @@ class CheckpointBuilder:
 
     def _tune(self, cut: Path, method: TuneMethod, final: Path) -> None:
         options = self.request.options
-        request = open_tune(TuneConfig(cut, method=method, seed=options.seed, compute=options.compute))
+        request = open_tune(TuneConfig(pruned=cut, method=method, seed=options.seed, compute=options.compute))
         tune(request, OutputOptions(final, resume=True), self.stopwatch, self.progress)
 
     def _folder(self, name: str) -> Path:

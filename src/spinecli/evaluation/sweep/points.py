@@ -7,10 +7,9 @@ from decimal import Decimal, InvalidOperation
 from enum import Enum
 
 from spinecli.errors import OptionError
+from spinecli.pruning.config import TuneMethod, Widths
 from spinecli.pruning.method import Method
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.recovery.least_squares import TuneMethod
-from spinecli.pruning.request import Widths
 
 DEFAULT_STEP = 0.1
 _MOST_RATIOS = 100

@@ -13,13 +13,15 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions, compute_options
-from spinecli.data.rows import CalibrationOptions, TokenRows
+from spinecli.data.config import CalibrationConfig
+from spinecli.data.rows import TokenRows
 from spinecli.errors import OptionError
 from spinecli.evaluation.models import Subject, default_text
 from spinecli.evaluation.session import Listeners, Session, open_session
 from spinecli.evaluation.settings import DEFAULT_ROWS, EvaluateConfig, GenerationConfig, PerplexityConfig
 from spinecli.evaluation.sweep.points import AfterCut, MethodChoice
-from spinecli.pruning.request import PruneConfig, PruneRequest, at_sparsity
+from spinecli.pruning.config import PruneConfig
+from spinecli.pruning.request import PruneRequest, at_sparsity
 from spinecli.pruning.request import open_request as open_prune
 
 
@@ -41,7 +43,7 @@ class SweepConfig:
     keep: bool = False
     """Whether the points' checkpoints are part of the output."""
     round_to: int = 8
-    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"

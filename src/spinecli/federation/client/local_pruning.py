@@ -14,10 +14,10 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import BlockCosts, block_costs
-from spinecli.checkpoints.cutting import Heads, head_counts, heads_can_leave, kept_rows
+from spinecli.checkpoints.cutting import head_counts, heads_can_leave, kept_rows
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.shape import BlockShape, Heads
 from spinecli.errors import OptionError
 
 _WARM_UP = 0.1

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
+
+from spinecli.pruning.config import TuneMethod
 
 # Up to this size normal equations are summed and solved in float64; above it, their size matters more.
 _DOUBLE_SIZE = 4096
@@ -220,15 +221,6 @@ def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _MIDDLING_RIDGE = 0.03
-
-
-class TuneMethod(str, Enum):
-    """What may be tuned."""
-
-    mask = "mask"
-    mask_bias = "mask+bias"
-    lsq = "lsq"
-    auto = "auto"
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,10 @@ from spinecli.checkpoints.stream.objective import Objective, objective_of
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_written
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.progress import Progress, silent
+from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.recovery.block import StudentBlock, TeacherTargets, tune_block
 from spinecli.pruning.recovery.gated_layer import BranchTuning
-from spinecli.pruning.recovery.least_squares import TuneMethod, recover
+from spinecli.pruning.recovery.least_squares import recover
 from spinecli.pruning.recovery.tuned_weights import TunedWeights, tuned_checkpoint
 from spinecli.pruning.recovery.walk import walk
 

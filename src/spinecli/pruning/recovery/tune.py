@@ -1,9 +1,8 @@
-"""`spine tune` as a library call: what it is asked for, checked before anything is computed, and the run."""
+"""`spine tune` as a library call: everything is checked before anything is computed, then the run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from pydantic import JsonValue
 
@@ -14,9 +13,10 @@ from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
-from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.checkpoints.stream.block_stream import ComputeOptions, compute_options
 from spinecli.choice import choice
-from spinecli.data.rows import CalibrationOptions, SpecialTokens, TokenRows, calibration_rows
+from spinecli.data.config import CalibrationConfig, SpecialTokens
+from spinecli.data.rows import TokenRows, calibration_rows
 from spinecli.errors import (
     DamagedArtifactError,
     ForeignArtifactError,
@@ -25,30 +25,16 @@ from spinecli.errors import (
     OptionError,
 )
 from spinecli.progress import Progress, silent
-from spinecli.pruning.recovery.least_squares import TuneMethod
+from spinecli.pruning.config import TuneConfig, TuneMethod
 from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """The options of `spine tune`. What is None is taken from the prune run that made the input."""
-
-    pruned: Path
-    dense: str | None = None
-    method: TuneMethod = TuneMethod.auto
-    calibration_text: str | None = None
-    calibration_rows: int | None = None
-    calibration_length: int | None = None
-    special_tokens: SpecialTokens | None = None
-    seed: int = 0
-    compute: ComputeOptions = field(default_factory=ComputeOptions)
 
 
 @dataclass(frozen=True, eq=False)
 class TuneRequest:
-    """Checked options with everything opened."""
+    """A checked config with everything opened."""
 
-    options: TuneConfig
+    config: TuneConfig
+    compute: ComputeOptions
     student: Checkpoint
     teacher: Checkpoint
     masks: Masks
@@ -67,44 +53,44 @@ class TuneRequest:
             masks=self.masks,
             tokens=self.calibration.tokens,
             held_out_rows=held_out_rows(self.calibration.rows),
-            method=self.options.method,
-            compute=self.options.compute,
+            method=self.config.method,
+            compute=self.compute,
             opening=len(self.calibration.frame.opening),
         )
 
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""
         return {
-            "method": self.options.method.value,
+            **self.config.parameters(),
             "calibration_rows": self.calibration.rows,
             "calibration_length": self.calibration.length,
             "special_tokens": self.special_tokens.value,
-            "dtype": str(self.options.compute.dtype).removeprefix("torch."),
         }
 
 
-def open_request(options: TuneConfig) -> TuneRequest:
+def open_request(config: TuneConfig) -> TuneRequest:
     """Find the dense teacher of a pruned checkpoint and check that everything fits together.
 
     Raises: ForeignArtifactError, DamagedArtifactError, MissingPathError, OptionError, and what reading can raise.
     """
-    manifest = expect_kind(options.pruned, ("pruned-checkpoint",), "name the directory that spine prune wrote")
+    manifest = expect_kind(config.pruned, ("pruned-checkpoint",), "name the directory that spine prune wrote")
     if missing := {"model", "calibration"} - manifest.inputs.keys():
-        place = options.pruned / MANIFEST_NAME
+        place = config.pruned / MANIFEST_NAME
         raise DamagedArtifactError(f"{place} does not name its {' and '.join(sorted(missing))}; prune again.")
-    student = Checkpoint.open(options.pruned)
-    source = describe_source(str(options.pruned), options.pruned)
-    lineage = lineage_behind(options.pruned, source)
-    teacher, teacher_source = _teacher(options, manifest)
-    masks = Masks.load(options.pruned)
+    student = Checkpoint.open(config.pruned)
+    source = describe_source(str(config.pruned), config.pruned)
+    lineage = lineage_behind(config.pruned, source)
+    teacher, teacher_source = _teacher(config, manifest)
+    masks = Masks.load(config.pruned)
     if not _lead_from(masks, teacher, student):
-        raise DamagedArtifactError(f"The masks in {options.pruned} belong to another checkpoint; prune again.")
-    wanted = _calibration(options, manifest)
+        raise DamagedArtifactError(f"The masks in {config.pruned} belong to another checkpoint; prune again.")
+    wanted = _calibration(config, manifest)
     calibration = calibration_rows(teacher, manifest.inputs["model"].reference, wanted)
     if calibration.rows < 2:
         raise OptionError("Tuning needs at least 2 calibration rows, one to fit and one to judge; add rows.")
     return TuneRequest(
-        options=options,
+        config=config,
+        compute=compute_options(config.device, config.dtype),
         student=student,
         teacher=teacher,
         masks=masks,
@@ -112,7 +98,7 @@ def open_request(options: TuneConfig) -> TuneRequest:
         lineage=lineage,
         calibration=calibration,
         special_tokens=wanted.special_tokens,
-        bias_switches=_bias_switches(options, student),
+        bias_switches=_bias_switches(config, student),
     )
 
 
@@ -121,46 +107,47 @@ def _lead_from(masks: Masks, teacher: Checkpoint, student: Checkpoint) -> bool:
     return masks.fit(teacher.shapes) and masks.shapes_after(teacher.shapes) == student.shapes
 
 
-def _teacher(options: TuneConfig, manifest: Manifest) -> tuple[Checkpoint, Source]:
+def _teacher(config: TuneConfig, manifest: Manifest) -> tuple[Checkpoint, Source]:
     """The dense checkpoint that was pruned: where it was, or where --dense says it is now."""
     recorded = manifest.inputs["model"]
-    reference = options.dense or recorded.reference
+    reference = config.dense or recorded.reference
     try:
         path = resolve_checkpoint(reference)
     except (MissingPathError, OfflineError) as error:
-        if options.dense:
+        if config.dense:
             raise
         raise MissingPathError(
-            f"The dense checkpoint {reference} that {options.pruned} was made from is not there; name it with --dense."
+            f"The dense checkpoint {reference} that {config.pruned} was made from is not there; name it with --dense."
         ) from error
     source = describe_source(reference, path)
     if source.digest != recorded.digest:
         raise ForeignArtifactError(
-            f"{reference} is not the checkpoint that {options.pruned} was made from; name that one with --dense."
+            f"{reference} is not the checkpoint that {config.pruned} was made from; name that one with --dense."
         )
     return Checkpoint.open(path), source
 
 
-def _calibration(options: TuneConfig, manifest: Manifest) -> CalibrationOptions:
+def _calibration(config: TuneConfig, manifest: Manifest) -> CalibrationConfig:
     """The prune run's own calibration, unless the user names another."""
 
     def recorded(key: str) -> int:
         value = manifest.parameters.get(key)
         if not isinstance(value, int):
-            raise DamagedArtifactError(f"{options.pruned} does not say its {key}; prune again.")
+            raise DamagedArtifactError(f"{config.pruned} does not say its {key}; prune again.")
         return value
 
+    asked = config.calibration
     recorded_tokens = str(manifest.parameters.get("special_tokens", SpecialTokens.none.value))
-    return CalibrationOptions(
-        text=options.calibration_text or manifest.inputs["calibration"].reference,
-        rows=options.calibration_rows or recorded("calibration_rows"),
-        length=options.calibration_length or recorded("calibration_length"),
-        special_tokens=options.special_tokens or choice("special_tokens", SpecialTokens, recorded_tokens),
+    return CalibrationConfig(
+        text=asked.text or manifest.inputs["calibration"].reference,
+        rows=asked.rows or recorded("calibration_rows"),
+        length=asked.length or recorded("calibration_length"),
+        special_tokens=asked.special_tokens or choice("special_tokens", SpecialTokens, recorded_tokens),
     )
 
 
-def _bias_switches(options: TuneConfig, student: Checkpoint) -> tuple[str, ...]:
-    if options.method is not TuneMethod.mask_bias:
+def _bias_switches(config: TuneConfig, student: Checkpoint) -> tuple[str, ...]:
+    if config.method is not TuneMethod.mask_bias:
         return ()
     family = student.family
     missing = []
@@ -190,8 +177,9 @@ def tune(
     run = Run(
         kind="tuned-checkpoint",
         command="tune",
+        config=request.config,
         parameters=request.parameters(),
-        seed=request.options.seed,
+        seed=request.config.seed,
         inputs=request.inputs,
         lineage=request.lineage,
     )
@@ -201,6 +189,6 @@ def tune(
     require_space(output.path.parent, student.bytes)
     with run.working(output) as work:
         found = recover_into(work, request.task(), request.bias_switches, stopwatch, progress)
-        summary = f"{request.options.method.value}, {found.outcome.summary}"
+        summary = f"{request.config.method.value}, {found.outcome.summary}"
         report = {**found.report, "largest_logit_difference": found.largest_logit_difference}
         return run.publish(work, summary, report, stopwatch.measured())

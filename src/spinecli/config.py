@@ -1,0 +1,277 @@
+"""What a command is asked for: one frozen model each, whose fields hold everything that is said of an option.
+
+A field states its type, default and bounds, and by an `Option` what a person reads of it. Flags, their help, files for
+`--config`, `spine.json` and the tables of the documentation are all made from that. Fields that belong together are a
+model of their own, which is the same class wherever the same is asked.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from spinecli.errors import MissingPathError, OptionError, reason_of
+
+_Kind = TypeVar("_Kind", bound="Config")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a person reads of a field, on the command line and in the documentation."""
+
+    help: str
+    name: str = ""
+    """The flag without its dashes; empty: the field's name."""
+    default: str = ""
+    """The default in words, where the field's own says nothing: what None leads to."""
+    panel: str = ""
+    """The part of the help that it stands in; empty: that of the model around it."""
+    argument: bool = False
+    """On the command line it stands without a flag."""
+    decides: bool = True
+    """Whether the result depends on the value itself. That of a path depends on what lies there, which is an input."""
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """One field of a config or of a model inside it, found by its path."""
+
+    path: tuple[str, ...]
+    option: Option
+    info: FieldInfo
+    panel: str
+
+    @property
+    def name(self) -> str:
+        """As a keyword in Python: `batch_size`."""
+        return (self.option.name or self.path[-1]).replace("-", "_")
+
+    @property
+    def flag(self) -> str:
+        """As a person names it on the command line: `--batch-size`, or `MODEL` of an argument."""
+        return self.name.upper() if self.option.argument else f"--{self.name.replace('_', '-')}"
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.info.is_required()
+
+    @property
+    def default_in_words(self) -> str:
+        """The default as a person reads it; empty if there is none, or if the help says it."""
+        default = self.info.get_default(call_default_factory=True, validated_data={})
+        if self.required or (default is None and not self.option.default):
+            return ""
+        return self.option.default or in_words(default)
+
+    @property
+    def kind(self) -> Any:
+        """The field's type, without `None`."""
+        return without_none(self.info.annotation)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a field that has few, by name."""
+        if get_origin(self.kind) is Literal:
+            return tuple(str(value) for value in get_args(self.kind))
+        if isinstance(self.kind, type) and issubclass(self.kind, Enum):
+            return tuple(str(value.value) for value in self.kind)
+        return ()
+
+
+class Config(BaseModel):
+    """The base of every command's config. Unknown fields are refused, and nothing changes after it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def fields(cls) -> tuple[ConfigField, ...]:
+        """All fields, those of models inside it in their place."""
+        return tuple(_fields_of(cls, (), ""))
+
+    def value_of(self, found: ConfigField) -> Any:
+        """The value of one of `fields`."""
+        value: Any = self
+        for name in found.path:
+            value = getattr(value, name)
+        return value
+
+    def parameters(self) -> dict[str, JsonValue]:
+        """The values that decide the result, by name, for `spine.json`."""
+        plain = self.model_dump(mode="json")
+        return {found.name: _at(plain, found.path) for found in type(self).fields() if found.option.decides}
+
+    def as_yaml(self) -> str:
+        """A file for `--config` that asks for the same."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+# Options that mean the same in every command.
+Model = Annotated[str, Option("Checkpoint: a directory, a hub id, or builtin:tiny.", argument=True, decides=False)]
+Seed = Annotated[int, Field(ge=0), Option("Seed of everything random.", decides=False)]
+"""Recorded beside the parameters."""
+Device = Annotated[str, Option("Where to compute: cpu, cuda, cuda:1, mps.", decides=False)]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Option("Precision of the computation.")]
+Sparsity = Annotated[float, Field(gt=0, lt=1), Option("Share of the block parameters to remove, between 0 and 1.")]
+RoundTo = Annotated[int, Field(ge=1), Option("Kept channels are a multiple of this; 32 or 256 for quantised GGUF.")]
+
+
+def read_config(kind: type[_Kind], file: Path | None, given: Mapping[str, Any]) -> _Kind:
+    """A config from a file, in which what stands in `given` takes the place of what the file says.
+
+    Args:
+        given: values by the fields' names, those of models inside it too.
+
+    Raises: MissingPathError, OptionError that names the flag of a wrong value, or its place in the file.
+    """
+    values = {} if file is None else _read_yaml(file)
+    return _build(kind, values, given, lambda found: found.flag, "" if file is None else f" ({file})")
+
+
+def make_config(kind: type[_Kind], config: _Kind | str | Path | None, given: Mapping[str, Any]) -> _Kind:
+    """A config as Python code asks for it: ready made, or its first field and others by name.
+
+    Raises: OptionError that names the field of a wrong value.
+    """
+    if isinstance(config, kind):
+        return config if not given else _build(kind, config.model_dump(), given, lambda found: found.name, "")
+    first = kind.fields()[0].name
+    values = dict(given) if config is None else {first: str(config), **given}
+    return _build(kind, {}, values, lambda found: found.name, "")
+
+
+def in_field_names(kind: type[Config], sentence: str) -> str:
+    """A sentence for the command line as it reads in Python: fields instead of flags."""
+    names = {found.flag: found.name for found in kind.fields()}
+    return re.sub(r"--[a-z][a-z-]*[a-z]", lambda match: names.get(match[0], match[0]), sentence)
+
+
+def without_none(annotation: Any) -> Any:
+    """The type of a field that may be None."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else Union[tuple(kinds)]  # noqa: UP007
+    return annotation
+
+
+def in_words(value: Any) -> str:
+    """A value as a person types it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(in_words, value)) or "none"
+    return str(value)
+
+
+def _fields_of(kind: type[BaseModel], path: tuple[str, ...], panel: str) -> Iterator[ConfigField]:
+    for name, info in kind.model_fields.items():
+        option = next((each for each in info.metadata if isinstance(each, Option)), None)
+        inner = without_none(info.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _fields_of(inner, (*path, name), option.panel if option else panel)
+        elif option is not None:
+            yield ConfigField((*path, name), option, info, option.panel or panel)
+
+
+def _at(values: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        values = None if values is None else values[name]
+    return values
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingPathError(f"{file} does not exist; name a YAML file with --config.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"{file} cannot be read as YAML ({reason_of(error)}); mend it.") from error
+    if not isinstance(values, dict):
+        raise OptionError(f"{file} is no list of options and values; --print-config shows what one looks like.")
+    return values
+
+
+def _build(
+    kind: type[_Kind],
+    values: Mapping[str, Any],
+    given: Mapping[str, Any],
+    named: Callable[[ConfigField], str],
+    where: str,
+) -> _Kind:
+    by_name = {found.name: found for found in kind.fields()}
+    merged = _copied(values)
+    for name, value in given.items():
+        if name in kind.model_fields:
+            merged[name] = value
+        elif name in by_name:
+            *outer, last = by_name[name].path
+            place = merged
+            for step in outer:
+                place = place.setdefault(step, {})
+            place[last] = value
+        else:
+            raise OptionError(_unknown(name, by_name))
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise OptionError(_sentence(kind, error.errors()[0], named) + where) from None
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name): _copied(value) if isinstance(value, dict) else value for name, value in values.items()}
+
+
+def _unknown(name: str, known: Mapping[str, ConfigField]) -> str:
+    near = get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+    return f"There is no option {name}; {meant}"
+
+
+def _sentence(kind: type[Config], error: ErrorDetails, named: Callable[[ConfigField], str]) -> str:
+    """What is wrong with one value, with the name of its flag or field."""
+    path = tuple(str(part) for part in error["loc"])
+    found = next((each for each in kind.fields() if each.path == path[: len(each.path)]), None)
+    if error["type"] == "extra_forbidden":
+        inside = {each.path[len(path) - 1]: each for each in kind.fields() if each.path[: len(path) - 1] == path[:-1]}
+        return _unknown(".".join(path), {".".join([*path[:-1], name]): each for name, each in inside.items()})
+    if found is None:
+        return f"{'.'.join(path) or 'The options'}: {error['msg']}."
+    name, value = named(found), error["input"]
+    if error["type"] == "missing":
+        return f"{name} is missing: {found.option.help}"
+    if error["type"] == "value_error":
+        return f"{name} {error['ctx']['error']}"
+    shown = f"{value:g}" if isinstance(value, float) else repr(value)
+    return f"{name} must be {_demand(found)}, not {shown}."
+
+
+def _demand(found: ConfigField) -> str:
+    """What a value has to be, from the field's type and bounds."""
+    if found.choices:
+        return f"one of {', '.join(found.choices)}"
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    bounds = [
+        f"{word} {getattr(each, key):g}"
+        for each in found.info.metadata
+        for key, word in words.items()
+        if getattr(each, key, None) is not None
+    ]
+    if bounds:
+        return " and ".join(bounds)
+    kinds = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", Path: "a path"}
+    return kinds.get(found.kind, "something else")
