@@ -51,7 +51,12 @@ def by_prune(sparsity: float, method: str) -> Callable[[Setting, Path], None]:
     """A cut by `spine prune`."""
 
     def cut(setting: Setting, out: Path) -> None:
-        options = PruneConfig(model=setting.model, sparsity=sparsity, method=method, calibration=CalibrationConfig(text=setting.calibration, rows=16))
+        options = PruneConfig(
+            model=setting.model,
+            sparsity=sparsity,
+            method=method,
+            calibration=CalibrationConfig(text=setting.calibration, rows=16),
+        )
         prune(open_prune(options), OutputOptions(out))
 
     return cut

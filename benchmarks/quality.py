@@ -56,7 +56,13 @@ def span(report: dict, key: str) -> str:
 
 def row(setting: Setting, sparsity: float, method: str, metric: str | None, tunings: list[str], work: Path) -> str:
     """One line of the table."""
-    options = PruneConfig(model=setting.model, sparsity=sparsity, method=method, metric=metric, calibration=CalibrationConfig(text=setting.calibration))
+    options = PruneConfig(
+        model=setting.model,
+        sparsity=sparsity,
+        method=method,
+        metric=metric,
+        calibration=CalibrationConfig(text=setting.calibration),
+    )
     out = work / f"{setting.name}-{sparsity}-{method}-{metric}"
     report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
     cells = [f"{perplexity(out, setting):.2f}"]

@@ -79,7 +79,9 @@ def make_checkpoint(directory: Path) -> Path:
 def row(name: str, model: str, cut: Cut, settings: GenerationConfig, work: Path) -> str:
     """Cut, time, and one line of the table."""
     rows = CalibrationConfig(text="builtin:tiny-calibration", rows=8)
-    options = PruneConfig(model=model, sparsity=SPARSITY, method="comp", metric="m1", block_share=cut.block_share, calibration=rows)
+    options = PruneConfig(
+        model=model, sparsity=SPARSITY, method="comp", metric="m1", block_share=cut.block_share, calibration=rows
+    )
     out = work / f"{name}-{cut.name}"
     report = prune(open_request(options), OutputOptions(out)).model_dump()["report"]
     promised = report["dense"]["block_flops_per_token"] / report["cut"]["block_flops_per_token"]

@@ -216,13 +216,17 @@ def _build(
     by_name = {found.name: found for found in kind.fields()}
     merged = _copied(values)
     for name, value in given.items():
-        if name in kind.model_fields:
-            merged[name] = value
+        if isinstance(value, (BaseModel, Mapping)) and name in kind.model_fields:
+            merged[name] = value.model_dump() if isinstance(value, BaseModel) else dict(value)
         elif name in by_name:
             *outer, last = by_name[name].path
             place = merged
             for step in outer:
-                place = place.setdefault(step, {})
+                if place.get(step) is None:
+                    place[step] = {}
+                place = place[step]
+                if not isinstance(place, dict):
+                    raise OptionError(f"{step} must be a list of options and values, not {place!r}{where}.")
             place[last] = value
         else:
             raise OptionError(_unknown(name, by_name))
@@ -256,22 +260,30 @@ def _sentence(kind: type[Config], error: ErrorDetails, named: Callable[[ConfigFi
         return f"{name} is missing: {found.option.help}"
     if error["type"] == "value_error":
         return f"{name} {error['ctx']['error']}"
-    shown = f"{value:g}" if isinstance(value, float) else repr(value)
-    return f"{name} must be {_demand(found)}, not {shown}."
+    # the command line gives numbers as they were typed
+    shown = str(value) if isinstance(value, (int, float)) or _is_number(value) else repr(value)
+    return f"{name} must be {_demand(found, error['type'])}, not {shown}."
 
 
-def _demand(found: ConfigField) -> str:
-    """What a value has to be, from the field's type and bounds."""
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _demand(found: ConfigField, error: str) -> str:
+    """What a value has to be: by its bounds, or by its type too if it has another."""
     if found.choices:
         return f"one of {', '.join(found.choices)}"
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    bounds = [
-        f"{word} {getattr(each, key):g}"
-        for each in found.info.metadata
-        for key, word in words.items()
-        if getattr(each, key, None) is not None
-    ]
-    if bounds:
-        return " and ".join(bounds)
-    kinds = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", Path: "a path"}
-    return kinds.get(found.kind, "something else")
+    limits = ((word, getattr(each, key, None)) for key, word in _BOUNDS.items() for each in found.info.metadata)
+    bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+    kind = _KINDS.get(found.kind, "a list")
+    if error.endswith(("_parsing", "_type", "_from_float")) or not bounds:
+        return f"{kind}, {bounds}" if bounds else kind
+    return bounds

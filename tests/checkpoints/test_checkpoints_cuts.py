@@ -19,10 +19,9 @@ from spinecli.checkpoints.cut_picture import BlockCut, CutPicture, DrawnRecovery
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import ForeignArtifactError
-from spinecli.pruning.recovery.tune import tune
-from spinecli.pruning.config import TuneConfig
+from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.config import PruneConfig
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 

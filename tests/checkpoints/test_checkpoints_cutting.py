@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import cut_config, cut_tensor, head_counts, kept_rows, write_cut
-from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.family import families
 from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.tensors import SINGLE_FILE
 from spinecli.errors import OptionError
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import fitting_tokenizer, load_tokenizer, tokenizer_of
-from spinecli.data.rows import Frame, calibration_rows, token_rows
 from spinecli.data.config import CalibrationConfig
+from spinecli.data.rows import Frame, calibration_rows, token_rows
 from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
 

@@ -15,10 +15,9 @@ from sums import contents
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.data.config import CalibrationConfig
-from spinecli.pruning.recovery.tune import tune
-from spinecli.pruning.config import TuneConfig
+from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.config import PruneConfig
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.export import llamacpp
-from spinecli.export.storage import Quantization
+from spinecli.export.config import Quantization
 from spinecli.export.verification import relative_difference
 
 pytest.importorskip("llama_cpp")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import UnexportableError
 from spinecli.export import storage
+from spinecli.export.config import Quantization
 from spinecli.export.layout import GgufTensor
-from spinecli.export.storage import GgmlType, Quantization, encode, falls_back, storage_type, stored_bytes
+from spinecli.export.storage import GgmlType, encode, falls_back, storage_type, stored_bytes
 
 
 def tensor(name: str, *shape: int) -> GgufTensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import UnexportableError
 from spinecli.export.architecture import Change
+from spinecli.export.config import Quantization
 from spinecli.export.layout import changed
-from spinecli.export.storage import Quantization
 
 Opened = Callable[[Recipe], Checkpoint]
 PLAIN = {

@@ -14,7 +14,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import TokenizerError
 from spinecli.export import llamacpp
-from spinecli.export.storage import Quantization
+from spinecli.export.config import Quantization
 from spinecli.export.tokenizer import (
     _GPT4O,
     _LLAMA3,

@@ -20,6 +20,7 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest, record_file
 from spinecli.checkpoints.family import family_of
 from spinecli.commands.plan import plan as plan_command
+from spinecli.config import read_config
 from spinecli.errors import (
     DamagedArtifactError,
     FleetError,
@@ -29,8 +30,9 @@ from spinecli.errors import (
     OutputExistsError,
 )
 from spinecli.federation.planning.artifact import PLAN_NAME, read_plan
+from spinecli.federation.planning.config import PlanConfig
 from spinecli.federation.planning.prediction import Predictor, first_speeds, memory_limits
-from spinecli.federation.planning.request import PlanConfig, open_request
+from spinecli.federation.planning.request import open_request
 from spinecli.federation.planning.run import PlanDecision, adapter_config, decide
 from spinecli.federation.planning.run import plan as write_plan
 from spinecli.federation.simulation.conditions import conditions
@@ -64,10 +66,14 @@ def device_class(name: str, count: int, modes: Sequence[float], memory_gb: float
 def options(written: Written, tmp_path: Path) -> Callable[..., PlanConfig]:
     def make(made: Recipe = LLAMA, **changes: Any) -> PlanConfig:
         classes = (device_class("slow", 6, [1e9, 2e9, 4e9]), device_class("fast", 4, [4e9]))
-        plain = PlanConfig(
-            str(written(made)), fleet_file(tmp_path, *classes, name="default"), rank=4, batch_size=4, length=16
-        )
-        return replace(plain, **changes)
+        plain: dict[str, Any] = {
+            "model": str(written(made)),
+            "fleet": fleet_file(tmp_path, *classes, name="default"),
+            "rank": 4,
+            "batch_size": 4,
+            "length": 16,
+        }
+        return read_config(PlanConfig, None, plain | changes)
 
     return make
 
@@ -166,7 +172,7 @@ def test_a_plan_is_written_whole_and_read_again(options: Callable[..., PlanConfi
     assert [step.kind for step in manifest.lineage] == ["dense-checkpoint"]
     assert (out / "plan.png").stat().st_size > 0
     plan = read_plan(out)
-    fleet = load_fleet(decision.request.options.fleet)
+    fleet = load_fleet(decision.request.config.fleet)
     plan.require(fleet, blocks=4)
     assert plan.devices == tuple(device.name for device in fleet.devices)
     assert plan.ranks_of("fast-03") == tuple(decision.tensors.ranks[9].tolist())
@@ -256,7 +262,7 @@ def test_peft_puts_the_planned_ranks_on_the_planned_blocks_and_nowhere_else(
         targets = open_request(options(made)).checkpoint.family.feed_forward.output
     decision = decided(options(made, targets=targets))
     write_plan(decision, OutputOptions(tmp_path / "plan"))
-    config = AutoConfig.from_pretrained(decision.request.options.model)
+    config = AutoConfig.from_pretrained(decision.request.config.model)
     auto = AutoModelForSequenceClassification if encoder else AutoModelForCausalLM
     found = sorted((tmp_path / "plan" / "configurations").iterdir())
     assert found
@@ -299,16 +305,16 @@ def test_many_blocks_are_told_apart_by_their_whole_number() -> None:
         ({"rank": 0.5}, "--rank must be at least 1"),
         ({"rank": float("nan")}, "--rank must be at least 1"),
         ({"rank": 64}, "lower --rank or --rank-step"),
-        ({"rank_step": -1}, "--rank-step must be 0 or more"),
+        ({"rank_step": -1}, "--rank-step must be at least 0"),
         ({"batch_size": 0}, "--batch-size"),
         ({"local_steps": 0}, "--local-steps"),
         ({"length": 129}, "--length 129 exceeds the model's 128 positions"),
         ({"min_depth": 5}, "--min-depth 5 exceeds the model's 4 blocks"),
         ({"labels": 1}, "--labels must be at least 2"),
-        ({"max_waiting": 1.5}, "--max-waiting must be a share"),
-        ({"coverage": 0.0}, "--coverage must be a share"),
-        ({"traffic_budget": 0.0}, "--traffic-budget must be more than 0"),
-        ({"dtype": "int3"}, "There is no dtype 'int3'"),
+        ({"max_waiting": 1.5}, "--max-waiting must be at least 0 and at most 1"),
+        ({"coverage": 0.0}, "--coverage must be above 0 and at most 1"),
+        ({"traffic_budget": 0.0}, "--traffic-budget must be above 0"),
+        ({"dtype": "int3"}, "--dtype must be one of float32, bfloat16, float16, not 'int3'"),
         ({"targets": "nose"}, "--targets names 'nose'"),
     ],
     ids=str,

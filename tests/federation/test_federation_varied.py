@@ -15,7 +15,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
-from spinecli.federation.planning.request import PlanConfig
+from spinecli.federation.planning.config import PlanConfig
 from spinecli.federation.planning.request import open_request as open_plan
 from spinecli.federation.planning.run import decide
 from spinecli.federation.request import FederateConfig, open_request

@@ -23,16 +23,16 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
+from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, lower_hull, tempered
+from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
 from spinecli.pruning.decision import decide
-from spinecli.pruning.recovery.tune import tune
-from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request
-from spinecli.pruning.config import PruneConfig, Widths
 from spinecli.pruning.run import prune
 
 SHAPE = BlockShape(heads=8, kv_heads=4, head_dim=4, channels=80)
@@ -142,14 +142,14 @@ def test_a_curve_goes_through_what_was_measured(half: float, factor: float, unit
 @pytest.fixture
 def options(written: Callable[[Recipe], Path], sample_file: Path) -> Callable[..., PruneConfig]:
     def make(made: Recipe = LLAMA, **changes: Any) -> PruneConfig:
-        plain = PruneConfig(
-            model=str(written(made)),
-            sparsity=0.4,
-            widths=Widths.adaptive,
-            round_to=4,
-            calibration=CalibrationConfig(text=str(sample_file), rows=12, length=16),
-        )
-        return replace(plain, **changes)
+        plain: dict[str, Any] = {
+            "model": str(written(made)),
+            "sparsity": 0.4,
+            "widths": Widths.adaptive,
+            "round_to": 4,
+            "calibration": CalibrationConfig(text=str(sample_file), rows=12, length=16),
+        }
+        return read_config(PruneConfig, None, plain | changes)
 
     return make
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,20 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
+from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
+from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.recovery.recover import RecoveryOutcome
-from spinecli.pruning.recovery.tune import tune
-from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request
-from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.run import prune
 
 Written = Callable[[Recipe], Path]
@@ -43,14 +42,14 @@ BERT = classifier("bert", blocks=4)
 @pytest.fixture
 def options(written: Written, sample_file: Path) -> Callable[..., PruneConfig]:
     def make(made: Recipe = BERT, **changes: Any) -> PruneConfig:
-        plain = PruneConfig(
-            model=str(written(made)),
-            sparsity=0.3,
-            method="comp",
-            metric="m0",
-            calibration=CalibrationConfig(text=str(sample_file), rows=8, length=16),
-        )
-        return replace(plain, **changes)
+        plain: dict[str, Any] = {
+            "model": str(written(made)),
+            "sparsity": 0.3,
+            "method": "comp",
+            "metric": "m0",
+            "calibration": CalibrationConfig(text=str(sample_file), rows=8, length=16),
+        }
+        return read_config(PruneConfig, None, plain | changes)
 
     return make
 

@@ -20,14 +20,14 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.tensors import held
 from spinecli.checkpoints.tokenizer import load_tokenizer
-from spinecli.data.config import CalibrationConfig, SpecialTokens
+from spinecli.config import read_config
+from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError, OutputExistsError, VerificationError
+from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
 from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.request import open_request
-from spinecli.pruning.config import PruneConfig, Widths
 from spinecli.pruning.run import prune
 from spinecli.pruning.scoring import Scores
 
@@ -38,12 +38,12 @@ LLAMA = recipe("llama", grouped=True, blocks=4)
 @pytest.fixture
 def options(written: Written, sample_file: Path) -> Callable[..., PruneConfig]:
     def make(made: Recipe = LLAMA, **changes: Any) -> PruneConfig:
-        plain = PruneConfig(
-            model=str(written(made)),
-            sparsity=0.3,
-            calibration=CalibrationConfig(text=str(sample_file), rows=8, length=16),
-        )
-        return replace(plain, **changes)
+        plain: dict[str, Any] = {
+            "model": str(written(made)),
+            "sparsity": 0.3,
+            "calibration": CalibrationConfig(text=str(sample_file), rows=8, length=16),
+        }
+        return read_config(PruneConfig, None, plain | changes)
 
     return make
 
@@ -209,7 +209,7 @@ ONE_GLOBAL = recipe(
 def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
     options: Callable[..., PruneConfig], method: str
 ) -> None:
-    share = None if method == "shortgpt" else 1.0
+    share = "auto" if method == "shortgpt" else 1.0
     request = open_request(options(ONE_GLOBAL, method=method, sparsity=0.5, protect=(), block_share=share))
     decision = decide(request)
     assert 2 in decision.plan.masks.kept_blocks
@@ -246,7 +246,7 @@ def test_rows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(
     assert manifest.parameters["special_tokens"] == "auto"
     tuned = open_tune(TuneConfig(pruned=tmp_path / "out"))
     assert torch.equal(tuned.calibration.tokens, request.calibration.tokens)
-    plain = replace(begun, calibration=replace(begun.calibration, special_tokens=SpecialTokens.none))
+    plain = read_config(PruneConfig, None, begun.model_dump() | {"special_tokens": "none"})
     text = made(Path(str(begun.calibration.text)).read_text(), add_special_tokens=False)["input_ids"]
     assert open_request(plain).calibration.tokens[0].tolist() == text[:16]
 

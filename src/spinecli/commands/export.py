@@ -7,54 +7,37 @@ from typing import Annotated, Any
 
 import typer
 
-from spinecli.commands import options
+from spinecli.commands.flags import OUTPUT, Overwrite, from_config
 from spinecli.console import Terminal, size, table
+from spinecli.export.config import ExportConfig
+
+ExportOut = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="File (gguf) or directory (hf) to write; it appears whole or not at all.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
-def export(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: a directory, a hub id, or builtin:tiny.")],
-    format: Annotated[  # noqa: A002
-        str, typer.Option("--format", help="gguf: one file for llama.cpp; hf: a plain Hugging Face directory.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", help="File (gguf) or directory (hf) to write; appears whole or not at all.")
-    ],
-    adapter: Annotated[
-        Path | None,
-        typer.Option("--adapter", help="PEFT LoRA directory, merged into the weights first.", show_default=False),
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            "--quantize", help="Type of GGUF's matrices: f32, f16, q8_0 or q4_0. Default: f16.", show_default=False
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output of an earlier export.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
-    """Write CHECKPOINT as GGUF for llama.cpp, tokenizer included, or as a plain Hugging Face directory."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug)
-    with terminal.reporting_errors():
-        from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.evaluation.quiet import quiet_libraries
-        from spinecli.export.request import ExportConfig, open_request
-        from spinecli.export.run import export as run_export
+@from_config(ExportConfig)
+def export(config: ExportConfig, terminal: Terminal, out: ExportOut, overwrite: Overwrite = False) -> None:
+    """Write MODEL as GGUF for llama.cpp, tokenizer included, or as a plain Hugging Face directory."""
+    from spinecli.artifacts.stopwatch import Stopwatch
+    from spinecli.evaluation.quiet import quiet_libraries
+    from spinecli.export.request import open_request
+    from spinecli.export.run import export as run_export
 
-        stopwatch = Stopwatch()
-        with quiet_libraries(debug):
-            request = open_request(
-                ExportConfig(
-                    model=checkpoint, format=format, out=out, adapter=adapter, quantize=quantize, overwrite=overwrite
-                )
-            )
-            with terminal.progress() as progress:
-                done = run_export(request, stopwatch, progress)
-        for note in done.notes:
-            terminal.note(f"note: {note}")
-        value = {"out": str(out), **done.report, "measured": stopwatch.measured().model_dump(mode="json")}
-        terminal.result(value, *_rendered(value))
+    stopwatch = Stopwatch()
+    with quiet_libraries(terminal.debug):
+        request = open_request(config, out, overwrite=overwrite)
+        with terminal.progress() as progress:
+            done = run_export(request, stopwatch, progress)
+    for note in done.notes:
+        terminal.note(f"note: {note}")
+    value = {"out": str(out), **done.report, "measured": stopwatch.measured().model_dump(mode="json")}
+    terminal.result(value, *_rendered(value))
 
 
 def _rendered(value: dict[str, Any]) -> list[Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from enum import Enum
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -15,37 +14,39 @@ from spinecli.config import Config, ConfigField, read_config
 from spinecli.console import Terminal
 from spinecli.errors import OptionError
 
-_OUTPUT = "Output"
-_MESSAGES = "Messages and configuration"
+OUTPUT = "Output"
+MESSAGES = "Messages and configuration"
 _WHOLE = "Directory to write; it appears whole or not at all."
 
-Out = Annotated[Path, typer.Option("--out", help=_WHOLE, rich_help_panel=_OUTPUT)]
-OutUnlessDry = Annotated[Path | None, typer.Option("--out", help=_WHOLE, rich_help_panel=_OUTPUT)]
+Out = Annotated[Path, typer.Option("--out", help=_WHOLE, rich_help_panel=OUTPUT)]
+OutUnlessDry = Annotated[Path | None, typer.Option("--out", help=_WHOLE, rich_help_panel=OUTPUT)]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output that a spine command wrote.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--overwrite", help="Replace an output that a spine command wrote.", rich_help_panel=OUTPUT)
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue a killed run of the same command.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--resume", help="Continue a killed run of the same command.", rich_help_panel=OUTPUT)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_OUTPUT)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=OUTPUT)]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=_MESSAGES),
+    typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=MESSAGES),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=_MESSAGES)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_MESSAGES)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=MESSAGES)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=MESSAGES)]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="YAML file of options; flags take the place of what it says.", rich_help_panel=_MESSAGES
+        "--config", help="YAML file of options; flags take the place of what it says.", rich_help_panel=MESSAGES
     ),
 ]
 PrintConfig = Annotated[
     bool,
     typer.Option(
-        "--print-config", help="Print the options as a file for --config, and run nothing.", rich_help_panel=_MESSAGES
+        "--print-config", help="Print the options as a file for --config, and run nothing.", rich_help_panel=MESSAGES
     ),
 ]
+
+_METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 def from_config(
@@ -109,8 +110,7 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     """What was typed. An option that was left out is None, one that may be repeated is empty."""
-    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-    return {name: value for name, value in plain.items() if value is not None and value != []}
+    return {name: value for name, value in values.items() if value is not None and value != []}
 
 
 def _parameter(found: ConfigField) -> inspect.Parameter:
@@ -121,21 +121,30 @@ def _parameter(found: ConfigField) -> inspect.Parameter:
     words = escape(words)
     if found.required:
         words += " [red]Required.[/red]"
+    complete = _completing(found.choices) if found.choices else None
     if found.option.argument:
         given: Any = typer.Argument(help=words, metavar=found.flag, show_default=False)
     else:
-        flag = f"{found.flag}/--no-{found.flag[2:]}" if found.kind is bool else found.flag
-        panel = found.panel or None
-        given = typer.Option(flag, help=words, rich_help_panel=panel, show_default=False)
+        given = typer.Option(
+            f"{found.flag}/--no-{found.flag[2:]}" if found.kind is bool else found.flag,
+            help=words,
+            metavar=_METAVARS.get(found.kind, "|".join(found.choices) or "TEXT") if found.kind is not bool else None,
+            rich_help_panel=found.panel or None,
+            show_default=False,
+            autocompletion=complete,
+        )
     return _keyword(found.name, Annotated[_typed(found) | None, given], None)
 
 
+def _completing(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
 def _typed(found: ConfigField) -> Any:
-    """What typer turns the typed word into; what it has no type for stays a word, which the config reads."""
-    if found.choices:
-        return Enum(found.name, {choice: choice for choice in found.choices}, type=str)
-    if found.kind in (int, float, str, bool, Path):
+    """What typer makes of a typed word. Most stay words: the config says more plainly what is wrong with them."""
+    if found.kind in (bool, Path):
         return found.kind
-    if get_origin(found.kind) is tuple and get_args(found.kind) == (str, ...):
-        return list[str]
-    return str
+    return list[str] if get_origin(found.kind) is tuple and get_args(found.kind) == (str, ...) else str

@@ -7,108 +7,46 @@ from typing import Annotated, Any
 
 import typer
 
-from spinecli.commands import options
+from spinecli.commands.flags import OUTPUT, DryRun, OutUnlessDry, Overwrite, from_config
 from spinecli.console import Terminal, size, table
+from spinecli.federation.planning.config import PlanConfig
+
+Plot = Annotated[bool, typer.Option("--plot", help="Draw plan.png into the output.", rich_help_panel=OUTPUT)]
 
 
+@from_config(PlanConfig)
 def plan(
-    model: Annotated[str, typer.Argument(help="Checkpoint: a directory, a hub id, or builtin:tiny.")],
-    fleet: Annotated[
-        str, typer.Option("--fleet", help="A fleet's .toml file, or a built-in one: jetson-80, phones-40, uniform-10.")
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="Directory to write; appears whole or not at all.")] = None,
-    rank: Annotated[float, typer.Option("--rank", help="Mean rank over the blocks.")] = 8.0,
-    rank_step: Annotated[
-        int, typer.Option("--rank-step", help="Growth of the rank from one block to the next; 0 for equal ranks.")
-    ] = 1,
-    targets: Annotated[
-        str, typer.Option("--targets", help="Adapted projections: all, attention, query-value, or names with commas.")
-    ] = "all",
-    labels: Annotated[
-        int | None,
-        typer.Option(
-            "--labels",
-            help="Classes of a trained classification head. Default: the checkpoint's own task.",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows of a training step.")] = 16,
-    length: Annotated[int, typer.Option("--length", help="Tokens of a row.")] = 128,
-    local_steps: Annotated[int, typer.Option("--local-steps", help="Training steps of a round.")] = 20,
-    max_waiting: Annotated[
-        float, typer.Option("--max-waiting", help="Share of a round that devices may wait on average, 0 to 1.")
-    ] = 0.6,
-    coverage: Annotated[
-        float,
-        typer.Option("--coverage", help="Share of the devices from which on one more adds nothing to a block, 0 to 1."),
-    ] = 0.5,
-    traffic_budget: Annotated[
-        float | None,
-        typer.Option(
-            "--traffic-budget",
-            help="Megabytes a round, up and down, of all devices together. Default: no limit.",
-            show_default=False,
-        ),
-    ] = None,
-    min_depth: Annotated[int, typer.Option("--min-depth", help="Blocks that every device trains at least.")] = 1,
-    dtype: Annotated[
-        options.Dtype, typer.Option("--dtype", help="Precision of the frozen weights in a device's memory.")
-    ] = options.Dtype.float32,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw plan.png into the output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    seed: options.Seed = 0,
-    overwrite: options.Overwrite = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    config: PlanConfig,
+    terminal: Terminal,
+    out: OutUnlessDry = None,
+    plot: Plot = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Choose for every device of a FLEET in how many of MODEL's last blocks it trains LoRA, and with which ranks."""
-    terminal = Terminal(json=json, quiet=quiet, debug=debug)
-    with terminal.reporting_errors():
-        from spinecli.artifacts.directory import OutputOptions, check_output
-        from spinecli.artifacts.picture_file import require_matplotlib
-        from spinecli.artifacts.stopwatch import Stopwatch
-        from spinecli.errors import OptionError
-        from spinecli.federation.planning.request import PlanConfig, open_request
-        from spinecli.federation.planning.run import decide
-        from spinecli.federation.planning.run import plan as write_plan
+    from spinecli.artifacts.directory import OutputOptions, check_output
+    from spinecli.artifacts.picture_file import require_matplotlib
+    from spinecli.artifacts.stopwatch import Stopwatch
+    from spinecli.errors import OptionError
+    from spinecli.federation.planning.request import open_request
+    from spinecli.federation.planning.run import decide
+    from spinecli.federation.planning.run import plan as write_plan
 
-        if out is None and not dry_run:
-            raise OptionError("Name the directory to write with --out, or add --dry-run to write nothing.")
-        if plot and dry_run:
-            raise OptionError("--plot draws into the output, which --dry-run does not write; leave one of them away.")
-        if plot:
-            require_matplotlib()
-        stopwatch = Stopwatch()
-        output = None if out is None or dry_run else OutputOptions(out, overwrite)
-        if output is not None:
-            check_output(output)
-        request = open_request(
-            PlanConfig(
-                model=model,
-                fleet=fleet,
-                rank=rank,
-                rank_step=rank_step,
-                targets=targets,
-                batch_size=batch_size,
-                length=length,
-                local_steps=local_steps,
-                labels=labels,
-                max_waiting=max_waiting,
-                coverage=coverage,
-                traffic_budget=traffic_budget,
-                min_depth=min_depth,
-                dtype=dtype.value,
-                seed=seed,
-            )
-        )
-        decision = decide(request, stopwatch)
-        report: dict[str, Any] = decision.report()
-        if output is not None:
-            write_plan(decision, output, stopwatch, picture=plot)
-        measured = stopwatch.measured().model_dump(mode="json")
-        value = {"out": None if dry_run else str(out), **report, "measured": measured}
-        terminal.result(value, *_rendered(report, None if dry_run else out))
+    if plot and dry_run:
+        raise OptionError("--plot draws into the output, which --dry-run does not write; drop one of them.")
+    if plot:
+        require_matplotlib()
+    stopwatch = Stopwatch()
+    output = None if out is None or dry_run else OutputOptions(out, overwrite)
+    if output is not None:
+        check_output(output)
+    decision = decide(open_request(config), stopwatch)
+    report: dict[str, Any] = decision.report()
+    if output is not None:
+        write_plan(decision, output, stopwatch, picture=plot)
+    measured = stopwatch.measured().model_dump(mode="json")
+    value = {"out": None if dry_run else str(out), **report, "measured": measured}
+    terminal.result(value, *_rendered(report, None if dry_run else out))
 
 
 def _rendered(report: dict[str, Any], out: Path | None) -> list[Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from spinecli.config import Config, Option
 
@@ -37,11 +37,6 @@ class CalibrationConfig(Config):
         SpecialTokens,
         Option("auto: every row begins as the tokenizer begins a text, with <bos> for instance; none: with text."),
     ] = SpecialTokens.auto
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_text(cls, values: Any) -> Any:
-        return {"text": values} if isinstance(values, str) else values
 
 
 CALIBRATION = Option("The text that importance is measured on.", panel="Calibration")

@@ -12,7 +12,7 @@ from spinecli.data.example_columns import DataOptions
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import RoundRecord
-from spinecli.federation.planning.request import PlanConfig
+from spinecli.federation.planning.config import PlanConfig
 from spinecli.federation.planning.request import open_request as open_plan
 from spinecli.federation.planning.run import decide, plan
 from spinecli.federation.request import FederateConfig, open_request
@@ -55,7 +55,7 @@ def run_fleet(
         f"spine plan {model} --fleet {FLEET} --labels {LABELS} --length {LENGTH} --local-steps {LOCAL_STEPS} "
         f"--out {plan_out}"
     )
-    goal = PlanConfig(str(model), FLEET, labels=LABELS, length=LENGTH, local_steps=LOCAL_STEPS)
+    goal = PlanConfig(model=str(model), fleet=FLEET, labels=LABELS, length=LENGTH, local_steps=LOCAL_STEPS)
     planned = plan(decide(open_plan(goal)), OutputOptions(plan_out, overwrite=True))
     announce(
         f"spine fed-launch {model} --data {DATA} --limit {EXAMPLES} --strategy legend --fleet {FLEET} "

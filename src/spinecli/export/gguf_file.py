@@ -14,11 +14,11 @@ import numpy as np
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.export.architecture import Architecture
+from spinecli.export.config import Quantization
 from spinecli.export.layout import GgufTensor, lay_out
 from spinecli.export.rotary import Rotary
 from spinecli.export.storage import (
     FILE_TYPES,
-    Quantization,
     encode,
     falls_back,
     storage_type,

@@ -7,9 +7,9 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.export.config import Quantization
 from spinecli.export.gguf_file import GgufModel
 from spinecli.export.gguf_shape import gguf_shape_of
-from spinecli.export.storage import Quantization
 from spinecli.export.tokenizer import GgufTokenizer, read_tokenizer
 
 _POSITIONS_WITHOUT_LIMIT = 2048

@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.tokenizer import require_fitting_tokenizer
-from spinecli.choice import choice
 from spinecli.errors import MissingPackageError, OptionError
+from spinecli.export.config import ExportConfig, Format, Quantization
 from spinecli.export.merging import merge
 from spinecli.export.output import check_directory_output, check_file_output
-
-if TYPE_CHECKING:
-    from spinecli.export.storage import Quantization
-
-
-class Format(str, Enum):
-    """What an export can be written as."""
-
-    gguf = "gguf"
-    """One file for llama.cpp and what is built on it."""
-    hf = "hf"
-    """A Hugging Face directory."""
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """The options of `spine export`."""
-
-    model: str
-    format: str
-    out: Path
-    adapter: Path | None = None
-    quantize: str | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class ExportRequest:
     """An export that can be carried out."""
 
-    options: ExportConfig
-    format: Format
+    config: ExportConfig
+    out: Path
     base: Checkpoint
     """As it lies on disk."""
     checkpoint: Checkpoint
@@ -55,28 +29,26 @@ class ExportRequest:
     """None for a format that keeps the stored dtype."""
 
 
-def open_request(options: ExportConfig) -> ExportRequest:
-    """Check the options and open what they name; no weight is read.
+def open_request(config: ExportConfig, out: Path, *, overwrite: bool = False) -> ExportRequest:
+    """Check what is asked for and open what it names; no weight is read.
+
+    Args:
+        out: the file or directory to write.
+        overwrite: whether an earlier export there may be replaced.
 
     Raises: OptionError, MissingPackageError, OutputExistsError, and what opening a checkpoint or an adapter raises.
     """
-    wanted = choice("--format", Format, options.format)
-    quantization = None
-    if wanted is Format.gguf:
-        if find_spec("gguf") is None:
-            raise MissingPackageError(
-                "--format gguf needs the package gguf; install it with: pip install 'spinecli[gguf]'"
-            )
-        from spinecli.export.storage import Quantization
-
-        quantization = choice("--quantize", Quantization, options.quantize or "f16")
-    elif options.quantize is not None:
+    gguf = config.format is Format.gguf
+    if gguf and find_spec("gguf") is None:
+        raise MissingPackageError("--format gguf needs the package gguf; install it with: pip install 'spinecli[gguf]'")
+    if config.quantize is not None and not gguf:
         raise OptionError("--quantize is for --format gguf; --format hf keeps the precision of the checkpoint.")
-    path = resolve_checkpoint(options.model)
-    check = check_file_output if wanted is Format.gguf else check_directory_output
-    check(options.out, options.overwrite, path)
+    path = resolve_checkpoint(config.model)
+    check = check_file_output if gguf else check_directory_output
+    check(out, overwrite, path)
     base = checkpoint = Checkpoint.open(path)
     require_fitting_tokenizer(base)
-    if options.adapter is not None:
-        checkpoint = merge(base, options.adapter, rounded=wanted is Format.hf)
-    return ExportRequest(options, wanted, base, checkpoint, quantization)
+    if config.adapter is not None:
+        checkpoint = merge(base, config.adapter, rounded=not gguf)
+    quantization = (config.quantize or Quantization.f16) if gguf else None
+    return ExportRequest(config, out, base, checkpoint, quantization)

@@ -15,9 +15,10 @@ from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.stream.verify import random_rows, streamed_logits, verify_reading, verify_written
 from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.export.config import Format, Quantization
 from spinecli.export.merging import adapted_modules
 from spinecli.export.output import whole_directory, whole_file
-from spinecli.export.request import ExportRequest, Format
+from spinecli.export.request import ExportRequest
 from spinecli.lora.peft_adapter import adapter_shapes
 from spinecli.progress import Progress, silent
 
@@ -64,7 +65,7 @@ def export(request: ExportRequest, stopwatch: Stopwatch, progress: Progress = si
     """
     with stopwatch("verifying"):
         verify_reading(request.base, random_rows(request.base))
-    if request.format is Format.gguf:
+    if request.config.format is Format.gguf:
         return _export_gguf(request, stopwatch, progress)
     return _export_huggingface(request, stopwatch, progress)
 
@@ -73,10 +74,9 @@ def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progres
     from spinecli.export import llamacpp
     from spinecli.export.gguf_file import write_gguf
     from spinecli.export.gguf_model import gguf_model
-    from spinecli.export.storage import Quantization
     from spinecli.export.verification import verify
 
-    out, checkpoint = request.options.out, request.checkpoint
+    out, checkpoint = request.out, request.checkpoint
     quantization = request.quantization or Quantization.f16
     tokenizer = tokenizer_of(checkpoint)
     model, notes = gguf_model(checkpoint, tokenizer, quantization)
@@ -96,7 +96,7 @@ def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progres
             "than the checkpoint's tokenizer",
         )
     report: dict[str, JsonValue] = {
-        "format": request.format.value,
+        "format": request.config.format.value,
         "architecture": model.architecture.name,
         "model_type": checkpoint.family.model_type,
         "blocks": [
@@ -124,13 +124,13 @@ def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progres
 
 
 def _export_huggingface(request: ExportRequest, stopwatch: Stopwatch, progress: Progress) -> Exported:
-    out, checkpoint = request.options.out, request.checkpoint
+    out, checkpoint = request.out, request.checkpoint
     require_space(out.resolve().parent, checkpoint.bytes)
     with whole_directory(out) as part:
         difference = write_huggingface(part, checkpoint, stopwatch, progress)
     files = record_files(out)
     report: dict[str, JsonValue] = {
-        "format": request.format.value,
+        "format": request.config.format.value,
         "architecture": str(checkpoint.raw_config.get("architectures", [None])[0]),
         "model_type": checkpoint.family.model_type,
         "tensors": {str(checkpoint.storage_dtype).removeprefix("torch."): len(checkpoint.tensors)},
@@ -145,7 +145,7 @@ def _export_huggingface(request: ExportRequest, stopwatch: Stopwatch, progress: 
 
 def _adapter(request: ExportRequest) -> JsonValue:
     """What was merged: where it lay, and into how many tensors it went."""
-    adapter = request.options.adapter
+    adapter = request.config.adapter
     if adapter is None:
         return None
     return {"path": str(adapter), "merged_tensors": len(adapted_modules(adapter_shapes(adapter)))}

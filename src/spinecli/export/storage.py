@@ -6,8 +6,6 @@ precision. Quantised rows are cut into blocks of 32 values, so a matrix with oth
 
 from __future__ import annotations
 
-from enum import Enum
-
 import gguf
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spinecli.errors import UnexportableError
+from spinecli.export.config import Quantization
 from spinecli.export.layout import GgufTensor
 
 GgmlType = gguf.GGMLQuantizationType
@@ -23,19 +22,6 @@ _CHUNK_VALUES = 4 << 20
 """Values that are converted together: bounds the memory of a large embedding's float32 copy."""
 _LARGEST_F16 = 65504.0
 _TOKEN_MATRICES = ("token_embd.weight", "output.weight")
-
-
-class Quantization(str, Enum):
-    """Storage of the matrices."""
-
-    f32 = "f32"
-    f16 = "f16"
-    q8_0 = "q8_0"
-    """32 values share a scale; 8.5 bits a value."""
-    q4_0 = "q4_0"
-    """32 values share a scale; 4.5 bits a value. Embedding and output head take q8_0."""
-
-
 _TYPES = {
     Quantization.f32: GgmlType.F32,
     Quantization.f16: GgmlType.F16,

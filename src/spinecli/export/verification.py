@@ -13,7 +13,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.errors import VerificationError
 from spinecli.export import llamacpp
-from spinecli.export.storage import Quantization
+from spinecli.export.config import Quantization
 
 PROBE_LENGTH = 32
 LARGEST_FILE = 1 << 30

@@ -5,9 +5,8 @@ import pytest
 from spinecli.choice import choice
 from spinecli.errors import OptionError
 from spinecli.evaluation.sweep.points import AfterCut, MethodChoice, parse_methods
+from spinecli.pruning.config import TuneMethod, Widths
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.config import TuneMethod
-from spinecli.pruning.config import Widths
 
 
 def test_methods_by_name_with_or_without_widths() -> None:

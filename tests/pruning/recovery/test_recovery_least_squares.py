@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import spinecli.pruning.recovery.least_squares as least_squares
-from spinecli.pruning.recovery.least_squares import MASK_RIDGE, LayerProblem, Solution, recover, recover_quickly, refit, refits, tune_mask, untuned
 from spinecli.pruning.config import TuneMethod
+from spinecli.pruning.recovery.least_squares import (
+    MASK_RIDGE,
+    LayerProblem,
+    Solution,
+    recover,
+    recover_quickly,
+    refit,
+    refits,
+    tune_mask,
+    untuned,
+)
 
 
 def problem_of(

@@ -14,9 +14,9 @@ from torch import Tensor
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.stream.observation import projection_inputs
+from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.recovery.gated_layer import BranchProblem, BranchRecovery, BranchTuning, refit_branch, tune_branch
 from spinecli.pruning.recovery.least_squares import LayerProblem, LayerRecovery, recover, untuned
-from spinecli.pruning.config import TuneMethod
 
 D_MODEL, CHANNELS = 6, 9
 

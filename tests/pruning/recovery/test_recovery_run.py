@@ -20,15 +20,14 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.objective import NEXT_TOKEN_LOSS, OUTPUT_DISTANCE
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.choice import choice
+from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
+from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 from spinecli.pruning.recovery.block import projections
-from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.recovery.recover import SCALES_NAME, RecoveryOutcome, recover_student
 from spinecli.pruning.recovery.tune import TuneRequest, open_request, tune
-from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tuned_weights import TunedWeights
-from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
@@ -62,7 +61,7 @@ def pruned(written: Written, sample_file: Path, tmp_path_factory: pytest.TempPat
 
 
 def request_of(directory: Path, method: TuneMethod = TuneMethod.auto, **changes: Any) -> TuneRequest:
-    return open_request(TuneConfig(pruned=directory, method=method, **changes))
+    return open_request(read_config(TuneConfig, None, {"pruned": directory, "method": method, **changes}))
 
 
 def layers(outcome_of: TunedWeights, blocks: int) -> list[dict[str, Any]]:
@@ -268,7 +267,7 @@ def test_llama_switches_its_biases_on_and_opt_has_them(pruned: Pruned) -> None:
 def test_calibration_defaults_to_that_of_the_cut(pruned: Pruned) -> None:
     assert request_of(pruned()).calibration.tokens.shape == (24, 16)
     assert request_of(pruned(), calibration_rows=4, calibration_length=8).calibration.tokens.shape == (4, 8)
-    with pytest.raises(OptionError, match="at least 2 calibration rows"):
+    with pytest.raises(OptionError, match="--calibration-rows must be at least 2, not 1"):
         request_of(pruned(), calibration_rows=1)
 
 

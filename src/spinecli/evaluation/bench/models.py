@@ -107,8 +107,8 @@ def convertible(model: Model, quantize: Quantization) -> Convertible:
         raise MissingPackageError(
             f"llama.cpp takes {model.label} as GGUF, which needs the package gguf; {INSTALL_GGUF}."
         )
+    from spinecli.export.config import Quantization as Storage
     from spinecli.export.gguf_model import gguf_model
-    from spinecli.export.storage import Quantization as Storage
 
     checkpoint = model.source.checkpoint
     planned, _ = gguf_model(checkpoint, tokenizer_of(checkpoint), Storage(quantize))

@@ -141,7 +141,7 @@ class PlanDecision:
         found, fleet = self.configuration, self.request.fleet
         classes = [device.device_class.name for device in fleet.devices]
         uniform = self.uniform.by_class(classes)
-        budget = self.request.options.goals().traffic_budget
+        budget = self.request.goals().traffic_budget
         return {
             "rank_distribution": found.ranks.tolist(),
             "asked_ranks": self.request.ranks.tolist(),
@@ -152,7 +152,7 @@ class PlanDecision:
                 for name, figures in self.outcome.by_class(classes).items()
             ],
             "goals": {
-                "max_waiting": self.request.options.max_waiting,
+                "max_waiting": self.request.config.max_waiting,
                 "meets_waiting": found.meets_waiting,
                 "traffic_budget_bytes": budget,
                 "meets_traffic": found.meets_traffic,
@@ -206,9 +206,9 @@ def decide(request: PlanRequest, stopwatch: Stopwatch | None = None) -> PlanDeci
     stopwatch = stopwatch or Stopwatch()
     with stopwatch("computing"):
         limits = memory_limits(request.fleet)
-        predictor = Predictor(request.workload, first_speeds(request.fleet, request.options.seed))
+        predictor = Predictor(request.workload, first_speeds(request.fleet, request.config.seed))
         _require_memory(request, predictor.predict(request.ranks), limits)
-        found = configure(lambda ranks: predictor.predict(ranks).table, request.ranks, limits, request.options.goals())
+        found = configure(lambda ranks: predictor.predict(ranks).table, request.ranks, limits, request.goals())
         prediction = predictor.predict(found.ranks)
         uniform_ranks = rank_distribution(len(request.ranks), int(request.ranks.sum()), step=0)
         uniform = uniform_outcome(predictor.predict(uniform_ranks).table, uniform_ranks, limits)
@@ -233,7 +233,9 @@ def plan(
     """
     stopwatch, request = stopwatch or Stopwatch(), decision.request
     check_output(output, [request.checkpoint.path])
-    run = Run(PLAN_KIND, "plan", request.parameters(), request.options.seed, request.inputs, request.lineage)
+    run = Run(
+        PLAN_KIND, "plan", request.config, request.parameters(), request.config.seed, request.inputs, request.lineage
+    )
     with run.working(replace(output, overwrite=True)) as work:
         with stopwatch("writing"):
             decision.tensors.save(work.files)
@@ -248,7 +250,7 @@ def _write_configurations(decision: PlanDecision, directory: Path) -> None:
     for depth in decision.depths:
         config = adapter_config(
             request.checkpoint.family,
-            request.options.model,
+            request.config.model,
             request.workload.targets,
             ranks_by_device(ranks, torch.tensor([depth]))[0].tolist(),
             request.labels,
@@ -259,11 +261,11 @@ def _write_configurations(decision: PlanDecision, directory: Path) -> None:
 
 
 def _require_memory(request: PlanRequest, prediction: Prediction, limits: Tensor) -> None:
-    depth = request.options.min_depth
+    depth = request.config.min_depth
     needed = float(prediction.costs.memory_bytes[depth - 1])
     if needed > float(limits.max()):
         raise OptionError(
-            f"No device of {request.fleet.reference} can train {request.options.model} at depth {depth}: that needs "
+            f"No device of {request.fleet.reference} can train {request.config.model} at depth {depth}: that needs "
             f"{needed / 1e9:.2f} GB, and the largest has {float(limits.max()) / 1e9:.2f} GB; take a smaller "
             "checkpoint, --batch-size or --length, or --dtype bfloat16."
         )

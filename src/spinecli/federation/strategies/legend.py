@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
-from spinecli.federation.planning.request import DEFAULT_COVERAGE, DEFAULT_MAX_WAITING
+from spinecli.federation.planning.config import COVERAGE, MAX_WAITING
 from spinecli.federation.strategies.server import AdapterServer
 from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
 from spinecli.lora.aggregation.averaging import average_factors
@@ -137,7 +137,7 @@ def _rank_distribution(tuning: TrainConfig, blocks: int, plan: LoraPlan | None) 
 def _goals(setting: StrategyContext) -> Goals:
     """The plan's own goals; its traffic is that of all devices, and a cohort has its share of it."""
     if setting.plan is None:
-        return Goals(DEFAULT_MAX_WAITING, DEFAULT_COVERAGE)
+        return Goals(MAX_WAITING, COVERAGE)
     planned = setting.plan.goals()
     if planned.traffic_budget is None:
         return planned
