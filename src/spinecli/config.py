@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
@@ -41,6 +41,11 @@ class Option:
     """On the command line it stands without a flag."""
     decides: bool = True
     """Whether the result depends on the value itself. That of a path depends on what lies there, which is an input."""
+    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Of a field that holds a model: flags of the model's fields that have another name here, by field."""
+
+
+_BARE = Option("")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class ConfigField:
     option: Option
     info: FieldInfo
     panel: str
+    required: bool
+    """Whether it must be given: it has no default, nor has a model around it."""
 
     @property
     def name(self) -> str:
@@ -63,15 +70,10 @@ class ConfigField:
         return self.name.upper() if self.option.argument else f"--{self.name.replace('_', '-')}"
 
     @property
-    def required(self) -> bool:
-        """Whether there is no default."""
-        return self.info.is_required()
-
-    @property
     def default_in_words(self) -> str:
         """The default as a person reads it; empty if there is none, or if the help says it."""
         default = self.info.get_default(call_default_factory=True, validated_data={})
-        if self.required or (default is None and not self.option.default):
+        if self.info.is_required() or (default is None and not self.option.default):
             return ""
         return self.option.default or in_words(default)
 
@@ -98,13 +100,13 @@ class Config(BaseModel):
     @classmethod
     def fields(cls) -> tuple[ConfigField, ...]:
         """All fields, those of models inside it in their place."""
-        return tuple(_fields_of(cls, (), ""))
+        return tuple(_fields_of(cls))
 
     def value_of(self, found: ConfigField) -> Any:
-        """The value of one of `fields`."""
+        """The value of one of `fields`; None where the model around it is None."""
         value: Any = self
         for name in found.path:
-            value = getattr(value, name)
+            value = getattr(value, name, None)
         return value
 
     def parameters(self) -> dict[str, JsonValue]:
@@ -178,14 +180,18 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
-def _fields_of(kind: type[BaseModel], path: tuple[str, ...], panel: str) -> Iterator[ConfigField]:
+def _fields_of(
+    kind: type[BaseModel], path: tuple[str, ...] = (), around: Option = _BARE, required: bool = True
+) -> Iterator[ConfigField]:
     for name, info in kind.model_fields.items():
-        option = next((each for each in info.metadata if isinstance(each, Option)), None)
-        inner = without_none(info.annotation)
+        # the last one: a field may say it in its own words although its type brings some
+        option = next((each for each in reversed(info.metadata) if isinstance(each, Option)), None)
+        inner, needed = without_none(info.annotation), required and info.is_required()
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _fields_of(inner, (*path, name), option.panel if option else panel)
+            yield from _fields_of(inner, (*path, name), option or around, needed)
         elif option is not None:
-            yield ConfigField((*path, name), option, info, option.panel or panel)
+            option = replace(option, name=around.renamed.get(name, option.name))
+            yield ConfigField((*path, name), option, info, option.panel or around.panel, needed)
 
 
 def _at(values: Any, path: Sequence[str]) -> Any:
@@ -257,6 +263,9 @@ def _sentence(kind: type[Config], error: ErrorDetails, named: Callable[[ConfigFi
         return f"{'.'.join(path) or 'The options'}: {error['msg']}."
     name, value = named(found), error["input"]
     if error["type"] == "missing":
+        beside = [each for each in kind.fields() if each.path[:-1] == path[:-1] and each.path[-1] in value]
+        if beside and not found.required:
+            return f"{named(beside[0])} belongs to {name}, which was not asked for; add it."
         return f"{name} is missing: {found.option.help}"
     if error["type"] == "value_error":
         return f"{name} {error['ctx']['error']}"

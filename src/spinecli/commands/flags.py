@@ -55,7 +55,7 @@ def from_config(
     """Make a subcommand of a function of a config, a terminal, and options that are the command's own.
 
     The function is called with the config that the flags and `--config` ask for, inside the terminal's reporting of
-    errors. An own parameter named `out` without a default has to be given.
+    errors. An own parameter named `out` has to be given if it has no default, or where only --dry-run does without.
 
     Args:
         without: names of fields that this command has no flags for.
@@ -64,6 +64,8 @@ def from_config(
     def made(body: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(body, include_extras=True)
         own = list(inspect.signature(body).parameters.values())[2:]
+        dry = any(each.name == "dry_run" for each in own)
+        writes = any(each.name == "out" and (dry or each.default is inspect.Parameter.empty) for each in own)
 
         def run(**values: Any) -> None:
             file, printed = values.pop("config"), values.pop("print_config")
@@ -76,8 +78,8 @@ def from_config(
                 if printed:
                     typer.echo(config.as_yaml(), nl=False)
                     return
-                if "out" in mine and mine["out"] is None and not mine.get("dry_run"):
-                    add = ", or add --dry-run to write nothing" if "dry_run" in mine else ""
+                if writes and mine["out"] is None and not mine.get("dry_run"):
+                    add = ", or add --dry-run to write nothing" if dry else ""
                     raise OptionError(f"Name the directory to write with --out{add}.")
                 body(config, terminal, **mine)
 
