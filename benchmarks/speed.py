@@ -26,10 +26,10 @@ from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.tensors import ComputedTensor
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.data.config import CalibrationConfig
+from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.latency import measure_latency, paired_ratio, random_prompt
-from spinecli.evaluation.settings import GenerationConfig
-from spinecli.pruning.request import open_request
 from spinecli.pruning.config import PruneConfig
+from spinecli.pruning.request import open_request
 from spinecli.pruning.run import prune
 
 SPARSITY = 0.5
@@ -89,7 +89,7 @@ def row(name: str, model: str, cut: Cut, settings: GenerationConfig, work: Path)
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         for path in (resolve_checkpoint(model), out)
     ]
-    prompt = random_prompt(int(models[0].config.vocab_size), settings.prompt_length or 128, settings.batch_size)
+    prompt = random_prompt(int(models[0].config.vocab_size), settings.length, settings.batch_size)
     dense, smaller = measure_latency(models, [prompt, prompt], settings)
     prefill, decode = paired_ratio(smaller.prefill, dense.prefill), paired_ratio(smaller.decode, dense.decode)
     share = report["achieved_sparsity"]

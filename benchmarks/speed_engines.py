@@ -25,12 +25,14 @@ from transformers.utils import logging as transformers_logging
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.config import CalibrationConfig
+from spinecli.evaluation.bench.config import BenchConfig, Engine
 from spinecli.evaluation.bench.models import open_models
-from spinecli.evaluation.bench.results import BenchConfig, Engine, EngineResult, EngineRun, Quantization, Speedup
+from spinecli.evaluation.bench.results import EngineResult, EngineRun, Speedup
 from spinecli.evaluation.bench.session import open_bench
-from spinecli.evaluation.settings import GenerationConfig
-from spinecli.pruning.request import open_request
+from spinecli.evaluation.config import GenerationConfig
+from spinecli.export.config import Quantization
 from spinecli.pruning.config import PruneConfig
+from spinecli.pruning.request import open_request
 from spinecli.pruning.run import prune
 
 SPARSITY = 0.3
@@ -57,11 +59,17 @@ def cut(model: Path, name: str, block_share: float, work: Path) -> Path:
 
 
 def measured(
-    models: list[Path], generation: GenerationConfig, threads: int, engine: Engine, quantize: Quantization = "f16"
+    models: list[Path],
+    generation: GenerationConfig,
+    threads: int,
+    engine: Engine,
+    quantize: Quantization = Quantization.f16,
 ) -> EngineResult:
     """All models in one engine."""
-    settings = BenchConfig(generation=generation, threads=threads, quantize=quantize)
-    return open_bench(open_models([str(model) for model in models]), settings, [engine]).measure().engines[0]
+    config = BenchConfig(
+        models=tuple(map(str, models)), engine=engine, generation=generation, threads=threads, quantize=quantize
+    )
+    return open_bench(config).measure().engines[0]
 
 
 def rows(name: str, dense: Path, generation: GenerationConfig, threads: int) -> Iterator[str]:
@@ -73,7 +81,10 @@ def rows(name: str, dense: Path, generation: GenerationConfig, threads: int) -> 
         ]
         engines = [measured(models, generation, threads, "torch")]
         if find_spec("llama_cpp"):
-            engines += [measured(models, generation, threads, "llama.cpp", kind) for kind in ("f16", "q8_0")]
+            engines += [
+                measured(models, generation, threads, "llama.cpp", kind)
+                for kind in (Quantization.f16, Quantization.q8_0)
+            ]
         for engine in engines:
             first, *others = engine.runs
             yield line(name, engine, first, "dense", 0.0)

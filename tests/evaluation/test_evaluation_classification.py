@@ -15,10 +15,10 @@ from torch import nn
 
 from spinecli.errors import DataError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation.classification import classification_score
+from spinecli.evaluation.config import EvaluateConfig, GenerationConfig, LabelledConfig
 from spinecli.evaluation.models import open_subjects
 from spinecli.evaluation.results import ClassificationResult, Evaluation
-from spinecli.evaluation.session import Listeners, evaluate_models
-from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig, LabelledConfig
+from spinecli.evaluation.session import Listeners, open_session
 
 ROWS = sentences(70)
 
@@ -29,10 +29,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _evaluated(*models: Path, notes: list[str] | None = None, **labelled: object) -> Evaluation:
-    subjects = open_subjects([(str(model), None) for model in models])
-    settings = EvaluateConfig(labelled=LabelledConfig.model_validate(labelled), threads=1)
+    *others, last = map(str, models)
+    asked = LabelledConfig.model_validate(labelled)
+    config = EvaluateConfig(model=last, against=tuple(others), labelled=asked, threads=1)
     heard = [] if notes is None else notes
-    return evaluate_models(subjects, settings, Listeners(note=heard.append))
+    return open_session(config, Listeners(note=heard.append)).measure()
 
 
 def _found(model: Path, **labelled: object) -> ClassificationResult:
@@ -142,11 +143,12 @@ def test_rows_fit_the_positions_of_the_shortest_model(data: Path, tmp_path: Path
 
 
 def test_speed_of_classifiers_is_that_of_forward_passes(tmp_path: Path) -> None:
-    models = [write_classifier(tmp_path / name, family) for name, family in (("a", "bert"), ("b", "llama"))]
-    change_config(models[1], pad_token_id=None)
-    subjects = open_subjects([(str(model), None) for model in models])
+    first, second = (write_classifier(tmp_path / name, family) for name, family in (("a", "bert"), ("b", "llama")))
+    change_config(second, pad_token_id=None)
     generation = GenerationConfig(prompt_length=10, batch_size=3, repeats=4)
-    found = evaluate_models(subjects, EvaluateConfig(latency=True, generation=generation, threads=1))
+    config = EvaluateConfig(model=str(second), against=(str(first),), latency=True, generation=generation, threads=1)
+    found = open_session(config).measure()
+    assert Evaluation.model_validate_json(found.model_dump_json()) == found
     assert (found.settings.generation.prompt_length, found.settings.generation.new_tokens) == (10, 0)
     for model in found.models:
         assert model.latency is None

@@ -13,16 +13,16 @@ from transformers import AutoModelForSequenceClassification
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, Step
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.errors import OptionError
-from spinecli.evaluation.memory import measure_memory
-from spinecli.evaluation.models import dense_reference, label_names, load_model, open_subjects, weights_of
-from spinecli.evaluation.session import evaluate_models, open_session
-from spinecli.evaluation.settings import (
+from spinecli.evaluation.config import (
     EvaluateConfig,
     GenerationConfig,
     LabelledConfig,
     PerplexityConfig,
     TaskConfig,
 )
+from spinecli.evaluation.memory import measure_memory
+from spinecli.evaluation.models import dense_reference, label_names, load_model, open_subjects, weights_of
+from spinecli.evaluation.session import open_session
 from spinecli.lora.factors import Factors
 from spinecli.lora.peft_format import save_adapter
 
@@ -58,7 +58,8 @@ def test_an_adapter_brings_the_head_that_its_base_lacks(family: str, task: str, 
     data = write_sentences(tmp_path / "trees.csv", ROWS)
     (subject,) = open_subjects([(str(base), adapter)])
     assert label_names(subject.checkpoint) == ("LABEL_0", "LABEL_1", "LABEL_2")
-    found = evaluate_models([subject], EvaluateConfig(labelled=LabelledConfig(data=str(data)))).models[0].classification
+    config = EvaluateConfig(model=str(base), adapter=adapter, labelled=LabelledConfig(data=str(data)))
+    found = open_session(config).measure().models[0].classification
     assert found is not None
 
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=LABELS, pad_token_id=0)
@@ -126,33 +127,31 @@ def test_models_of_two_kinds_are_refused(dense: Path, tmp_path: Path) -> None:
 
 
 def test_measures_of_the_other_kind_are_refused(dense: Path, tmp_path: Path) -> None:
-    (language_model,) = open_subjects([(str(dense), None)])
-    (classifier,) = open_subjects([(str(write_classifier(tmp_path / "model")), None)])
-    for subject, settings, sentence in (
+    classifier = str(write_classifier(tmp_path / "model"))
+    for config, sentence in (
         (
-            classifier,
-            EvaluateConfig(perplexity=PerplexityConfig(texts=("x",))),
+            EvaluateConfig(model=classifier, perplexity=PerplexityConfig(texts=("x",))),
             "--perplexity measures language models",
         ),
         (
-            classifier,
-            EvaluateConfig(tasks=TaskConfig(names=("x",))),
+            EvaluateConfig(model=classifier, tasks=TaskConfig(names=("tiny_cloze",))),
             "--tasks measures language models and model is a cl",
         ),
         (
-            language_model,
-            EvaluateConfig(labelled=LabelledConfig(data="x")),
+            EvaluateConfig(model=str(dense), labelled=LabelledConfig(data="x")),
             "--labelled measures classifiers and dense is",
         ),
     ):
         with pytest.raises(OptionError, match=sentence):
-            open_session([subject], settings)
+            open_session(config)
 
 
 def test_the_memory_of_a_classifier(tmp_path: Path) -> None:
     (subject,) = open_subjects([(str(write_classifier(tmp_path / "model", "bert")), None)])
     generation = GenerationConfig(prompt_length=8, batch_size=2, new_tokens=0)
-    found = measure_memory(subject, EvaluateConfig(memory=True, threads=1, generation=generation))
+    found = measure_memory(
+        subject, EvaluateConfig(model=subject.reference, memory=True, threads=1, generation=generation)
+    )
     assert found.peak_bytes == found.before_loading_bytes + found.added_bytes > 50e6
 
 

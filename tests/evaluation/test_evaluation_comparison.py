@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from spinecli.evaluation.comparison import compare
+from spinecli.evaluation.config import EvaluateConfig, GenerationConfig
 from spinecli.evaluation.latency import rates
 from spinecli.evaluation.plots import save_picture
 from spinecli.evaluation.report import cell, conditions, ratio_cell
@@ -20,7 +21,6 @@ from spinecli.evaluation.results import (
     PerplexityResult,
     Weights,
 )
-from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig
 
 
 def _model(label: str, scale: float, *, comparable: bool = True, measured: bool = True) -> ModelResult:
@@ -60,7 +60,7 @@ def _model(label: str, scale: float, *, comparable: bool = True, measured: bool 
 def _evaluation(*models: ModelResult) -> Evaluation:
     machine = {"threads": 2, "device": "cpu", "accelerator": None}
     return Evaluation(
-        settings=EvaluateConfig(generation=GenerationConfig(prompt_length=64)),
+        settings=EvaluateConfig(model="model", generation=GenerationConfig(prompt_length=64)),
         machine=machine,
         models=models,
         comparison=compare(models),

@@ -10,10 +10,9 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cut_picture import BlockCut, block_cuts
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.evaluation.models import open_subjects
+from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.report_page import cut_chart, report_html
-from spinecli.evaluation.session import evaluate_models
-from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
+from spinecli.evaluation.session import open_session
 
 
 def test_a_column_is_as_high_as_what_is_kept() -> None:
@@ -36,10 +35,10 @@ def test_the_report_shows_the_cut_of_pruned_models_alone(
     masks = Masks((BlockMask(first.heads, channels), none, BlockMask(others[1].heads, channels)))
     (tmp_path / "cut").mkdir()
     write_cut(tmp_path / "cut", dense, masks)
-    settings = EvaluateConfig(perplexity=PerplexityConfig(texts=(str(sample_file),), window=16, rows=2))
-    subjects = open_subjects([(str(dense.path), None), (str(tmp_path / "cut"), None)])
-    evaluation = evaluate_models(subjects, settings)
+    texts = PerplexityConfig(texts=(str(sample_file),), window=16, rows=2)
+    config = EvaluateConfig(model=str(tmp_path / "cut"), against=(str(dense.path),), perplexity=texts)
+    evaluation = open_session(config).measure()
     assert [model.cut for model in evaluation.models] == [(), block_cuts(masks)]
     assert "What was cut where" in report_html(evaluation, "now")
-    alone = evaluate_models(subjects[:1], settings)
+    alone = open_session(EvaluateConfig(model=str(dense.path), perplexity=texts)).measure()
     assert "What was cut where" not in report_html(alone, "now")

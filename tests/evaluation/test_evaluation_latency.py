@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spinecli.errors import OptionError
-from spinecli.evaluation.latency import fit_generation, measure_latency, paired_ratio, random_prompt, rates
-from spinecli.evaluation.settings import GenerationConfig
+from spinecli.evaluation.config import GenerationConfig
+from spinecli.evaluation.latency import measure_latency, paired_ratio, random_prompt, rates
+from spinecli.evaluation.lengths import fit_generation
 
 SETTINGS = GenerationConfig(prompt_length=6, new_tokens=4, batch_size=2, repeats=3, warmup=1)
 
@@ -71,6 +72,11 @@ def test_a_generation_longer_than_the_model_is_refused() -> None:
     with pytest.raises(OptionError, match=r"6 and 4 new tokens exceed the 9 positions of small; lower --prompt-length"):
         fit_generation(SETTINGS, {"small": 9}, notes.append)
     assert notes == []
+
+
+def test_a_generation_that_decodes_nothing_is_refused() -> None:
+    with pytest.raises(OptionError, match="--new-tokens must be at least 2, not 1"):
+        fit_generation(GenerationConfig(new_tokens=1), {}, pytest.fail)
 
 
 def test_a_prompt_that_nobody_asked_for_fits_the_shortest_model() -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from spinecli.errors import MeasurementError
+from spinecli.evaluation.config import EvaluateConfig, GenerationConfig
 from spinecli.evaluation.memory import measure_memory
 from spinecli.evaluation.models import open_subjects
-from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig
 
-SETTINGS = EvaluateConfig(memory=True, threads=1, generation=GenerationConfig(prompt_length=8, new_tokens=2))
+CONFIG = EvaluateConfig(
+    model="dense", memory=True, threads=1, generation=GenerationConfig(prompt_length=8, new_tokens=2)
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count from the start of the process")
@@ -25,7 +27,7 @@ def test_the_size_of_the_parent_does_not_count() -> None:
 
 def test_peak_of_loading_and_generating(dense: Path) -> None:
     (subject,) = open_subjects([(str(dense), None)])
-    found = measure_memory(subject, SETTINGS)
+    found = measure_memory(subject, CONFIG)
     assert found.peak_bytes == found.before_loading_bytes + found.added_bytes
     assert found.peak_bytes > 50e6
     assert 0 < found.added_bytes < 300e6
@@ -39,4 +41,4 @@ def test_a_probe_that_dies_is_an_error(dense: Path, monkeypatch: pytest.MonkeyPa
     killed.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(killed))
     with pytest.raises(MeasurementError, match=r"ended early \(signal 9\)"):
-        measure_memory(subject, SETTINGS)
+        measure_memory(subject, CONFIG)

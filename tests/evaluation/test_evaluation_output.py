@@ -9,17 +9,20 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.errors import OptionError, OutputExistsError
 from spinecli.evaluation import output
-from spinecli.evaluation.models import open_subjects
+from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.output import provenance, write_evaluation
 from spinecli.evaluation.results import Evaluation
 from spinecli.evaluation.session import Listeners, Session, open_session
-from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
 
 
 def _session(dense: Path, thinner: Path, text_file: Path, **changes: object) -> Session:
-    settings = EvaluateConfig(perplexity=PerplexityConfig(texts=(str(text_file),), window=32, rows=5), threads=1)
-    subjects = open_subjects([(str(dense), None), (str(thinner), None)])
-    return open_session(subjects, settings.model_copy(update=changes))
+    config = EvaluateConfig(
+        model=str(thinner),
+        against=(str(dense),),
+        perplexity=PerplexityConfig(texts=(str(text_file),), window=32, rows=5),
+        threads=1,
+    )
+    return open_session(config.model_copy(update=changes))
 
 
 @pytest.fixture
@@ -86,9 +89,9 @@ def test_what_a_killed_run_left_is_thrown_away(
 
 def test_windows_fit_the_shortest_model(dense: Path, text_file: Path) -> None:
     notes: list[str] = []
-    subjects = open_subjects([(str(dense), None)])
     texts = PerplexityConfig(texts=(str(text_file),))
-    session = open_session(subjects, EvaluateConfig(perplexity=texts), Listeners(note=notes.append))
+    config = EvaluateConfig(model=str(dense), perplexity=texts)
+    session = open_session(config, Listeners(note=notes.append))
     assert session.passages[0].windows[0].tokens.shape == (10, 96)
     assert notes == [
         "Windows have at most 96 tokens instead of 256, because dense has no more positions.",
@@ -96,4 +99,4 @@ def test_windows_fit_the_shortest_model(dense: Path, text_file: Path) -> None:
     ]
     asked = texts.model_copy(update={"window": 97})
     with pytest.raises(OptionError, match="97 tokens exceed the 96 positions of dense; lower --window"):
-        open_session(subjects, EvaluateConfig(perplexity=asked))
+        open_session(EvaluateConfig(model=str(dense), perplexity=asked))

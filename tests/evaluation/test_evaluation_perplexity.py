@@ -15,15 +15,16 @@ from tokenizers import processors
 
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.data.config import SpecialTokens
 from spinecli.data.rows import Frame, token_rows
 from spinecli.data.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation import perplexity
+from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.models import load_model, open_subjects
 from spinecli.evaluation.passages import read_passages
 from spinecli.evaluation.perplexity import LoadedLogits, StreamedLogits, Windowing, score, text_windows, token_losses
-from spinecli.evaluation.session import evaluate_models
-from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
+from spinecli.evaluation.session import open_session
 from spinecli.progress import silent
 
 
@@ -207,9 +208,10 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(dense: Path, tmp_path: Pat
     found = score(LoadedLogits(loaded, "cpu")(windows.tokens, silent), windows.tokens, windows.windowing)
     assert found.tokens == len(losses) == 18 + 5 * 5
     assert found.nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-    evaluated = evaluate_models(subjects, EvaluateConfig(perplexity=settings)).models[0].perplexity[0]
+    config = EvaluateConfig(model=str(model), perplexity=settings)
+    evaluated = open_session(config).measure().models[0].perplexity[0]
     assert (evaluated.nll, evaluated.opened_by) == (pytest.approx(found.nll, abs=1e-6), first + second)
-    plain = settings.model_copy(update={"special_tokens": "none"})
+    plain = settings.model_copy(update={"special_tokens": SpecialTokens.none})
     assert read_passages(plain, subjects, pytest.fail)[0].windows[0].tokens[0].tolist() == text[:20]
 
 
@@ -227,9 +229,7 @@ def test_a_head_of_its_own_counts_whichever_way_a_model_is_run(dense: Path, tmp_
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     texts = PerplexityConfig(texts=(str(text_file),), window=16, rows=8)
     found = [
-        evaluate_models(
-            open_subjects([(str(directory), None)]), EvaluateConfig(perplexity=texts, latency=latency)
-        ).models[0]
+        open_session(EvaluateConfig(model=str(directory), perplexity=texts, latency=latency)).measure().models[0]
         for directory, latency in ((dense, False), (model, False), (model, True))
     ]
     tied, streamed, loaded = (result.perplexity[0] for result in found)

@@ -8,7 +8,7 @@ import pytest
 from lm_eval.tasks._index import TaskIndex
 
 from spinecli.errors import MissingPathError, OptionError
-from spinecli.evaluation.settings import TaskConfig
+from spinecli.evaluation.config import TaskConfig
 from spinecli.evaluation.task_names import expand_names, lm_eval_names, names_in
 from spinecli.evaluation.tasks import _add_lm_evals_own
 

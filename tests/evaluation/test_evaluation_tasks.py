@@ -13,9 +13,9 @@ from tokenizers.processors import TemplateProcessing
 
 from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import MissingPathError, OfflineError, OptionError
+from spinecli.evaluation.config import TaskConfig
 from spinecli.evaluation.models import load_model, open_subjects
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.evaluation.settings import TaskConfig
 from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks, task_figures
 
 

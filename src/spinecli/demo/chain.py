@@ -15,11 +15,10 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest
 from spinecli.data.config import CalibrationConfig
 from spinecli.demo.fleet import FleetResult, run_fleet
-from spinecli.evaluation.models import open_subjects
-from spinecli.evaluation.output import provenance, write_evaluation
+from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.results import Evaluation
-from spinecli.evaluation.session import Listeners, open_session
-from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig, PerplexityConfig
+from spinecli.evaluation.run import evaluate
+from spinecli.evaluation.session import Listeners
 from spinecli.progress import Progress, silent
 from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
@@ -63,15 +62,12 @@ def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progre
         f"spine eval {tuned} --against {MODEL} --against {pruned} --perplexity {TEXT} --window {WINDOW} --latency "
         f"--out {results}"
     )
-    settings = EvaluateConfig(
+    measures = EvaluateConfig(
+        model=str(tuned),
+        against=(MODEL, str(pruned)),
         perplexity=PerplexityConfig(texts=(TEXT,), window=WINDOW),
         latency=True,
-        generation=GenerationConfig(),
     )
-    subjects = open_subjects([(MODEL, None), (str(pruned), None), (str(tuned), None)])
-    session = open_session(subjects, settings, Listeners(progress))
-    source = provenance(session)
-    evaluation = session.measure()
-    write_evaluation(session, source, evaluation, OutputOptions(results, overwrite=True))
+    evaluation, _ = evaluate(measures, OutputOptions(results, overwrite=True), Listeners(progress))
     fleet = run_fleet(tuned, out / "plan", out / "fed", announce, progress)
     return DemoResult(pruned_manifest, tuned_manifest, evaluation, fleet)

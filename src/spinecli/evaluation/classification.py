@@ -61,7 +61,7 @@ def classify(
     logits = class_logits(model, examples.encoded[index], device, progress)
     found = classification_score(logits, examples.targets(index), examples.matches[index].outputs)
     return ClassificationResult(
-        data=examples.settings.data,
+        data=examples.config.data,
         description=examples.description,
         accuracy=found.accuracy,
         accuracy_error=found.accuracy_error,

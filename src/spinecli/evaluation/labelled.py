@@ -16,9 +16,10 @@ from spinecli.data.examples import BUILTIN, Dataset, load_dataset
 from spinecli.data.hub import hub_name
 from spinecli.data.splits import evaluation_beside
 from spinecli.errors import DataError, OptionError
+from spinecli.evaluation.config import DEFAULT_MAX_LENGTH, LabelledConfig
+from spinecli.evaluation.lengths import fit_row_length
 from spinecli.evaluation.models import Subject, label_names
 from spinecli.evaluation.results import Matching
-from spinecli.evaluation.settings import DEFAULT_MAX_LENGTH, LabelledConfig, fit_row_length
 
 _UNNAMED = re.compile(r"LABEL_\d+")
 _NUMBER = re.compile(r"-?\d+")
@@ -78,7 +79,7 @@ def _folded(names: Sequence[str]) -> list[str]:
 class LabelledSet:
     """Labelled examples that all models answer."""
 
-    settings: LabelledConfig
+    config: LabelledConfig
     """With `max_length` filled in."""
     max_length: int
     """Longest row in tokens."""
@@ -91,40 +92,40 @@ class LabelledSet:
     @property
     def description(self) -> str:
         """A short name of what is measured on."""
-        return _described(self.settings.data, self.dataset.reference)
+        return _described(self.config.data, self.dataset.reference)
 
     def targets(self, index: int) -> Tensor:
         """The output of model `index` that is right, of every example: (examples,) int64."""
         return torch.tensor(self.matches[index].outputs)[self.encoded[index].labels]
 
 
-def read_labelled(settings: LabelledConfig, subjects: Sequence[Subject], note: Callable[[str], None]) -> LabelledSet:
+def read_labelled(config: LabelledConfig, subjects: Sequence[Subject], note: Callable[[str], None]) -> LabelledSet:
     """Read the examples and put them into the tokens of every model; `note` hears what is not as one would expect.
 
     Raises: DataError, MissingPathError, OfflineError, OptionError, TokenizerError.
     """
     positions = {subject.label: subject.positions for subject in subjects}
-    length = fit_row_length(settings.max_length, DEFAULT_MAX_LENGTH, positions, "--max-length", note)
-    settings = settings.model_copy(update={"max_length": length})
+    length = fit_row_length(config.max_length, DEFAULT_MAX_LENGTH, positions, "--max-length", note)
+    config = config.model_copy(update={"max_length": length})
     options = DataOptions(
-        text_column=settings.text_column,
-        pair_column=settings.pair_column,
-        label_column=settings.label_column,
+        text_column=config.text_column,
+        pair_column=config.pair_column,
+        label_column=config.label_column,
         task="classification",
-        limit=settings.examples,
+        limit=config.examples,
     )
-    dataset = load_dataset(_held_out(settings.data), options)
+    dataset = load_dataset(_held_out(config.data), options)
     for sentence in dataset.notes:
         note(sentence)
-    description = _described(settings.data, dataset.reference)
-    if dataset.reference != settings.data:
-        note(f"{settings.data} is measured on its part {description}.")
+    description = _described(config.data, dataset.reference)
+    if dataset.reference != config.data:
+        note(f"{config.data} is measured on its part {description}.")
     matches = tuple(_matched(dataset, description, subject, note) for subject in subjects)
     encoded = tuple(_encoded(dataset, subject, length) for subject in subjects)
     for rows, subject in zip(encoded, subjects, strict=True):
         if rows.shortened:
             note(f"{rows.shortened} of {len(rows)} examples were shortened to {length} tokens for {subject.label}.")
-    return LabelledSet(settings, length, dataset, encoded, matches)
+    return LabelledSet(config, length, dataset, encoded, matches)
 
 
 def _held_out(reference: str) -> str:

@@ -20,9 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spinecli.errors import OptionError
+from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.results import ForwardResult, LatencyResult, Rates
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationConfig
 from spinecli.progress import Progress, silent
 
 _Timed = TypeVar("_Timed")
@@ -34,28 +33,6 @@ class Seconds:
 
     prefill: float
     decode: float
-
-
-def fit_generation(
-    settings: GenerationConfig, positions: dict[str, int | None], note: Callable[[str], None]
-) -> GenerationConfig:
-    """The settings with a prompt length that every model (label -> positions) has room for.
-
-    Raises: OptionError if a length that was asked for does not fit.
-    """
-    length = settings.prompt_length or DEFAULT_PROMPT_LENGTH
-    for label, limit in positions.items():
-        if limit is None or length + settings.new_tokens <= limit:
-            continue
-        room = limit - settings.new_tokens
-        if settings.prompt_length is not None or room < 1:
-            raise OptionError(
-                f"A prompt of {length} and {settings.new_tokens} new tokens exceed the {limit} positions of {label}; "
-                "lower --prompt-length or --new-tokens."
-            )
-        note(f"The prompt has {room} tokens instead of {length}, because {label} has {limit} positions.")
-        length = room
-    return settings.model_copy(update={"prompt_length": length})
 
 
 def random_prompt(vocabulary: int, length: int, batch_size: int, opening: Sequence[int] = ()) -> Tensor:
@@ -89,33 +66,33 @@ def time_generation(model: nn.Module, prompt: Tensor, new_tokens: int) -> Second
 
 
 def measure_latency(
-    models: Sequence[nn.Module], prompts: Sequence[Tensor], settings: GenerationConfig, progress: Progress = silent
+    models: Sequence[nn.Module], prompts: Sequence[Tensor], config: GenerationConfig, progress: Progress = silent
 ) -> list[LatencyResult]:
     """Time all models in turns; one result a model, in their order.
 
     `prompts` holds one a model, all (batch, prompt_length) int64, on the models' device.
     """
     generations = [
-        partial(time_generation, model, prompt, settings.new_tokens)
+        partial(time_generation, model, prompt, config.new_tokens)
         for model, prompt in zip(models, prompts, strict=True)
     ]
     batch, length = prompts[0].shape
-    return generation_rates(generations, batch, length, settings, progress)
+    return generation_rates(generations, batch, length, config, progress)
 
 
 def generation_rates(
     generations: Sequence[Callable[[], Seconds]],
     batch: int,
     length: int,
-    settings: GenerationConfig,
+    config: GenerationConfig,
     progress: Progress = silent,
 ) -> list[LatencyResult]:
     """Run generations in turns, each of which times itself; one result each, in their order.
 
-    Each continues `batch` prompts of `length` tokens by `settings.new_tokens`.
+    Each continues `batch` prompts of `length` tokens by `config.new_tokens`.
     """
-    taken = in_turns(generations, settings, progress)
-    decoded = batch * (settings.new_tokens - 1)
+    taken = in_turns(generations, config, progress)
+    decoded = batch * (config.new_tokens - 1)
     return [
         LatencyResult(
             prefill=rates([batch * length / seconds.prefill for seconds in series]),
@@ -126,15 +103,15 @@ def generation_rates(
 
 
 def in_turns(
-    timed: Sequence[Callable[[], _Timed]], settings: GenerationConfig, progress: Progress = silent
+    timed: Sequence[Callable[[], _Timed]], config: GenerationConfig, progress: Progress = silent
 ) -> list[list[_Timed]]:
     """Call everything once a round, in order; what each returned in the rounds that count."""
-    rounds = settings.warmup + settings.repeats
+    rounds = config.warmup + config.repeats
     taken: list[list[_Timed]] = [[] for _ in timed]
     for turn in range(rounds):
         for index, measure in enumerate(timed):
             found = measure()
-            if turn >= settings.warmup:
+            if turn >= config.warmup:
                 taken[index].append(found)
             progress("latency", turn * len(timed) + index + 1, rounds * len(timed))
     return taken
@@ -173,14 +150,14 @@ def time_forward(model: nn.Module, rows: Tensor) -> float:
 
 
 def measure_forward(
-    models: Sequence[nn.Module], rows: Sequence[Tensor], settings: GenerationConfig, progress: Progress = silent
+    models: Sequence[nn.Module], rows: Sequence[Tensor], config: GenerationConfig, progress: Progress = silent
 ) -> list[ForwardResult]:
     """Time all models in turns; one result a model, in their order.
 
     `rows` holds one a model, all (batch, length) int64, on the models' device.
     """
     passes = [partial(time_forward, model, own) for model, own in zip(models, rows, strict=True)]
-    taken = in_turns(passes, settings, progress)
+    taken = in_turns(passes, config, progress)
     batch, tokens = len(rows[0]), rows[0].numel()
     return [
         ForwardResult(

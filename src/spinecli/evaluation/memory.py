@@ -13,25 +13,25 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from spinecli.errors import MeasurementError
+from spinecli.evaluation.config import EvaluateConfig
 from spinecli.evaluation.memory_probe import FAILURE_MARK, REPORT_MARK
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.results import MemoryResult
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, EvaluateConfig
 
 
-def measure_memory(subject: Subject, settings: EvaluateConfig) -> MemoryResult:
+def measure_memory(subject: Subject, config: EvaluateConfig) -> MemoryResult:
     """Start a process that loads the model, runs it once, and reports its own peak.
 
     Raises: MeasurementError if that process dies, for want of memory for instance.
     """
-    generation = settings.generation
+    generation = config.generation
     request: dict[str, JsonValue] = {
         "reference": str(subject.path.resolve()),
         "adapter": str(subject.adapter.resolve()) if subject.adapter else None,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
-        "prompt_length": generation.prompt_length or DEFAULT_PROMPT_LENGTH,
+        "device": config.device,
+        "dtype": config.dtype,
+        "threads": config.threads,
+        "prompt_length": generation.length,
         "new_tokens": generation.new_tokens,
         "batch_size": generation.batch_size,
     }

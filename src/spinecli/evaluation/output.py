@@ -57,13 +57,16 @@ def write_evaluation(
     Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
     """
     measured = session.stopwatch.measured()
-    # texts and examples are inputs, known by what they say and not by what they are called
-    parameters: dict[str, JsonValue] = session.settings.model_dump(
-        mode="json", exclude={"perplexity": {"texts"}, "labelled": {"data"}}
-    )
-    seed = session.settings.tasks.seed if session.settings.tasks else 0
     check_output(output)
-    run = Run("evaluation", "eval", parameters, seed, source.inputs, source.lineage)
+    run = Run(
+        kind="evaluation",
+        command="eval",
+        config=session.asked,
+        parameters=session.config.parameters(),
+        seed=session.config.tasks.seed if session.config.tasks else 0,
+        inputs=source.inputs,
+        lineage=source.lineage,
+    )
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.data.config import SpecialTokens
 from spinecli.data.rows import Frame, frame_of
 from spinecli.data.text import Text, load_text
+from spinecli.evaluation.config import DEFAULT_WINDOW, PerplexityConfig
+from spinecli.evaluation.lengths import fit_row_length
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.perplexity import Windowing, text_windows
-from spinecli.evaluation.settings import DEFAULT_WINDOW, PerplexityConfig, fit_row_length
 
 # More than any tokenizer needs for prose; bounds what is fetched of a hub data set.
 _CHARACTERS_PER_TOKEN = 12
@@ -43,23 +43,21 @@ class Passage:
         return torch.equal(self.windows[0].tokens, self.windows[index].tokens)
 
 
-def read_passages(
-    settings: PerplexityConfig, subjects: Sequence[Subject], note: Callable[[str], None]
-) -> list[Passage]:
+def read_passages(config: PerplexityConfig, subjects: Sequence[Subject], note: Callable[[str], None]) -> list[Passage]:
     """Read and cut all texts; `note` hears what is not as one would expect.
 
     Raises: OptionError, CalibrationTextError, TokenizerError, OfflineError.
     """
     positions = {subject.label: subject.positions for subject in subjects}
-    window = fit_row_length(settings.window, DEFAULT_WINDOW, positions, "--window", note, "Windows")
+    window = fit_row_length(config.window, DEFAULT_WINDOW, positions, "--window", note, "Windows")
     tokenizers = [subject.tokenizer for subject in subjects]
     frames = [
-        frame_of(subject.checkpoint, tokenizer, SpecialTokens(settings.special_tokens))
+        frame_of(subject.checkpoint, tokenizer, config.special_tokens)
         for subject, tokenizer in zip(subjects, tokenizers, strict=True)
     ]
-    windowings = [_windowing(settings, window, frame) for frame in frames]
+    windowings = [_windowing(config, window, frame) for frame in frames]
     passages = []
-    for reference in settings.texts:
+    for reference in config.texts:
         longest = max(windowing.tokens for windowing in windowings)
         text = load_text(reference, limit_characters=_CHARACTERS_PER_TOKEN * longest)
         windows = []
@@ -71,11 +69,11 @@ def read_passages(
     return passages
 
 
-def _windowing(settings: PerplexityConfig, window: int, frame: Frame) -> Windowing:
+def _windowing(config: PerplexityConfig, window: int, frame: Frame) -> Windowing:
     opening = len(frame.opening)
     # as many tokens as a window has mean windows side by side, whatever opens them
-    disjoint = settings.stride is None or settings.stride == window
-    return Windowing(window, window - opening if disjoint else settings.stride or 0, settings.rows, opening)
+    disjoint = config.stride is None or config.stride == window
+    return Windowing(window, window - opening if disjoint else config.stride or 0, config.rows, opening)
 
 
 def _tell(passage: Passage, subjects: Sequence[Subject], note: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from spinecli.artifacts.record import Record
 from spinecli.checkpoints.cut_picture import BlockCut
-from spinecli.evaluation.settings import EvaluateConfig, GenerationConfig
+from spinecli.evaluation.config import EvaluateConfig, GenerationConfig
 
 RESULTS_NAME = "results.json"
 RESULTS_FORMAT = 1

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 from transformers import PreTrainedModel
 
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.stream.block_stream import compute_options
-from spinecli.errors import MeasurementError, OptionError
+from spinecli.errors import MeasurementError
 from spinecli.evaluation.classification import classify
 from spinecli.evaluation.comparison import compare
+from spinecli.evaluation.config import EvaluateConfig
 from spinecli.evaluation.labelled import LabelledSet, read_labelled
-from spinecli.evaluation.latency import fit_generation, measure_forward, measure_latency, random_prompt
+from spinecli.evaluation.latency import measure_forward, measure_latency, random_prompt
+from spinecli.evaluation.lengths import fit_generation, fit_pass
 from spinecli.evaluation.machine import machine_facts, torch_threads
+from spinecli.evaluation.measures import check_measures, require_measurable, with_some_measure
 from spinecli.evaluation.memory import measure_memory
-from spinecli.evaluation.models import Subject, cut_of, load_model, weights_of
+from spinecli.evaluation.models import (
+    Subject,
+    cut_of,
+    default_text,
+    dense_reference,
+    load_model,
+    open_subjects,
+    weights_of,
+)
 from spinecli.evaluation.passages import Passage, read_passages
 from spinecli.evaluation.perplexity import LoadedLogits, LogitSource, StreamedLogits, score
 from spinecli.evaluation.quiet import quiet_libraries
@@ -30,30 +41,8 @@ from spinecli.evaluation.results import (
     ModelResult,
     PerplexityResult,
 )
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, EvaluateConfig, GenerationConfig, fit_row_length
 from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks
 from spinecli.progress import Progress, silent
-
-
-def require_measurable(subject: Subject, settings: EvaluateConfig) -> None:
-    """Refuse a measure that the model's kind does not have; all models of an evaluation are of one kind.
-
-    Raises: OptionError.
-    """
-    for option, asked, of_classifiers in (
-        ("--perplexity", settings.perplexity, False),
-        ("--tasks", settings.tasks, False),
-        ("--labelled", settings.labelled, True),
-    ):
-        if asked is None or subject.classifies == of_classifiers:
-            continue
-        if of_classifiers:
-            raise OptionError(
-                f"{option} measures classifiers and {subject.label} is a language model; use --perplexity or --tasks."
-            )
-        raise OptionError(
-            f"{option} measures language models and {subject.label} is a classifier; use --labelled with examples."
-        )
 
 
 def _unheard(sentence: str) -> None:
@@ -74,8 +63,10 @@ class Listeners:
 class Session:
     """Models, what to measure of them, and all that has been found for it; made by `open_session`."""
 
+    asked: EvaluateConfig
+    config: EvaluateConfig
+    """With the measures and lengths filled in that depend on the models."""
     subjects: tuple[Subject, ...]
-    settings: EvaluateConfig
     passages: tuple[Passage, ...]
     tasks: TaskSet | None
     labelled: LabelledSet | None
@@ -87,7 +78,7 @@ class Session:
 
         Raises: MeasurementError, NonFiniteWeightsError, OptionError (an adapter of another model).
         """
-        with quiet_libraries(self.listeners.debug), torch_threads(self.settings.threads) as threads:
+        with quiet_libraries(self.listeners.debug), torch_threads(self.config.threads) as threads:
             measured = self._measure_loaded() if self._needs_loading else self._measure_streamed()
             # after the loaded models are gone: the probes need their room
             memories = self._memories()
@@ -95,8 +86,8 @@ class Session:
             result.model_copy(update={"memory": memory}) for result, memory in zip(measured, memories, strict=True)
         )
         return Evaluation(
-            settings=self.settings,
-            machine=machine_facts(self.settings.device, threads),
+            settings=self.config,
+            machine=machine_facts(self.config.device, threads),
             models=models,
             comparison=compare(models),
         )
@@ -105,10 +96,10 @@ class Session:
     def _needs_loading(self) -> bool:
         """Perplexity alone goes block by block; an adapter only exists on a loaded model."""
         adapted = any(subject.adapter for subject in self.subjects)
-        return bool(self.settings.latency or self.tasks or self.labelled or (self.passages and adapted))
+        return bool(self.config.latency or self.tasks or self.labelled or (self.passages and adapted))
 
     def _measure_streamed(self) -> list[ModelResult]:
-        compute = compute_options(self.settings.device, self.settings.dtype)
+        compute = compute_options(self.config.device, self.config.dtype)
         return [
             _result(subject, perplexity=self._perplexities(index, StreamedLogits(subject.checkpoint, compute)))
             for index, subject in enumerate(self.subjects)
@@ -121,7 +112,7 @@ class Session:
         for index, (subject, model, speed) in enumerate(zip(self.subjects, models, speeds, strict=True)):
             found = _result(
                 subject,
-                perplexity=self._perplexities(index, LoadedLogits(model, self.settings.device)),
+                perplexity=self._perplexities(index, LoadedLogits(model, self.config.device)),
                 lm_eval=self._task_results(subject, model),
             )
             update = {
@@ -135,7 +126,7 @@ class Session:
         models = []
         with self.stopwatch("loading"):
             for subject in self.subjects:
-                models.append(load_model(subject, device=self.settings.device, dtype=self.settings.dtype))
+                models.append(load_model(subject, device=self.config.device, dtype=self.config.dtype))
                 self.listeners.progress("loading models", len(models), len(self.subjects))
         return models
 
@@ -169,19 +160,18 @@ class Session:
             return None
         try:
             with self.stopwatch("labelled examples"):
-                return classify(self.labelled, index, model, self.settings.device, self.listeners.progress)
+                return classify(self.labelled, index, model, self.config.device, self.listeners.progress)
         except MeasurementError as error:
             where = f"{self.subjects[index].label} on {self.labelled.description}"
             raise MeasurementError(f"{where}: {error}") from error
 
     def _speeds(self, models: Sequence[PreTrainedModel]) -> Sequence[LatencyResult | ForwardResult | None]:
-        settings = self.settings
-        if not settings.latency:
+        config, generation = self.config, self.config.generation
+        if not config.latency:
             return [None] * len(models)
-        generation = settings.generation
-        length = generation.prompt_length or DEFAULT_PROMPT_LENGTH
+        length, batch = generation.length, generation.batch_size
         prompts = [
-            random_prompt(subject.vocabulary, length, generation.batch_size, subject.opening).to(settings.device)
+            random_prompt(subject.vocabulary, length, batch, subject.opening).to(config.device)
             for subject in self.subjects
         ]
         measure = measure_forward if self.subjects[0].classifies else measure_latency
@@ -196,56 +186,63 @@ class Session:
             return run_tasks(self.tasks, model, tokenizer, self.listeners.progress, debug=self.listeners.debug)
 
     def _memories(self) -> list[MemoryResult | None]:
-        if not self.settings.memory:
+        if not self.config.memory:
             return [None] * len(self.subjects)
         results: list[MemoryResult | None] = []
         with self.stopwatch("memory"):
             for subject in self.subjects:
-                results.append(measure_memory(subject, self.settings))
+                results.append(measure_memory(subject, self.config))
                 self.listeners.progress("memory", len(results), len(self.subjects))
         return results
 
 
 def open_session(
+    config: EvaluateConfig, listeners: Listeners | None = None, stopwatch: Stopwatch | None = None
+) -> Session:
+    """Open the models and check what is asked of them; nothing is measured. Where no measure is named, some are.
+
+    Raises: OptionError, and every UserError that a model, device, text, data set, tokenizer or task can cause.
+    """
+    listeners = listeners or Listeners()
+    check_measures(config)
+    subjects = open_subjects([*((other, None) for other in config.against), (config.model, config.adapter)])
+    last = subjects[-1]
+    some = with_some_measure(config, None if last.classifies else default_text(last))
+    if not config.names_a_measure and last.classifies:
+        listeners.note("No measure was named: speed only; --labelled DATA would measure accuracy and loss.")
+    elif not config.names_a_measure:
+        listeners.note(f"No measure was named: perplexity on {some.texts[0]}, and speed.")
+    if not config.against and (dense := dense_reference(last)):
+        listeners.note(f"--against {dense} would compare with the checkpoint that {last.label} was made from.")
+    return replace(open_measures(subjects, some, listeners, stopwatch), asked=config)
+
+
+def open_measures(
     subjects: Sequence[Subject],
-    settings: EvaluateConfig,
+    config: EvaluateConfig,
     listeners: Listeners | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Session:
-    """Check the settings against the models, read texts and examples and find the tasks; nothing is measured.
+    """Check measures against models that are open already; read texts and examples and find the tasks.
 
     Raises: OptionError, and every UserError that a device, text, data set, tokenizer or task can cause.
     """
-    listeners, stopwatch = listeners or Listeners(), stopwatch or Stopwatch()
-    compute_options(settings.device, settings.dtype)
+    listeners, stopwatch, asked = listeners or Listeners(), stopwatch or Stopwatch(), config
+    compute_options(config.device, config.dtype)
     for subject in subjects:
-        require_measurable(subject, settings)
-    if settings.latency or settings.memory:
-        settings = settings.model_copy(update={"generation": _fit(settings.generation, subjects, listeners.note)})
+        require_measurable(subject, config)
+    if config.latency or config.memory:
+        fit = fit_pass if subjects[0].classifies else fit_generation
+        positions = {subject.label: subject.positions for subject in subjects}
+        fitted = fit(config.generation, positions, listeners.note)
+        config = config.model_copy(update={"generation": fitted})
     with quiet_libraries(listeners.debug), stopwatch("preparing"):
-        passages = read_passages(settings.perplexity, subjects, listeners.note) if settings.perplexity else []
-        tasks = find_tasks(settings.tasks, listeners.progress, debug=listeners.debug) if settings.tasks else None
-        labelled = read_labelled(settings.labelled, subjects, listeners.note) if settings.labelled else None
+        passages = read_passages(config.perplexity, subjects, listeners.note) if config.perplexity else []
+        tasks = find_tasks(config.tasks, listeners.progress, debug=listeners.debug) if config.tasks else None
+        labelled = read_labelled(config.labelled, subjects, listeners.note) if config.labelled else None
     if labelled is not None:
-        settings = settings.model_copy(update={"labelled": labelled.settings})
-    return Session(tuple(subjects), settings, tuple(passages), tasks, labelled, listeners, stopwatch)
-
-
-def _fit(generation: GenerationConfig, subjects: Sequence[Subject], note: Callable[[str], None]) -> GenerationConfig:
-    """The generation, or a classifier's pass, in the length that every model has room for."""
-    positions = {subject.label: subject.positions for subject in subjects}
-    if not subjects[0].classifies:
-        return fit_generation(generation, positions, note)
-    asked = generation.prompt_length
-    length = fit_row_length(asked, DEFAULT_PROMPT_LENGTH, positions, "--prompt-length", note)
-    return generation.model_copy(update={"prompt_length": length, "new_tokens": 0})
-
-
-def evaluate_models(
-    subjects: Sequence[Subject], settings: EvaluateConfig, listeners: Listeners | None = None
-) -> Evaluation:
-    """Measure models side by side; the first is the reference of the ratios."""
-    return open_session(subjects, settings, listeners).measure()
+        config = config.model_copy(update={"labelled": labelled.config})
+    return Session(asked, config, tuple(subjects), tuple(passages), tasks, labelled, listeners, stopwatch)
 
 
 def _result(

@@ -20,7 +20,7 @@ from typing import NoReturn
 import yaml
 
 from spinecli.errors import MissingPathError, OptionError, reason_of
-from spinecli.evaluation.settings import TaskConfig
+from spinecli.evaluation.config import TaskConfig
 
 # a top-level key with what belongs to it: the rest of its line, and lines that are indented, items or comments
 _KEY = re.compile(
@@ -50,31 +50,31 @@ class TaskNames:
         return [self.files[name]] if name in self.files else self.tags.get(name, [])
 
 
-def expand_names(settings: TaskConfig) -> tuple[str, ...]:
+def expand_names(config: TaskConfig) -> tuple[str, ...]:
     """The tasks that are meant, each once, with patterns expanded.
 
     Raises: MissingPathError, OptionError if there is no such task.
     """
-    if settings.include_path is not None and not settings.include_path.is_dir():
-        raise MissingPathError(f"{settings.include_path} is not a directory; name one that holds lm-eval task files.")
-    places = [names_in(folder) for folder in own_folders(settings)]
+    if config.include_path is not None and not config.include_path.is_dir():
+        raise MissingPathError(f"{config.include_path} is not a directory; name one that holds lm-eval task files.")
+    places = [names_in(folder) for folder in own_folders(config)]
     known: set[str] = set().union(*(place.all for place in places))
-    if not all(_matches(name, known) for name in settings.names):
+    if not all(_matches(name, known) for name in config.names):
         known |= lm_eval_names().all
     names: list[str] = []
-    for name in settings.names:
+    for name in config.names:
         found = [match for match in _matches(name, known) if match not in names]
         if not found and name not in names:
             # lm-eval passes over files that it cannot read, and the task may be in one of those
-            _refuse_broken(_yaml_files(settings.include_path) if settings.include_path else [])
+            _refuse_broken(_yaml_files(config.include_path) if config.include_path else [])
             raise OptionError(f"There is no task {name!r}; {_advice([name], known)}")
         names += found
-    if settings.include_path:
+    if config.include_path:
         _refuse_broken([path for name in names for path in places[-1].defining(name)])
     return tuple(names)
 
 
-def refuse_members(members: Sequence[str], group: str, file: Path | None, settings: TaskConfig) -> NoReturn:
+def refuse_members(members: Sequence[str], group: str, file: Path | None, config: TaskConfig) -> NoReturn:
     """Tell that a group asks for tasks that do not exist.
 
     Args:
@@ -82,18 +82,18 @@ def refuse_members(members: Sequence[str], group: str, file: Path | None, settin
 
     Raises: OptionError, of the file that cannot be read if there is one, because the tasks may be in it.
     """
-    _refuse_broken(_yaml_files(settings.include_path) if settings.include_path else [])
-    known = lm_eval_names().all.union(*(names_in(folder).all for folder in own_folders(settings)))
+    _refuse_broken(_yaml_files(config.include_path) if config.include_path else [])
+    known = lm_eval_names().all.union(*(names_in(folder).all for folder in own_folders(config)))
     listed = " and ".join(map(repr, members))
     place = f" in {file}" if file else ""
     absent = "which is no task" if len(members) == 1 else "which are no tasks"
     raise OptionError(f"The group {group}{place} asks for {listed}, {absent}; {_advice(members, known)}")
 
 
-def own_folders(settings: TaskConfig) -> list[Path]:
+def own_folders(config: TaskConfig) -> list[Path]:
     """Folders of tasks beside lm-eval's own: that of the demo, and the user's."""
     demo = Path(str(resources.files("spinecli.demo") / "assets" / "tasks"))
-    return [demo, *([settings.include_path] if settings.include_path else [])]
+    return [demo, *([config.include_path] if config.include_path else [])]
 
 
 @lru_cache(maxsize=1)

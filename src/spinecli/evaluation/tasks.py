@@ -13,8 +13,8 @@ from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spinecli.errors import MeasurementError, OfflineError, OptionError, reason_of
+from spinecli.evaluation.config import TaskConfig
 from spinecli.evaluation.quiet import lm_eval_progress
-from spinecli.evaluation.settings import TaskConfig
 from spinecli.evaluation.task_names import TaskNames, expand_names, lm_eval_names, own_folders, refuse_members
 from spinecli.progress import Progress, silent
 
@@ -26,7 +26,7 @@ _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 class TaskSet:
     """Tasks that exist and whose data has been found."""
 
-    settings: TaskConfig
+    config: TaskConfig
     names: tuple[str, ...]
     """Patterns expanded."""
     manager: Any
@@ -45,24 +45,24 @@ class TaskFigure:
     higher_is_better: bool | None
 
 
-def find_tasks(settings: TaskConfig, progress: Progress = silent, *, debug: bool = False) -> TaskSet:
+def find_tasks(config: TaskConfig, progress: Progress = silent, *, debug: bool = False) -> TaskSet:
     """Look the tasks up and load their data once, so that mistakes are found before any model is loaded.
 
     Raises: OptionError (unknown or unusable task), MissingPathError, OfflineError (data that has to be fetched).
     """
     from lm_eval.tasks import TaskManager
 
-    names = expand_names(settings)
-    manager = TaskManager(include_path=[str(folder) for folder in own_folders(settings)], include_defaults=False)
+    names = expand_names(config)
+    manager = TaskManager(include_path=[str(folder) for folder in own_folders(config)], include_defaults=False)
     index = manager.task_index
     _add_lm_evals_own(index, names)
-    _refuse_unknown_members(index, names, settings)
-    if settings.include_path:
-        _resolve_local_data(index, names, settings.include_path)
+    _refuse_unknown_members(index, names, config)
+    if config.include_path:
+        _resolve_local_data(index, names, config.include_path)
     with lm_eval_progress(progress, debug):
         for name in names:
             _check_task(manager, name)
-    return TaskSet(settings, names, manager)
+    return TaskSet(config, names, manager)
 
 
 def run_tasks(
@@ -83,21 +83,21 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.utils import handle_non_serializable
 
-    settings = tasks.settings
+    config = tasks.config
     try:
         with lm_eval_progress(progress, debug):
             results = simple_evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
+                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size),
                 tasks=list(tasks.names),
-                num_fewshot=settings.num_fewshot,
-                batch_size=settings.batch_size,
+                num_fewshot=config.num_fewshot,
+                batch_size=config.batch_size,
                 device=str(model.device),
-                limit=settings.limit,
+                limit=config.limit,
                 log_samples=False,
                 task_manager=tasks.manager,
-                numpy_random_seed=settings.seed,
-                torch_random_seed=settings.seed,
-                fewshot_random_seed=settings.seed,
+                numpy_random_seed=config.seed,
+                torch_random_seed=config.seed,
+                fewshot_random_seed=config.seed,
             )
     # tasks are code of many authors; whatever they raise ends this measurement
     except Exception as error:
@@ -185,14 +185,14 @@ def _needed(index: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _refuse_unknown_members(index: Mapping[str, Any], names: Iterable[str], settings: TaskConfig) -> None:
+def _refuse_unknown_members(index: Mapping[str, Any], names: Iterable[str], config: TaskConfig) -> None:
     """Tell which members of a group do not exist; lm-eval takes them for tasks without data and fails at those."""
     for name in names:
         if name not in index:
             continue
         for group, members in _unknown_members(index, name, index[name].cfg, False, frozenset()):
             file = index[group].yaml_path if group in index else index[name].yaml_path
-            refuse_members(members, group, file, settings)
+            refuse_members(members, group, file, config)
 
 
 def _unknown_members(

@@ -7,6 +7,8 @@ import torch
 from families import recipe
 from written_gguf import write_gguf_file
 
+from spinecli.export.config import Quantization
+
 
 @pytest.fixture(autouse=True, scope="session")
 def single_thread() -> None:
@@ -26,4 +28,4 @@ def thinner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gguf_file(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`dense` as a file for llama.cpp, with nothing rounded."""
-    return write_gguf_file(dense, tmp_path_factory.mktemp("files") / "dense.gguf", "f32")
+    return write_gguf_file(dense, tmp_path_factory.mktemp("files") / "dense.gguf", Quantization.f32)

@@ -163,8 +163,8 @@ def test_what_cannot_be_exported_stays_out_unless_it_was_asked_for(
         (["DENSE", "--device", "gpu"], "--device gpu cannot be used here"),
         (["CLASSIFIER", "--engine", "llama.cpp"], "is a classifier, which llama.cpp does not run"),
         (["DENSE", "--out", "ABSENT/out"], "does not exist"),
-        (["DENSE", "--engine", "onnx"], "'onnx' is not one of"),
-        (["--engine", "torch"], "Missing argument 'CHECKPOINT"),
+        (["DENSE", "--engine", "onnx"], "--engine must be one of torch, llama.cpp, all, not 'onnx'"),
+        (["--engine", "torch"], "MODELS is missing: "),
     ],
 )
 def test_mistakes_get_one_sentence(dense: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:

@@ -17,6 +17,7 @@ from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import DamagedCheckpointError, MissingPathError, UnsupportedFamilyError
 from spinecli.evaluation.bench.cost import Cost, checkpoint_cost
 from spinecli.evaluation.bench.gguf_file import read_gguf
+from spinecli.export.config import Quantization
 
 LENGTH = 24
 
@@ -72,13 +73,13 @@ def test_a_file_costs_what_its_checkpoint_costs(dense: Path, gguf_file: Path) ->
 
 def test_a_tied_head_is_read_although_it_is_stored_once(tmp_path: Path) -> None:
     tied = recipe("llama", tied=True).write(tmp_path / "tied")
-    file = read_gguf(write_gguf_file(tied, tmp_path / "tied.gguf", "f32"))
+    file = read_gguf(write_gguf_file(tied, tmp_path / "tied.gguf", Quantization.f32))
     assert file.cost().weight_bytes == checkpoint_cost(Checkpoint.open(tied), torch.float32).weight_bytes
     assert file.cost().head == 320 * 32
 
 
 def test_quantised_files_say_so(dense: Path, tmp_path: Path, gguf_file: Path) -> None:
-    file = read_gguf(write_gguf_file(dense, tmp_path / "q.gguf", "q8_0"))
+    file = read_gguf(write_gguf_file(dense, tmp_path / "q.gguf", Quantization.q8_0))
     assert file.precision == "q8_0"
     assert file.cost().weight_bytes < read_gguf(gguf_file).cost().weight_bytes / 3
 
@@ -114,8 +115,8 @@ def test_a_file_without_a_language_model(tmp_path: Path) -> None:
 
 def test_the_prompt_of_a_file_begins_as_llama_cpp_begins_a_text(tmp_path: Path) -> None:
     model = recipe("llama").write(tmp_path / "model")
-    assert read_gguf(write_gguf_file(model, tmp_path / "plain.gguf", "f32")).opening == ()
+    assert read_gguf(write_gguf_file(model, tmp_path / "plain.gguf", Quantization.f32)).opening == ()
     tokenizer = load_tokenizer(model)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.save_pretrained(model)
-    assert read_gguf(write_gguf_file(model, tmp_path / "begun.gguf", "f32")).opening == (1,)
+    assert read_gguf(write_gguf_file(model, tmp_path / "begun.gguf", Quantization.f32)).opening == (1,)

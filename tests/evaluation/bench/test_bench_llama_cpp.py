@@ -12,19 +12,16 @@ import torch
 from families import load, random_tokens
 
 from spinecli.errors import MeasurementError, NoSpaceError
+from spinecli.evaluation.bench.config import BenchConfig
 from spinecli.evaluation.bench.llama_cpp_model import load_llama_cpp
-from spinecli.evaluation.bench.models import open_models
-from spinecli.evaluation.bench.results import BenchConfig
 from spinecli.evaluation.bench.session import open_bench
+from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.memory import run_probe
-from spinecli.evaluation.settings import GenerationConfig
 
 pytest.importorskip("llama_cpp")
 
 LENGTH, NEW = 12, 10
-SETTINGS = BenchConfig(
-    generation=GenerationConfig(prompt_length=LENGTH, new_tokens=4, batch_size=2, repeats=2), threads=1
-)
+GENERATION = GenerationConfig(prompt_length=LENGTH, new_tokens=4, batch_size=2, repeats=2)
 
 
 def test_every_row_of_a_batch_goes_on_as_torch_goes_on_alone(dense: Path, gguf_file: Path) -> None:
@@ -65,8 +62,7 @@ def test_the_probe_holds_llama_cpp_and_no_torch(gguf_file: Path) -> None:
 def test_a_file_that_llama_cpp_refuses_ends_with_its_reason(gguf_file: Path, tmp_path: Path) -> None:
     unknown = tmp_path / "unknown.gguf"
     unknown.write_bytes(gguf_file.read_bytes().replace(b"llama", b"lemma"))
-    (model,) = open_models([str(unknown)])
-    bench = open_bench([model], SETTINGS)
+    bench = open_bench(BenchConfig(models=(str(unknown),), generation=GENERATION, threads=1))
     with pytest.raises(MeasurementError, match=r"^llama.cpp cannot open .*unknown.gguf \(.*'lemma'\)"):
         bench.measure()
 
@@ -75,8 +71,8 @@ def test_checkpoints_and_files_side_by_side(
     dense: Path, thinner: Path, gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    models = open_models([str(dense), str(thinner), str(gguf_file)])
-    results = open_bench(models, SETTINGS).measure()
+    models = (str(dense), str(thinner), str(gguf_file))
+    results = open_bench(BenchConfig(models=models, generation=GENERATION, threads=1)).measure()
     in_torch, in_llama_cpp = results.engines
     assert [run.label for run in in_torch.runs] == ["dense", "thinner"]
     assert [run.label for run in in_llama_cpp.runs] == ["dense", "thinner", "dense.gguf"]
@@ -105,7 +101,7 @@ def test_an_interruption_leaves_no_file(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("spinecli.evaluation.bench.session.bench_llama_cpp", interrupted)
     with pytest.raises(type(error)):
-        open_bench(open_models([str(dense)]), SETTINGS, ["llama.cpp"]).measure()
+        open_bench(BenchConfig(models=(str(dense),), engine="llama.cpp", generation=GENERATION)).measure()
     assert len(seen) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -12,9 +12,9 @@ from spinecli.evaluation.bench import llama_cpp_engine
 from spinecli.evaluation.bench.cost import compared, speedup, spread
 from spinecli.evaluation.bench.llama_cpp_engine import time_llama_cpp
 from spinecli.evaluation.bench.results import EngineRun, PromisedWork
+from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.latency import Seconds, generation_rates, rates
 from spinecli.evaluation.results import ForwardResult, LatencyResult, MemoryResult
-from spinecli.evaluation.settings import GenerationConfig
 
 SETTINGS = GenerationConfig(prompt_length=6, new_tokens=4, batch_size=2, repeats=3, warmup=1)
 MEMORY = MemoryResult(peak_bytes=3, before_loading_bytes=1, added_bytes=2, device_peak_bytes=None)
@@ -42,7 +42,7 @@ def test_ratios_are_medians_of_the_rounds_and_the_first_round_does_not_count() -
     dense = _taking([99, 2, 4, 8], [99, 10, 20, 40])
     # twice as fast but for the last round, in which something else ran
     cut = _taking([1, 1, 2, 8], [1, 4, 8, 80])
-    results = generation_rates([dense, cut], batch=2, length=6, settings=SETTINGS)
+    results = generation_rates([dense, cut], batch=2, length=6, config=SETTINGS)
     assert results[0].prefill.samples == (6.0, 3.0, 1.5)
     assert results[0].decode.samples == (0.6, 0.3, 0.15)
     works = [PromisedWork(pass_flops=30, step_bytes=10), PromisedWork(pass_flops=20, step_bytes=8)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spinecli.evaluation.bench.results import Quantization
+from spinecli.export.config import Quantization
 
 
 def write_gguf_file(checkpoint: Path, file: Path, quantize: Quantization) -> Path:

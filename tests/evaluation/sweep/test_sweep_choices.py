@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import pytest
 
-from spinecli.choice import choice
+from spinecli.config import read_config
 from spinecli.errors import OptionError
-from spinecli.evaluation.sweep.points import AfterCut, MethodChoice, parse_methods
+from spinecli.evaluation.sweep.config import AfterCut, SweepConfig
+from spinecli.evaluation.sweep.points import MethodChoice, read_methods
 from spinecli.pruning.config import TuneMethod, Widths
 from spinecli.pruning.methods import METHODS
 
 
+def methods(text: str) -> tuple[MethodChoice, ...]:
+    given = {"model": "model", "sparsity": "0.3", "methods": text}
+    return read_methods(read_config(SweepConfig, None, given).methods)
+
+
 def test_methods_by_name_with_or_without_widths() -> None:
     wanted = (MethodChoice("spine"), MethodChoice("comp"), MethodChoice("spine", Widths.adaptive))
-    assert parse_methods("spine, comp,spine:adaptive,spine") == wanted
+    assert methods("spine, comp,spine:adaptive,spine") == wanted
     assert [choice.name for choice in wanted] == ["spine", "comp", "spine:adaptive"]
 
 
@@ -26,7 +32,7 @@ def test_methods_by_name_with_or_without_widths() -> None:
 )
 def test_unknown_methods_are_told(text: str, words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        parse_methods(text)
+        methods(text)
 
 
 def test_a_method_that_refits_is_tuned_only_if_asked_for_by_name() -> None:
@@ -38,4 +44,4 @@ def test_a_method_that_refits_is_tuned_only_if_asked_for_by_name() -> None:
 
 def test_unknown_tuning_is_told() -> None:
     with pytest.raises(OptionError, match="--tune must be one of none, auto, mask, lsq, not 'sft'"):
-        choice("--tune", AfterCut, "sft")
+        read_config(SweepConfig, None, {"model": "model", "sparsity": "0.3", "tune": "sft"})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spinecli.evaluation.settings import GenerationConfig
+from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.sweep.report import columns, conditions
 from spinecli.evaluation.sweep.results import Speed, SweepResults, SweepRow, WindowRecord
 

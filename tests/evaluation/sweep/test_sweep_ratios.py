@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinecli.config import read_config
 from spinecli.errors import OptionError
-from spinecli.evaluation.sweep.points import parse_ratios
+from spinecli.evaluation.sweep.config import SweepConfig
+
+
+def ratios(text: object, step: float | None = None) -> tuple[float, ...]:
+    given = {"model": "model", "sparsity": text, **({} if step is None else {"step": step})}
+    return read_config(SweepConfig, None, given).sparsities
 
 
 @pytest.mark.parametrize(
@@ -21,23 +27,25 @@ from spinecli.evaluation.sweep.points import parse_ratios
         ("0.2..0.2", None, (0.2,)),
         ("0.05,0.1..0.3,0.7", 0.1, (0.05, 0.1, 0.2, 0.3, 0.7)),
         ("0.10,0.1", None, (0.1,)),
+        (0.3, None, (0.3,)),
+        ([0.2, 0.1], None, (0.1, 0.2)),
     ],
 )
-def test_ratios_as_a_person_writes_them(text: str, step: float | None, wanted: tuple[float, ...]) -> None:
-    assert parse_ratios(text, step) == wanted
+def test_ratios_as_a_person_writes_them(text: object, step: float | None, wanted: tuple[float, ...]) -> None:
+    assert ratios(text, step) == wanted
 
 
 @given(first=st.integers(1, 60), count=st.integers(1, 20), step=st.integers(1, 2))
 def test_a_range_holds_its_exact_decimal_steps(first: int, count: int, step: int) -> None:
     last = Decimal(first + (count - 1) * step) / 100
-    found = parse_ratios(f"{Decimal(first) / 100}..{last}", step / 100)
+    found = ratios(f"{Decimal(first) / 100}..{last}", step / 100)
     assert found == tuple(float(Decimal(first + index * step) / 100) for index in range(count))
 
 
 @pytest.mark.parametrize(
     ("text", "step", "words"),
     [
-        ("0.5..0.1", None, "runs backwards; write 0.1..0.5"),
+        ("0.5..0.1", None, "--sparsity 0.5..0.1 runs backwards; write 0.1..0.5"),
         ("0..0.5", None, "between 0 and 1, not 0"),
         ("0.1..1", None, "between 0 and 1, not 1"),
         ("30%", None, "'30%', which is no number"),
@@ -49,9 +57,9 @@ def test_a_range_holds_its_exact_decimal_steps(first: int, count: int, step: int
         ("0.1..0.5", -0.1, "--step must be above 0"),
         ("0.1..0.5", float("nan"), "--step must be above 0"),
         ("0.1,0.2", 0.1, "--step belongs to a range"),
-        ("0.1..0.5", 1e-9, "more than 100; raise --step"),
+        ("0.1..0.5", 1e-9, "more than 100; name fewer, or raise --step"),
     ],
 )
 def test_mistakes_are_told(text: str, step: float | None, words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        parse_ratios(text, step)
+        ratios(text, step)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.inspection import inspect_directory
+from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError, OutputExistsError
-from spinecli.evaluation.session import Listeners
-from spinecli.evaluation.settings import EvaluateConfig, PerplexityConfig
-from spinecli.evaluation.sweep.points import AfterCut, MethodChoice, parse_methods
-from spinecli.evaluation.sweep.request import SweepConfig, open_request
+from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig, TextConfig
+from spinecli.evaluation.session import Listeners, open_session
+from spinecli.evaluation.sweep.config import AfterCut, SweepConfig
+from spinecli.evaluation.sweep.request import open_request
 from spinecli.evaluation.sweep.run import read_results, sweep
 from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
@@ -34,15 +34,13 @@ LLAMA = recipe("llama", grouped=True, blocks=4)
 @pytest.fixture
 def options(written: Written, sample_file: Path) -> Make:
     def make(made: Recipe = LLAMA, **changes: Any) -> SweepConfig:
-        plain = SweepConfig(
-            model=str(written(made)),
-            sparsities=(0.2, 0.4),
-            texts=(str(sample_file),),
-            window=32,
-            rows=4,
-            calibration=CalibrationConfig(text=str(sample_file), rows=8, length=16),
-        )
-        return replace(plain, **changes)
+        plain = {
+            "model": str(written(made)),
+            "sparsity": "0.2,0.4",
+            "perplexity": TextConfig(texts=(str(sample_file),), window=32, rows=4),
+            "calibration": CalibrationConfig(text=str(sample_file), rows=8, length=16),
+        }
+        return read_config(SweepConfig, None, {**plain, **changes})
 
     return make
 
@@ -56,7 +54,7 @@ def sums(directory: Path) -> dict[str, str]:
 
 
 def test_every_point_has_its_figures(options: Make, tmp_path: Path) -> None:
-    manifest, results = swept(options(methods=parse_methods("spine,flap")), tmp_path / "out")
+    manifest, results = swept(options(methods="spine,flap"), tmp_path / "out")
     names = ["dense", "spine-0.2", "spine-0.4", "flap-0.2", "flap-0.4"]
     assert [row.name for row in results.rows] == names
     assert [row.tuned for row in results.rows] == [None, None, None, "auto", "auto"]
@@ -80,7 +78,7 @@ def test_every_point_has_its_figures(options: Make, tmp_path: Path) -> None:
 
 
 def test_a_point_is_what_prune_and_eval_say(options: Make, tmp_path: Path) -> None:
-    asked = options(sparsities=(0.4,), keep=True)
+    asked = options(sparsity="0.4", keep=True)
     _, results = swept(asked, tmp_path / "out")
     alone = PruneConfig(model=asked.model, sparsity=0.4, calibration=asked.calibration)
     manifest = prune(open_prune(alone), OutputOptions(tmp_path / "pruned"))
@@ -89,14 +87,11 @@ def test_a_point_is_what_prune_and_eval_say(options: Make, tmp_path: Path) -> No
     (point,) = results.points
     assert point.held_out == pytest.approx(min(refit["held_out_loss_before"], refit["held_out_loss_after"]), rel=1e-5)
 
-    from spinecli.evaluation.models import open_subjects
-    from spinecli.evaluation.session import evaluate_models
-
-    settings = EvaluateConfig(perplexity=PerplexityConfig(texts=asked.texts, window=32, rows=4))
-    models = evaluate_models(open_subjects([(asked.model, None), (str(tmp_path / "pruned"), None)]), settings).models
-    assert [model.perplexity[0].perplexity for model in models] == [
-        row.perplexity[asked.texts[0]] for row in results.rows
-    ]
+    (text,) = asked.perplexity.texts
+    texts = PerplexityConfig(texts=(text,), window=32, rows=4)
+    config = EvaluateConfig(model=str(tmp_path / "pruned"), against=(asked.model,), perplexity=texts)
+    models = open_session(config).measure().models
+    assert [model.perplexity[0].perplexity for model in models] == [row.perplexity[text] for row in results.rows]
     assert [model.weights.flops_per_token for model in models] == [row.flops_per_token for row in results.rows]
 
 
@@ -104,7 +99,7 @@ def test_scores_and_sensitivities_are_found_once_a_method(
     options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[tuple[str, int]] = []
-    asked = options(methods=parse_methods("spine,spine:adaptive,flap"))
+    asked = options(methods="spine,spine:adaptive,flap")
     listeners = Listeners(progress=lambda phase, done, total: heard.append((phase, done)))
     _, results = sweep(open_request(asked), OutputOptions(tmp_path / "out"), Stopwatch(), listeners)
     assert len(results.points) == 6
@@ -114,14 +109,14 @@ def test_scores_and_sensitivities_are_found_once_a_method(
 
 
 def test_adaptive_widths_are_a_method_of_their_own(options: Make, tmp_path: Path) -> None:
-    _, results = swept(options(methods=parse_methods("spine:adaptive"), keep=True), tmp_path / "out")
+    _, results = swept(options(methods="spine:adaptive", keep=True), tmp_path / "out")
     assert [row.method for row in results.points] == ["spine:adaptive"] * 2
     place = tmp_path / "out" / "points"
     assert sorted(path.name for path in place.iterdir()) == ["spine-adaptive-0.2", "spine-adaptive-0.4"]
 
 
 def test_kept_points_are_artifacts_and_belong_to_the_sweep(options: Make, tmp_path: Path) -> None:
-    asked = options(methods=parse_methods("flap"), tune=AfterCut.lsq, keep=True)
+    asked = options(methods="flap", tune=AfterCut.lsq, keep=True)
     manifest, _ = swept(asked, tmp_path / "out")
     for name in ("flap-0.2", "flap-0.4"):
         place = tmp_path / "out" / "points" / name
@@ -137,7 +132,7 @@ def test_kept_points_are_artifacts_and_belong_to_the_sweep(options: Make, tmp_pa
 
 
 def test_the_speed_of_a_point_is_taken_beside_the_dense_model(options: Make, tmp_path: Path) -> None:
-    _, results = swept(options(sparsities=(0.4,), latency=True), tmp_path / "out")
+    _, results = swept(options(sparsity="0.4", latency=True), tmp_path / "out")
     dense, point = results.rows
     assert dense.speed is not None
     assert dense.speed.decode_ratio == dense.speed.prefill_ratio == 1
@@ -156,7 +151,7 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_bytes(
     options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spinecli.pruning.decision._journal", _journal_of_every_block)
-    asked = options(methods=parse_methods("spine,flap"), keep=True)
+    asked = options(methods="spine,flap", keep=True)
     whole, _ = swept(asked, tmp_path / "whole")
     seen: set[tuple[int, str, int]] = set()
     finished = 0
@@ -191,16 +186,16 @@ def _journal_of_every_block(state: Path | None, name: str) -> object:
 
 
 def test_a_finished_sweep_is_not_repeated(options: Make, tmp_path: Path) -> None:
-    asked = options(sparsities=(0.3,), methods=parse_methods("magnitude"), tune=AfterCut.none)
+    asked = options(sparsity="0.3", methods="magnitude", tune=AfterCut.none)
     first, results = swept(asked, tmp_path / "out")
     again, same = swept(asked, tmp_path / "out", resume=True)
     assert (again.measured, same) == (first.measured, results)
     with pytest.raises(OutputExistsError):
-        swept(replace(asked, sparsities=(0.4,)), tmp_path / "out", resume=True)
+        swept(asked.model_copy(update={"sparsity": "0.4"}), tmp_path / "out", resume=True)
 
 
 def test_a_ratio_that_cannot_be_does_not_end_the_others(options: Make, tmp_path: Path) -> None:
-    asked = options(sparsities=(0.01, 0.5), methods=(MethodChoice("magnitude"),), tune=AfterCut.none)
+    asked = options(sparsity="0.01,0.5", methods="magnitude", tune=AfterCut.none)
     _, results = swept(asked, tmp_path / "out")
     assert [row.sparsity for row in results.points] == [0.5]
     (refusal,) = results.refused
@@ -210,18 +205,18 @@ def test_a_ratio_that_cannot_be_does_not_end_the_others(options: Make, tmp_path:
 
 def test_a_sweep_without_a_point_is_refused_and_leaves_nothing(options: Make, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="smallest piece"):
-        swept(options(sparsities=(0.001,), methods=(MethodChoice("magnitude"),)), tmp_path / "out")
+        swept(options(sparsity="0.001", methods="magnitude"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"methods": parse_methods("flap:adaptive")}, "belongs to --method spine"),
-        ({"sparsities": (0.2, 1.5)}, "--sparsity"),
+        ({"methods": "flap:adaptive"}, "belongs to --method spine"),
+        ({"sparsity": "0.2,1.5"}, "--sparsity"),
         ({"round_to": 999}, "--round-to 999"),
-        ({"methods": parse_methods("flap"), "calibration": CalibrationConfig(rows=1, length=16)}, "at least 2"),
-        ({"window": 999}, "lower --window"),
+        ({"methods": "flap", "calibration": CalibrationConfig(rows=1, length=16)}, "at least 2"),
+        ({"perplexity": TextConfig(window=999)}, "lower --window"),
     ],
     ids=str,
 )
@@ -231,26 +226,26 @@ def test_wrong_options_are_told_before_any_work(options: Make, change: dict[str,
 
 
 def test_an_encoder_is_judged_by_its_output(options: Make, tmp_path: Path) -> None:
-    plain = {"texts": (), "window": None, "rows": None}
+    plain = {"perplexity": TextConfig()}
     encoder = recipe("bert", blocks=4)
     _, results = swept(options(encoder, **plain), tmp_path / "out")
     assert results.dense.held_out == 0
     assert results.dense.perplexity == {}
     assert 0 < results.points[0].held_out < results.points[1].held_out
-    for change in ({"texts": ("builtin:python-docs",)}, {"latency": True}):
+    for change in ({"perplexity": TextConfig(texts=("builtin:python-docs",))}, {"latency": True}):
         with pytest.raises(OptionError, match="measures language models"):
             open_request(options(encoder, **{**plain, **change}))
 
 
 def test_perplexity_is_that_of_a_loaded_model(options: Make, tmp_path: Path) -> None:
-    asked = options(sparsities=(0.4,), keep=True)
+    asked = options(sparsity="0.4", keep=True)
     _, results = swept(asked, tmp_path / "out")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = tmp_path / "out" / "points" / "spine-0.4"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
-    ids = torch.tensor(tokenizer(Path(asked.texts[0]).read_text(), add_special_tokens=False)["input_ids"])
+    ids = torch.tensor(tokenizer(Path(asked.perplexity.texts[0]).read_text(), add_special_tokens=False)["input_ids"])
     windows = ids[: 4 * 32].view(4, 32)
     with torch.no_grad():
         loss = float(model(windows, labels=windows).loss)
-    assert results.points[0].perplexity[asked.texts[0]] == pytest.approx(exp(loss), rel=1e-4)
+    assert results.points[0].perplexity[asked.perplexity.texts[0]] == pytest.approx(exp(loss), rel=1e-4)

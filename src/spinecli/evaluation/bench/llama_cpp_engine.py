@@ -18,11 +18,11 @@ from spinecli.evaluation.bench.cost import compared, spread
 from spinecli.evaluation.bench.gguf_file import GgufFile
 from spinecli.evaluation.bench.llama_cpp_model import LlamaCppModel, import_llama_cpp, load_llama_cpp
 from spinecli.evaluation.bench.results import EngineResult, EngineRun, PromisedWork
+from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.latency import Seconds, generation_rates, random_prompt
 from spinecli.evaluation.memory import run_probe
 from spinecli.evaluation.results import LatencyResult, MemoryResult
 from spinecli.evaluation.session import Listeners
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, GenerationConfig
 
 Prompt = list[list[int]]
 
@@ -50,7 +50,7 @@ def bench_llama_cpp(
     Raises: MissingPackageError, MeasurementError.
     """
     version = str(import_llama_cpp().__version__)
-    length, batch = generation.prompt_length or DEFAULT_PROMPT_LENGTH, generation.batch_size
+    length, batch = generation.length, generation.batch_size
     prompts = [random_prompt(each.file.vocabulary, length, batch, each.file.opening).tolist() for each in files]
     memories = []
     with stopwatch("llama.cpp memory"):
@@ -119,7 +119,7 @@ def _memory(each: LabelledFile, prompt: Prompt, new_tokens: int, threads: int) -
 
 
 def _run(each: LabelledFile, generation: GenerationConfig, memory: MemoryResult, latency: LatencyResult) -> EngineRun:
-    length, batch = generation.prompt_length or DEFAULT_PROMPT_LENGTH, generation.batch_size
+    length, batch = generation.length, generation.batch_size
     cost = each.file.cost()
     return EngineRun(
         label=each.label,

@@ -14,8 +14,9 @@ from spinecli.artifacts.directory import require_space
 from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.errors import MissingPackageError, OptionError
 from spinecli.evaluation.bench.gguf_file import INSTALL_GGUF, SUFFIX, GgufFile, read_gguf
-from spinecli.evaluation.bench.results import ModelFacts, Quantization
+from spinecli.evaluation.bench.results import ModelFacts
 from spinecli.evaluation.models import Subject, open_subjects, unique_labels, weights_of
+from spinecli.export.config import Quantization
 from spinecli.progress import Progress
 
 if TYPE_CHECKING:
@@ -107,11 +108,10 @@ def convertible(model: Model, quantize: Quantization) -> Convertible:
         raise MissingPackageError(
             f"llama.cpp takes {model.label} as GGUF, which needs the package gguf; {INSTALL_GGUF}."
         )
-    from spinecli.export.config import Quantization as Storage
     from spinecli.export.gguf_model import gguf_model
 
     checkpoint = model.source.checkpoint
-    planned, _ = gguf_model(checkpoint, tokenizer_of(checkpoint), Storage(quantize))
+    planned, _ = gguf_model(checkpoint, tokenizer_of(checkpoint), quantize)
     return Convertible(model, planned)
 
 

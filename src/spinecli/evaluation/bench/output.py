@@ -47,7 +47,15 @@ def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults,
     """
     measured = bench.stopwatch.measured()
     check_output(output)
-    run = Run("benchmark", "bench", bench.settings.model_dump(mode="json"), 0, source.inputs, source.lineage)
+    run = Run(
+        kind="benchmark",
+        command="bench",
+        config=bench.asked,
+        parameters=bench.config.parameters(),
+        seed=0,
+        inputs=source.inputs,
+        lineage=source.lineage,
+    )
     # nothing is written while measuring, so what a kill leaves here holds nothing to continue
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False)

@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import JsonValue
 
 from spinecli.artifacts.record import Record
+from spinecli.evaluation.bench.config import BenchConfig, Engine
 from spinecli.evaluation.results import ForwardResult, LatencyResult, MemoryResult
-from spinecli.evaluation.settings import GenerationConfig
-
-Engine = Literal["torch", "llama.cpp"]
-Quantization = Literal["f32", "f16", "q8_0", "q4_0"]
-
-ENGINES: tuple[Engine, ...] = ("torch", "llama.cpp")
-
-
-class BenchConfig(Record):
-    """One benchmark."""
-
-    generation: GenerationConfig = GenerationConfig()
-    device: str = "cpu"
-    """Of torch. llama.cpp computes on the CPU."""
-    dtype: str = "float32"
-    """Of torch."""
-    quantize: Quantization = "f16"
-    """How weights are stored in the GGUF that llama.cpp gets of a checkpoint."""
-    threads: int | None = None
-    """Threads of either engine; None: as many as torch chooses."""
-
 
 RESULTS_FORMAT = 1
 

@@ -11,33 +11,35 @@ import torch
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.stream.block_stream import compute_options
 from spinecli.errors import MissingPackageError, OptionError, UserError
+from spinecli.evaluation.bench.config import BenchConfig
 from spinecli.evaluation.bench.cost import checkpoint_cost, compared, spread
 from spinecli.evaluation.bench.llama_cpp_engine import LabelledFile, bench_llama_cpp
 from spinecli.evaluation.bench.llama_cpp_model import import_llama_cpp
-from spinecli.evaluation.bench.models import Convertible, Model, convertible, gguf_files
-from spinecli.evaluation.bench.results import BenchConfig, BenchResults, Engine, EngineResult, EngineRun, PromisedWork
-from spinecli.evaluation.latency import fit_generation
+from spinecli.evaluation.bench.models import Convertible, Model, convertible, gguf_files, open_models
+from spinecli.evaluation.bench.results import BenchResults, EngineResult, EngineRun, PromisedWork
+from spinecli.evaluation.config import EvaluateConfig, GenerationConfig
+from spinecli.evaluation.lengths import fit_generation
 from spinecli.evaluation.machine import machine_facts
 from spinecli.evaluation.models import Subject, weights_of
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.evaluation.results import ModelResult
-from spinecli.evaluation.session import Listeners, Session, open_session
-from spinecli.evaluation.settings import DEFAULT_PROMPT_LENGTH, EvaluateConfig, GenerationConfig
+from spinecli.evaluation.session import Listeners, Session, open_measures
 
 
-def open_torch(
-    subjects: Sequence[Subject], settings: BenchConfig, listeners: Listeners, stopwatch: Stopwatch
-) -> Session:
+def open_torch(subjects: Sequence[Subject], config: BenchConfig, listeners: Listeners, stopwatch: Stopwatch) -> Session:
     """Check device, kinds and lengths; nothing is loaded. Raises: OptionError."""
+    *others, last = (subject.reference for subject in subjects)
     measures = EvaluateConfig(
+        model=last,
+        against=tuple(others),
         latency=True,
         memory=True,
-        generation=settings.generation,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads,
+        generation=config.generation,
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
     )
-    return open_session(subjects, measures, listeners, stopwatch)
+    return open_measures(subjects, measures, listeners, stopwatch)
 
 
 def bench_torch(session: Session) -> EngineResult:
@@ -45,17 +47,16 @@ def bench_torch(session: Session) -> EngineResult:
 
     Raises: MeasurementError, NonFiniteWeightsError.
     """
-    settings, generation = session.settings, session.settings.generation
-    evaluation = session.measure()
+    config, evaluation = session.config, session.measure()
     runs = [
-        _run(subject, result, generation, settings.dtype)
+        _run(subject, result, config.generation, config.dtype)
         for subject, result in zip(session.subjects, evaluation.models, strict=True)
     ]
     return EngineResult(engine="torch", version=torch.__version__, runs=compared(runs))
 
 
 def _run(subject: Subject, result: ModelResult, generation: GenerationConfig, dtype: str) -> EngineRun:
-    length, batch = generation.prompt_length or DEFAULT_PROMPT_LENGTH, generation.batch_size
+    length, batch = generation.length, generation.batch_size
     held = getattr(torch, dtype)
     cost = checkpoint_cost(subject.checkpoint, held)
     passes = result.latency.prefill if result.latency else result.forward.tokens if result.forward else None
@@ -80,8 +81,10 @@ def _run(subject: Subject, result: ModelResult, generation: GenerationConfig, dt
 class BenchSession:
     """Models, which of them run in which engine, and how; made by `open_bench`."""
 
+    asked: BenchConfig
+    config: BenchConfig
+    """With the lengths filled in that every model has room for."""
     models: tuple[Model, ...]
-    settings: BenchConfig
     in_torch: Session | None
     """None: none of them."""
     in_llama_cpp: tuple[Convertible, ...]
@@ -93,21 +96,21 @@ class BenchSession:
 
         Raises: MeasurementError, NonFiniteWeightsError, and what exporting a checkpoint raises.
         """
-        threads = self.settings.threads or torch.get_num_threads()
+        threads = self.config.threads or torch.get_num_threads()
         engines: list[EngineResult] = []
         if self.in_torch:
             engines.append(bench_torch(self.in_torch))
         if self.in_llama_cpp:
             engines.append(self._llama_cpp(threads))
         return BenchResults(
-            settings=self.settings,
-            machine=machine_facts(self.settings.device, threads),
+            settings=self.config,
+            machine=machine_facts(self.config.device, threads),
             models=tuple(model.facts() for model in self.models),
             engines=tuple(engines),
         )
 
     def _llama_cpp(self, threads: int) -> EngineResult:
-        generation, stopwatch = self.settings.generation, self.stopwatch
+        generation, stopwatch = self.config.generation, self.stopwatch
         with ExitStack() as stack:
             with stopwatch("writing GGUF files"):
                 files = stack.enter_context(gguf_files(self.in_llama_cpp, self.listeners.progress))
@@ -119,70 +122,64 @@ class BenchSession:
 
 
 def open_bench(
-    models: Sequence[Model],
-    settings: BenchConfig,
-    engines: Sequence[Engine] | None = None,
-    listeners: Listeners | None = None,
-    stopwatch: Stopwatch | None = None,
+    config: BenchConfig, listeners: Listeners | None = None, stopwatch: Stopwatch | None = None
 ) -> BenchSession:
-    """Check everything that can be checked without loading a model.
+    """Open the models and check everything that can be checked without loading one.
 
-    `engines` are those that were asked for, None: those that are here. Of those that were not asked for, a model stays
-    out that an engine cannot run.
+    Of engines that were not asked for, a model stays out that an engine cannot run.
 
-    Raises: OptionError, MissingPackageError, UnexportableError.
+    Raises: OptionError, MissingPackageError, UnexportableError, and what `open_models` raises.
     """
-    listeners, stopwatch = listeners or Listeners(), stopwatch or Stopwatch()
-    compute_options(settings.device, settings.dtype)
-    subjects = _for_torch(models, engines)
+    listeners, stopwatch, asked = listeners or Listeners(), stopwatch or Stopwatch(), config
+    models = open_models(config.models)
+    compute_options(config.device, config.dtype)
+    subjects = _for_torch(models, config)
     with quiet_libraries(listeners.debug):
-        in_llama_cpp = _for_llama_cpp(models, settings, engines, listeners.note)
+        in_llama_cpp = _for_llama_cpp(models, config, listeners.note)
     if not models[0].classifies:
         positions = {model.label: model.positions for model in models}
-        generation = fit_generation(settings.generation, positions, listeners.note)
-        settings = settings.model_copy(update={"generation": generation})
-    in_torch = open_torch(subjects, settings, listeners, stopwatch) if subjects else None
+        fitted = fit_generation(config.generation, positions, listeners.note)
+        config = config.model_copy(update={"generation": fitted})
+    in_torch = open_torch(subjects, config, listeners, stopwatch) if subjects else None
     if in_torch:
-        settings = settings.model_copy(update={"generation": in_torch.settings.generation})
-    return BenchSession(tuple(models), settings, in_torch, tuple(in_llama_cpp), listeners, stopwatch)
+        config = config.model_copy(update={"generation": in_torch.config.generation})
+    return BenchSession(asked, config, tuple(models), in_torch, tuple(in_llama_cpp), listeners, stopwatch)
 
 
-def _for_torch(models: Sequence[Model], engines: Sequence[Engine] | None) -> list[Subject]:
-    if engines is not None and "torch" not in engines:
+def _for_torch(models: Sequence[Model], config: BenchConfig) -> list[Subject]:
+    if config.engine == "llama.cpp":
         return []
     for model in models:
-        if model.subject is None and engines is not None and "llama.cpp" not in engines:
+        if model.subject is None and config.engine == "torch":
             raise OptionError(f"{model.reference} runs in llama.cpp only; use --engine llama.cpp or --engine all.")
     return [model.subject for model in models if model.subject is not None]
 
 
-def _for_llama_cpp(
-    models: Sequence[Model], settings: BenchConfig, engines: Sequence[Engine] | None, note: Callable[[str], None]
-) -> list[Convertible]:
-    asked = engines is not None
-    if engines is not None and "llama.cpp" not in engines:
+def _for_llama_cpp(models: Sequence[Model], config: BenchConfig, note: Callable[[str], None]) -> list[Convertible]:
+    if config.engine == "torch":
         return []
+    asked = config.engine is not None
     if models[0].classifies:
         if asked:
             raise OptionError(f"{models[0].label} is a classifier, which llama.cpp does not run; use --engine torch.")
         return []
-    asked = asked or any(model.subject is None for model in models)
-    if not asked and torch.device(settings.device).type != "cpu":
+    needed = asked or any(model.subject is None for model in models)
+    if not needed and torch.device(config.device).type != "cpu":
         note("llama.cpp computes on the CPU and is left out; --engine all adds it.")
         return []
     try:
         import_llama_cpp()
     except MissingPackageError as error:
-        if asked:
+        if needed:
             raise
         note(f"In torch only. {error}")
         return []
     fitting = []
     for model in models:
         try:
-            fitting.append(convertible(model, settings.quantize))
+            fitting.append(convertible(model, config.quantize))
         except UserError as error:
-            if engines is not None:
+            if asked:
                 raise
             note(f"{model.label} is left out in llama.cpp: {error}")
     return fitting

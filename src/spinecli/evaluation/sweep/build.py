@@ -20,7 +20,8 @@ from spinecli.checkpoints.stream.objective import Objective, objective_of
 from spinecli.evaluation.latency import paired_ratio
 from spinecli.evaluation.models import Subject, weights_of
 from spinecli.evaluation.results import LatencyResult
-from spinecli.evaluation.sweep.request import SweepPoint, SweepRequest, with_subjects
+from spinecli.evaluation.sweep.points import SweepPoint
+from spinecli.evaluation.sweep.request import SweepRequest, with_subjects
 from spinecli.evaluation.sweep.results import Refusal, Speed, SweepRow
 from spinecli.progress import Progress
 from spinecli.pruning.config import TuneConfig, TuneMethod
@@ -185,7 +186,7 @@ class CheckpointBuilder:
         Raises: OptionError if the model cannot be cut like that, and what `prune` and `tune` raise.
         """
         request = self.request.prune_request(point)
-        tuned = self.request.options.tune.after(request.method)
+        tuned = self.request.config.tune.after(request.method)
         cut, final = self._folder(_CUTS) / point.name, self._folder(POINTS) / point.name
         findings = self._folder(_FINDINGS) / request.method.name
         findings.mkdir(exist_ok=True)
@@ -205,9 +206,9 @@ class CheckpointBuilder:
             shutil.rmtree(left, ignore_errors=True)
 
     def _tune(self, cut: Path, method: TuneMethod, final: Path) -> None:
-        options = self.request.options
-        request = open_tune(TuneConfig(pruned=cut, method=method, seed=options.seed, compute=options.compute))
-        tune(request, OutputOptions(final, resume=True), self.stopwatch, self.progress)
+        asked = self.request.config
+        config = TuneConfig(pruned=cut, method=method, seed=asked.seed, device=asked.device, dtype=asked.dtype)
+        tune(open_tune(config), OutputOptions(final, resume=True), self.stopwatch, self.progress)
 
     def _folder(self, name: str) -> Path:
         folder = self.state / name

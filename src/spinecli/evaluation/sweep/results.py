@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from spinecli.artifacts.record import Record
-from spinecli.evaluation.settings import GenerationConfig
+from spinecli.evaluation.config import GenerationConfig
 
 RESULTS_NAME = "sweep.json"
 SWEEP_FORMAT = 1

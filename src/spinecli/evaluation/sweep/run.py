@@ -19,8 +19,9 @@ from spinecli.evaluation.models import Subject
 from spinecli.evaluation.plots import can_plot
 from spinecli.evaluation.session import Listeners
 from spinecli.evaluation.sweep.build import POINTS, CheckpointBuilder, HeldOut, Label, ResultCache, hold_out, measure
+from spinecli.evaluation.sweep.points import SweepPoint
 from spinecli.evaluation.sweep.report import PICTURE_NAME, save_curve
-from spinecli.evaluation.sweep.request import SweepPoint, SweepRequest
+from spinecli.evaluation.sweep.request import SweepRequest
 from spinecli.evaluation.sweep.results import RESULTS_NAME, Refusal, SweepResults, SweepRow, WindowRecord
 from spinecli.pruning.recovery.recover import held_out_rows
 
@@ -45,12 +46,12 @@ class Walk:
         builder = CheckpointBuilder(request, self.work.state, self.stopwatch, self.listeners.progress)
         calibration = request.calibration
         tokens, opening = calibration.tokens[-held_out_rows(calibration.rows) :], len(calibration.frame.opening)
-        held_out = hold_out(request.subject.checkpoint, tokens, request.options.compute, self.stopwatch, opening)
+        held_out = hold_out(request.subject.checkpoint, tokens, request.compute, self.stopwatch, opening)
         rows = [cache.recorded("dense", partial(measure, request, request.subject, Label("dense"), held_out))]
         self._tell(rows[0], 0)
         for done, point in enumerate(request.points, start=1):
             rows.append(cache.recorded(point.name, partial(self._point, builder, point, held_out)))
-            builder.clear(point, self.work.files / POINTS if request.options.keep else None)
+            builder.clear(point, self.work.files / POINTS if request.config.keep else None)
             self._tell(rows[-1], done)
         refused = [row for row in rows if isinstance(row, Refusal)]
         if len(refused) == len(request.points):
@@ -92,7 +93,15 @@ def sweep(
     point can be cut, and what reading can raise.
     """
     stopwatch, listeners = stopwatch or Stopwatch(), listeners or Listeners()
-    run = Run("sweep", "sweep", request.parameters(), request.options.seed, request.inputs, request.lineage)
+    run = Run(
+        kind="sweep",
+        command="sweep",
+        config=request.config,
+        parameters=request.parameters(),
+        seed=request.config.seed,
+        inputs=request.inputs,
+        lineage=request.lineage,
+    )
     if finished := run.finished(output):
         return finished, read_results(output.path)
     check_output(output, [request.subject.path])
@@ -115,8 +124,8 @@ def read_results(directory: Path) -> SweepResults:
 def _results(request: SweepRequest, rows: list[SweepRow | Refusal]) -> SweepResults:
     speed, machine = request.speed, None
     if speed:
-        with torch_threads(speed.settings.threads) as threads:
-            machine = machine_facts(speed.settings.device, threads)
+        with torch_threads(speed.config.threads) as threads:
+            machine = machine_facts(speed.config.device, threads)
     texts = {
         passage.text.reference: WindowRecord(
             description=passage.text.description,
@@ -129,10 +138,10 @@ def _results(request: SweepRequest, rows: list[SweepRow | Refusal]) -> SweepResu
         for seen in passage.windows[:1]
     }
     return SweepResults(
-        model=request.options.model,
+        model=request.config.model,
         held_out_by=objective_of(request.subject.checkpoint).name,
         texts=texts,
-        generation=speed.settings.generation if speed else None,
+        generation=speed.config.generation if speed else None,
         machine=machine,
         rows=tuple(row for row in rows if isinstance(row, SweepRow)),
         refused=tuple(row for row in rows if isinstance(row, Refusal)),
@@ -142,11 +151,10 @@ def _results(request: SweepRequest, rows: list[SweepRow | Refusal]) -> SweepResu
 def _bytes_needed(request: SweepRequest) -> int:
     """What the points take on disk: all of them if they stay, else a cut and what becomes of it."""
     sizes = [request.subject.checkpoint.bytes * (1 - point.sparsity) for point in request.points]
-    return int(sum(sizes) if request.options.keep else 2 * max(sizes))
+    return int(sum(sizes) if request.config.keep else 2 * max(sizes))
 
 
 def _summary(request: SweepRequest) -> str:
-    options = request.options
     methods = ", ".join(choice.name for choice in request.prunes)
-    ratios = ", ".join(f"{ratio:g}" for ratio in options.sparsities)
-    return f"{options.model} by {methods} at {ratios}"
+    ratios = ", ".join(f"{ratio:g}" for ratio in request.config.sparsities)
+    return f"{request.config.model} by {methods} at {ratios}"
