@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.markup import escape
@@ -147,4 +147,4 @@ def _typed(found: ConfigField) -> Any:
     """What typer makes of a typed word. Most stay words: the config says more plainly what is wrong with them."""
     if found.kind in (bool, Path):
         return found.kind
-    return list[str] if get_origin(found.kind) is tuple and get_args(found.kind) == (str, ...) else str
+    return list[str] if found.repeated else str
