@@ -141,9 +141,18 @@ Model = Annotated[str, Option("Checkpoint: a directory, a hub id, or builtin:tin
 Seed = Annotated[int, Field(ge=0), Option("Seed of everything random.", decides=False)]
 """Recorded beside the parameters."""
 Device = Annotated[str, Option("Where to compute: cpu, cuda, cuda:1, mps.", decides=False)]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Option("Precision of the computation.")]
-Sparsity = Annotated[float, Field(gt=0, lt=1), Option("Share of the block parameters to remove, between 0 and 1.")]
-RoundTo = Annotated[int, Field(ge=1), Option("Kept channels are a multiple of this; 32 or 256 for quantised GGUF.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    Option("Precision of the computation; the stored precision stays what it was."),
+]
+Sparsity = Annotated[
+    float,
+    Field(gt=0, lt=1),
+    Option("Share of the block parameters to remove, between 0 and 1; embeddings and head are not counted."),
+]
+RoundTo = Annotated[
+    int, Field(ge=1), Option("Kept channels are a multiple of this, unless all are kept; 32 or 256 for quantised GGUF.")
+]
 
 
 def read_config(kind: type[_Kind], file: Path | None, given: Mapping[str, Any]) -> _Kind:

@@ -87,6 +87,7 @@ def from_config(
         shared |= {"json": (Json, False), "quiet": (Quiet, False), "debug": (Debug, False)}
         rest += [_keyword(name, annotation, default) for name, (annotation, default) in shared.items()]
         run.__name__, run.__doc__ = body.__name__, body.__doc__
+        run.config = kind  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*flags, *rest)}
         run.__signature__ = inspect.Signature([*flags, *rest])  # type: ignore[attr-defined]
         return run
