@@ -151,7 +151,9 @@ Sparsity = Annotated[
     Option("Share of the block parameters to remove, between 0 and 1; embeddings and head are not counted."),
 ]
 RoundTo = Annotated[
-    int, Field(ge=1), Option("Kept channels are a multiple of this, unless all are kept; 32 or 256 for quantised GGUF.")
+    int,
+    Field(ge=1),
+    Option("Kept channels are a multiple of this, unless all are kept; 32 or 256 for quantised GGUF."),
 ]
 
 
@@ -211,7 +213,7 @@ def _flags(found: ConfigField, value: Any) -> list[str]:
 
 def _fields_of(kind: type[BaseModel], path: tuple[str, ...], panel: str) -> Iterator[ConfigField]:
     for name, info in kind.model_fields.items():
-        option = next((each for each in info.metadata if isinstance(each, Option)), None)
+        option = next((each for each in reversed(info.metadata) if isinstance(each, Option)), None)
         inner = without_none(info.annotation)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _fields_of(inner, (*path, name), option.panel if option else panel)
