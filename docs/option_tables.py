@@ -55,6 +55,7 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
+    """Rewrite every page."""
     for name in COMMANDS:
         page = PAGES / f"{name}.md"
         page.write_text(with_table(page.read_text(encoding="utf-8"), name), encoding="utf-8")
