@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spinecli.api import Result, export, inspect, plan, prune, tune
     from spinecli.data.config import CalibrationConfig
-    from spinecli.export.config import ExportConfig
+    from spinecli.exports.config import ExportConfig
     from spinecli.federation.planning.config import PlanConfig
     from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 
@@ -31,7 +31,7 @@ _PLACES = {
     "TuneMethod": "pruning.config",
     "CalibrationConfig": "data.config",
     "PlanConfig": "federation.planning.config",
-    "ExportConfig": "export.config",
+    "ExportConfig": "exports.config",
 }
 __all__ = [
     "CalibrationConfig",

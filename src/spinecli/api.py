@@ -28,7 +28,7 @@ from spinecli.progress import Progress, silent
 
 if TYPE_CHECKING:
     from spinecli.artifacts.manifest import Manifest
-    from spinecli.export.config import ExportConfig
+    from spinecli.exports.config import ExportConfig
     from spinecli.federation.planning.config import PlanConfig
     from spinecli.pruning.config import PruneConfig, TuneConfig
 
@@ -167,9 +167,9 @@ def export(
     an adapter can cause.
     """
     from spinecli.artifacts.stopwatch import Stopwatch
-    from spinecli.export import run
-    from spinecli.export.config import ExportConfig
-    from spinecli.export.request import open_request
+    from spinecli.exports import run
+    from spinecli.exports.config import ExportConfig
+    from spinecli.exports.request import open_request
 
     with _asked(ExportConfig, model, fields) as config:
         request = open_request(config, Path(out), overwrite=overwrite)

@@ -20,7 +20,7 @@ import yaml
 from spinecli.artifacts.manifest import read_manifest
 from spinecli.config import Config, read_config
 from spinecli.errors import ForeignArtifactError, MissingPathError, OptionError, RecipeError, reason_of
-from spinecli.export.config import ExportConfig, Format
+from spinecli.exports.config import ExportConfig, Format
 from spinecli.federation.planning.config import PlanConfig
 from spinecli.pruning.config import PruneConfig, TuneConfig
 

@@ -14,7 +14,7 @@ from spinecli.checkpoints.counting import block_costs
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.config import Config
 from spinecli.errors import OptionError, RecipeError, SpineError
-from spinecli.export.config import ExportConfig, Format, Quantization
+from spinecli.exports.config import ExportConfig, Format, Quantization
 from spinecli.progress import Progress, silent
 from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.recipes.recipe import Recipe, RecipeStep

@@ -19,7 +19,7 @@ from spinecli.evaluation.models import Subject, open_subjects, unique_labels, we
 from spinecli.progress import Progress
 
 if TYPE_CHECKING:
-    from spinecli.export.gguf_file import GgufModel
+    from spinecli.exports.gguf_file import GgufModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ def convertible(model: Model, quantize: Quantization) -> Convertible:
         raise MissingPackageError(
             f"llama.cpp takes {model.label} as GGUF, which needs the package gguf; {INSTALL_GGUF}."
         )
-    from spinecli.export.config import Quantization as Storage
-    from spinecli.export.gguf_model import gguf_model
+    from spinecli.exports.config import Quantization as Storage
+    from spinecli.exports.gguf_model import gguf_model
 
     checkpoint = model.source.checkpoint
     planned, _ = gguf_model(checkpoint, tokenizer_of(checkpoint), Storage(quantize))
@@ -134,7 +134,7 @@ def gguf_files(models: Sequence[Convertible], progress: Progress) -> Iterator[li
 def _written(planned: GgufModel | GgufFile, path: Path) -> GgufFile:
     if isinstance(planned, GgufFile):
         return planned
-    from spinecli.export.gguf_file import write_gguf
+    from spinecli.exports.gguf_file import write_gguf
 
     write_gguf(path, planned)
     return read_gguf(path)
