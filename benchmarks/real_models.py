@@ -301,7 +301,7 @@ def references(log: Log, model: Path, found: dict[str, dict[str, Any]]) -> None:
 
 def llama_cpp(log: Log, tokens: Tensor, expected: Tensor) -> None:
     """The exported file in llama.cpp against the checkpoint in transformers."""
-    from spinecli.export import llamacpp
+    from spinecli.exports import llamacpp
 
     if not llamacpp.available():
         print("| logits of the GGUF file, llama.cpp | not installed | | | |")

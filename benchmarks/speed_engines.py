@@ -30,7 +30,7 @@ from spinecli.evaluation.bench.models import open_models
 from spinecli.evaluation.bench.results import EngineResult, EngineRun, Speedup
 from spinecli.evaluation.bench.session import open_bench
 from spinecli.evaluation.config import GenerationConfig
-from spinecli.export.config import Quantization
+from spinecli.exports.config import Quantization
 from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request
 from spinecli.pruning.run import prune

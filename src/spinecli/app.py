@@ -19,6 +19,7 @@ from spinecli.commands.fed_server import fed_server
 from spinecli.commands.inspect import inspect
 from spinecli.commands.plan import plan
 from spinecli.commands.prune import prune
+from spinecli.commands.run import run
 from spinecli.commands.sweep import sweep
 from spinecli.commands.tune import tune
 
@@ -60,5 +61,6 @@ app.command("fed-device")(fed_device)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("export")(export)
+app.command("run")(run)
 app.command("inspect")(inspect)
 app.command("demo")(demo)

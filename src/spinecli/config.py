@@ -7,7 +7,6 @@ model of their own, which is the same class wherever the same is asked.
 
 from __future__ import annotations
 
-import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,17 +69,26 @@ class ConfigField:
         return self.name.upper() if self.option.argument else f"--{self.name.replace('_', '-')}"
 
     @property
+    def default(self) -> Any:
+        """The value if none is given."""
+        return self.info.get_default(call_default_factory=True, validated_data={})
+
+    @property
     def default_in_words(self) -> str:
-        """The default as a person reads it; empty if there is none, or if the help says it."""
-        default = self.info.get_default(call_default_factory=True, validated_data={})
-        if self.info.is_required() or (default is None and not self.option.default):
+        """The default as a person reads it; empty if there is none, or if it only means that nothing is asked for."""
+        if self.info.is_required() or (self.default in (None, ()) and not self.option.default):
             return ""
-        return self.option.default or in_words(default)
+        return self.option.default or in_words(self.default)
 
     @property
     def kind(self) -> Any:
         """The field's type, without `None`."""
         return without_none(self.info.annotation)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the flag may be given several times, a value each."""
+        return get_origin(self.kind) is tuple and get_args(self.kind) == (str, ...)
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -106,13 +114,24 @@ class Config(BaseModel):
         """The value of one of `fields`; None where the model around it is None."""
         value: Any = self
         for name in found.path:
-            value = getattr(value, name, None)
+            value = None if value is None else getattr(value, name)
         return value
 
     def parameters(self) -> dict[str, JsonValue]:
         """The values that decide the result, by name, for `spine.json`."""
         plain = self.model_dump(mode="json")
         return {found.name: _at(plain, found.path) for found in type(self).fields() if found.option.decides}
+
+    def arguments(self) -> list[str]:
+        """The words of a command line that asks for the same: what differs from the defaults."""
+        words: list[str] = []
+        for found in type(self).fields():
+            value = self.value_of(found)
+            if found.option.argument:
+                words[:0] = map(in_words, value) if found.repeated else [in_words(value)]
+            elif value is not None and (found.required or value != found.default):
+                words += _flags(found, value)
+        return words
 
     def as_yaml(self) -> str:
         """A file for `--config` that asks for the same."""
@@ -124,9 +143,20 @@ Model = Annotated[str, Option("Checkpoint: a directory, a hub id, or builtin:tin
 Seed = Annotated[int, Field(ge=0), Option("Seed of everything random.", decides=False)]
 """Recorded beside the parameters."""
 Device = Annotated[str, Option("Where to compute: cpu, cuda, cuda:1, mps.", decides=False)]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], Option("Precision of the computation.")]
-Sparsity = Annotated[float, Field(gt=0, lt=1), Option("Share of the block parameters to remove, between 0 and 1.")]
-RoundTo = Annotated[int, Field(ge=1), Option("Kept channels are a multiple of this; 32 or 256 for quantised GGUF.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    Option("Precision of the computation; the stored precision stays what it was."),
+]
+Sparsity = Annotated[
+    float,
+    Field(gt=0, lt=1),
+    Option("Share of the block parameters to remove, between 0 and 1; embeddings and head are not counted."),
+]
+RoundTo = Annotated[
+    int,
+    Field(ge=1),
+    Option("Kept channels are a multiple of this, unless all are kept; 32 or 256 for quantised GGUF."),
+]
 
 
 def read_config(kind: type[_Kind], file: Path | None, given: Mapping[str, Any]) -> _Kind:
@@ -141,22 +171,17 @@ def read_config(kind: type[_Kind], file: Path | None, given: Mapping[str, Any]) 
     return _build(kind, values, given, lambda found: found.flag, "" if file is None else f" ({file})")
 
 
-def make_config(kind: type[_Kind], config: _Kind | str | Path | None, given: Mapping[str, Any]) -> _Kind:
-    """A config as Python code asks for it: ready made, or its first field and others by name.
+def make_config(kind: type[_Kind], config: Config | str, given: Mapping[str, Any]) -> _Kind:
+    """A config as Python code asks for it: one that is ready, or the value of its first field; and others by name.
 
     Raises: OptionError that names the field of a wrong value.
     """
     if isinstance(config, kind):
         return config if not given else _build(kind, config.model_dump(), given, lambda found: found.name, "")
     first = kind.fields()[0].name
-    values = dict(given) if config is None else {first: str(config), **given}
-    return _build(kind, {}, values, lambda found: found.name, "")
-
-
-def in_field_names(kind: type[Config], sentence: str) -> str:
-    """A sentence for the command line as it reads in Python: fields instead of flags."""
-    names = {found.flag: found.name for found in kind.fields()}
-    return re.sub(r"--[a-z][a-z-]*[a-z]", lambda match: names.get(match[0], match[0]), sentence)
+    if isinstance(config, Config):
+        raise OptionError(f"This takes a {kind.__name__}, not a {type(config).__name__}.")
+    return _build(kind, {}, {first: config, **given}, lambda found: found.name, "")
 
 
 def without_none(annotation: Any) -> Any:
@@ -178,6 +203,14 @@ def in_words(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ",".join(map(in_words, value)) or "none"
     return str(value)
+
+
+def _flags(found: ConfigField, value: Any) -> list[str]:
+    if found.kind is bool:
+        return [found.flag if value else f"--no-{found.flag[2:]}"]
+    if found.repeated:
+        return [word for each in value for word in (found.flag, in_words(each))]
+    return [found.flag, in_words(value)]
 
 
 def _fields_of(

@@ -47,6 +47,10 @@ class OptionError(UserError):
     """An option's value is out of range, or two options contradict each other."""
 
 
+class RecipeError(UserError):
+    """A recipe names a command, an option or a step that does not exist."""
+
+
 class MissingPathError(UserError):
     """A path that was named does not exist."""
 

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from transformers import AutoModelForCausalLM
 
-from spinecli.demo.train import CONTEXT, START, Recipe, build_tokenizer, rate_at, train, training_rows
+from spinecli.demo.train import CONTEXT, START, TrainingSetup, build_tokenizer, rate_at, train, training_rows
 
 
 def test_rows_are_full_and_start_in_the_promised_ways() -> None:
@@ -23,7 +23,7 @@ def test_rows_are_full_and_start_in_the_promised_ways() -> None:
 
 
 def test_learning_rate_rises_then_falls() -> None:
-    recipe = Recipe(steps=1000, warm_up=100, peak_rate=1.0)
+    recipe = TrainingSetup(steps=1000, warm_up=100, peak_rate=1.0)
     rates = [rate_at(step, recipe) for step in range(1000)]
     assert rates.index(max(rates)) in (99, 100)
     assert rates[0] == pytest.approx(0.01)
@@ -32,7 +32,7 @@ def test_learning_rate_rises_then_falls() -> None:
 
 
 def test_two_steps_leave_a_model_that_opens(tmp_path: Path) -> None:
-    train(Recipe(steps=2, rows=2), tmp_path, every=1)
+    train(TrainingSetup(steps=2, rows=2), tmp_path, every=1)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert 1.4e6 < sum(parameter.numel() for parameter in model.parameters()) < 2.2e6
     assert (tmp_path / "training_curve.csv").read_text(encoding="utf-8").count("\n") == 3

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from spinecli.app import app
 from spinecli.artifacts.manifest import Manifest, read_manifest
-from spinecli.config import read_config
+from spinecli.config import Config, read_config
 from spinecli.errors import OptionError
 from spinecli.evaluation.bench.config import BenchConfig
 from spinecli.evaluation.config import EvaluateConfig, GenerationConfig, PerplexityConfig, TaskConfig, TextConfig
 from spinecli.evaluation.results import MemoryResult
 from spinecli.evaluation.sweep.config import AfterCut, SweepConfig
-from spinecli.export.config import Quantization
+from spinecli.exports.config import Quantization
 
 ASKED: dict[str, tuple[str, ...]] = {
     "eval": (
@@ -85,6 +85,17 @@ def test_flags_reach_their_fields() -> None:
     bench = BenchConfig.model_validate(asked("bench"))
     assert (bench.models, bench.engine, bench.quantize) == (("one", "two.gguf"), "llama.cpp", Quantization.q8_0)
     assert bench.generation == GenerationConfig(batch_size=2, prompt_length=9)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [("eval", EvaluateConfig), ("sweep", SweepConfig), ("bench", BenchConfig)]
+)
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_config_in_flags_is_the_same_config(command: str, kind: type[Config], everything: bool) -> None:
+    asked = ASKED[command] if everything else ASKED[command][: 3 if command == "sweep" else 1]
+    config = kind.model_validate(yaml.safe_load(spine(command, *asked, "--print-config").stdout))
+    again = spine(command, *config.arguments(), "--print-config")
+    assert kind.model_validate(yaml.safe_load(again.stdout)) == config
 
 
 def test_a_flag_takes_the_place_of_what_the_file_says(tmp_path: Path) -> None:

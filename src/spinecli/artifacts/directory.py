@@ -38,7 +38,10 @@ from spinecli.errors import (
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What the user allows: where to write, and what to do with what is already there."""
+    """What the user allows: where to write, and what to do with what is already there.
+
+    To resume and to overwrite means to go on where that is possible, and to start anew where it is not.
+    """
 
     path: Path
     overwrite: bool = False
@@ -203,10 +206,11 @@ def _claim(work: WorkDirectory, options: OutputOptions, fingerprint: str) -> boo
                     for torn in work.files.rglob(".tmp*"):  # what safetensors was writing when it was killed
                         torn.unlink()
                     return True
-                raise UnfinishedRunError(
-                    f"The unfinished run of {work.out} had other options or inputs; repeat its command or start anew "
-                    "with --overwrite instead of --resume."
-                )
+                if not options.overwrite:
+                    raise UnfinishedRunError(
+                        f"The unfinished run of {work.out} had other options or inputs; repeat its command, or add "
+                        "--overwrite to start anew."
+                    )
             if begun and not options.overwrite:
                 raise UnfinishedRunError(
                     f"An unfinished run of {work.out} was found; add --resume to continue it or --overwrite to start "

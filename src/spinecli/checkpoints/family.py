@@ -147,7 +147,7 @@ class Family(Record):
     gguf_architecture: str | None
     """The architecture of llama.cpp that carries equal blocks; None if there is none.
 
-    `spine export` writes it if `spinecli/export/architectures` has a file for it, which says what becomes of blocks
+    `spine export` writes it if `spinecli/exports/architectures` has a file for it, which says what becomes of blocks
     that differ.
     """
 

@@ -9,7 +9,7 @@ import typer
 
 from spinecli.commands.flags import OUTPUT, Overwrite, from_config
 from spinecli.console import Terminal, size, table
-from spinecli.export.config import ExportConfig
+from spinecli.exports.config import ExportConfig
 
 ExportOut = Annotated[
     Path,
@@ -26,8 +26,8 @@ def export(config: ExportConfig, terminal: Terminal, out: ExportOut, overwrite: 
     """Write MODEL as GGUF for llama.cpp, tokenizer included, or as a plain Hugging Face directory."""
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.evaluation.quiet import quiet_libraries
-    from spinecli.export.request import open_request
-    from spinecli.export.run import export as run_export
+    from spinecli.exports.request import open_request
+    from spinecli.exports.run import export as run_export
 
     stopwatch = Stopwatch()
     with quiet_libraries(terminal.debug):

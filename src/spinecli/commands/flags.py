@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.markup import escape
@@ -89,6 +89,7 @@ def from_config(
         shared |= {"json": (Json, False), "quiet": (Quiet, False), "debug": (Debug, False)}
         rest += [_keyword(name, annotation, default) for name, (annotation, default) in shared.items()]
         run.__name__, run.__doc__ = body.__name__, body.__doc__
+        run.config = kind  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*flags, *rest)}
         run.__signature__ = inspect.Signature([*flags, *rest])  # type: ignore[attr-defined]
         return run
@@ -149,4 +150,4 @@ def _typed(found: ConfigField) -> Any:
     """What typer makes of a typed word. Most stay words: the config says more plainly what is wrong with them."""
     if found.kind in (bool, Path):
         return found.kind
-    return list[str] if get_origin(found.kind) is tuple and get_args(found.kind) == (str, ...) else str
+    return list[str] if found.repeated else str

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spinecli.commands import options
+from spinecli.commands.flags import Debug, Json, Quiet
 from spinecli.console import Terminal, number, size, table
 
 
@@ -19,9 +19,15 @@ def inspect(
         typer.Option("--plot", help="Draw what was cut where into this .png, .svg or .pdf file.", show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --plot names.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print what its command was asked for, as a file for --config.")
+    ] = False,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Print the chain of commands that made it, as a file for spine run.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Show what DIRECTORY is, the chain of steps back to the dense model, and the shape of every block."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
@@ -29,7 +35,14 @@ def inspect(
         from spinecli.artifacts.picture_file import check_picture
         from spinecli.checkpoints.cut_picture import cuts_of, save_cut_picture
         from spinecli.checkpoints.inspection import inspect_directory
+        from spinecli.errors import OptionError
+        from spinecli.recipes.recipe import last_config, recipe_of
 
+        if print_config or recipe:
+            if plot or verify or json or (print_config and recipe):
+                raise OptionError("--print-config and --recipe print a file and nothing else; give one of them alone.")
+            typer.echo(recipe_of(directory).as_yaml() if recipe else last_config(directory), nl=False)
+            return
         if plot:
             check_picture(plot, directory, overwrite=overwrite)
         found = inspect_directory(directory, verify=verify)

@@ -74,7 +74,7 @@ middle of one; the rest open in the middle of a story with no start token."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSetup:
     """Everything that decides how the model comes out."""
 
     seed: int = 0
@@ -165,7 +165,7 @@ def story_loss(model: LlamaForCausalLM, ids: dict[str, int], stories: list[Docum
     return total / count
 
 
-def rate_at(step: int, recipe: Recipe) -> float:
+def rate_at(step: int, recipe: TrainingSetup) -> float:
     """Learning rate of a step: linear warm-up, then a cosine down to a fiftieth of the peak."""
     if step < recipe.warm_up:
         return recipe.peak_rate * (step + 1) / recipe.warm_up
@@ -173,7 +173,7 @@ def rate_at(step: int, recipe: Recipe) -> float:
     return recipe.peak_rate * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def optimizers_for(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: LlamaForCausalLM, recipe: TrainingSetup) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the embedding and the norms."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     outer = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -189,7 +189,7 @@ def optimizers_for(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.
     ]
 
 
-def train(recipe: Recipe, out: Path, every: int = 100) -> LlamaForCausalLM:
+def train(recipe: TrainingSetup, out: Path, every: int = 100) -> LlamaForCausalLM:
     """Train and save to ``out``, with a checkpoint and a point of the curve ``every`` so many steps."""
     torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer(CONTEXT)
@@ -240,7 +240,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, curve: lis
 
 def main() -> None:
     """Read the command line and train."""
-    defaults = Recipe()
+    defaults = TrainingSetup()
     parser = argparse.ArgumentParser(prog="python -m spinecli.demo.train", description="Train the built-in model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to save the model to")
     parser.add_argument("--seed", type=int, default=defaults.seed)
@@ -250,7 +250,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     disable_progress_bar()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    train(Recipe(seed=arguments.seed, steps=arguments.steps), arguments.out)
+    train(TrainingSetup(seed=arguments.seed, steps=arguments.steps), arguments.out)
 
 
 if __name__ == "__main__":

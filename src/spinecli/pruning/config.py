@@ -63,25 +63,38 @@ class PruneConfig(Config):
 
     model: Model
     sparsity: Sparsity
-    method: Annotated[str, Option("spine, comp, magnitude, random, wanda-sp, flap or shortgpt.")] = "spine"
+    method: Annotated[
+        str,
+        Option(
+            "spine: the best that was measured, which fits what stays to the dense model; comp: COMP, as built here, "
+            "without that; or a baseline: magnitude, random, wanda-sp, flap or shortgpt."
+        ),
+    ] = "spine"
     metric: Annotated[
         str | None, Option("Reading of COMP's neuron metric: m0, m1, m2, m3 or m4.", default="m4, with --method comp")
     ] = None
     block_share: Annotated[
         Literal["auto"] | float,
         BeforeValidator(_read_share),
-        Option("Share of the budget spent on whole blocks, 0 to 1; auto compares on calibration rows."),
+        Option(
+            "Share of the budget spent on whole blocks, 0 to 1; auto compares on calibration rows. With spine and comp "
+            "only."
+        ),
     ] = "auto"
     protect: Annotated[
         tuple[int, ...] | None,
         BeforeValidator(_read_blocks),
         Option(
-            "Blocks that stay, negative ones counted from the end, such as 0,1,-1, or none.",
+            "Blocks that stay, from 0, negative ones from the end, such as 0,1,-1; none protects none.",
             default="the first eighth and the last sixteenth",
         ),
     ] = None
     heads: Annotated[
-        Heads, Option("auto: heads leave if plain transformers can carry fewer; cut: always; keep: never.")
+        Heads,
+        Option(
+            "auto: heads leave if plain transformers can carry fewer; cut: from BERT and RoBERTa, too; keep: all heads "
+            "stay."
+        ),
     ] = Heads.auto
     widths: Annotated[
         Widths | None,
@@ -108,7 +121,9 @@ class TuneCalibration(Config):
     rows: Annotated[
         int | None,
         Field(ge=2),
-        Option("Rows of calibration text.", name="calibration-rows", default="as the prune run"),
+        Option(
+            "Rows of calibration text; the last eighth judges.", name="calibration-rows", default="as the prune run"
+        ),
     ] = None
     length: Annotated[
         int | None,
@@ -127,7 +142,14 @@ class TuneConfig(Config):
     method: Annotated[
         TuneMethod, Option("mask, mask+bias, lsq, or auto: per layer whichever holds best on held-out rows.")
     ] = TuneMethod.auto
-    dense: Annotated[str | None, Option("The dense checkpoint, if it has moved since.", decides=False)] = None
+    dense: Annotated[
+        str | None,
+        Option(
+            "The dense checkpoint, if it has moved since; it must be the same, byte by byte.",
+            default="where the prune run found it",
+            decides=False,
+        ),
+    ] = None
     calibration: Annotated[TuneCalibration, CALIBRATION] = TuneCalibration()
     seed: Seed = 0
     device: Device = "cpu"

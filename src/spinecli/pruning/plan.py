@@ -12,7 +12,7 @@ from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import UnexportableError
-from spinecli.export.gguf_shape import gguf_shape_of
+from spinecli.exports.gguf_shape import gguf_shape_of
 
 
 def engines(cut: Checkpoint) -> dict[str, str]:

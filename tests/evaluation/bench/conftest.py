@@ -7,7 +7,7 @@ import torch
 from families import recipe
 from written_gguf import write_gguf_file
 
-from spinecli.export.config import Quantization
+from spinecli.exports.config import Quantization
 
 
 @pytest.fixture(autouse=True, scope="session")

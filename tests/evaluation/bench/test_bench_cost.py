@@ -17,7 +17,7 @@ from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import DamagedCheckpointError, MissingPathError, UnsupportedFamilyError
 from spinecli.evaluation.bench.cost import Cost, checkpoint_cost
 from spinecli.evaluation.bench.gguf_file import read_gguf
-from spinecli.export.config import Quantization
+from spinecli.exports.config import Quantization
 
 LENGTH = 24
 

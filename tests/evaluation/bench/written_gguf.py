@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from spinecli.export.config import Quantization
+from spinecli.exports.config import Quantization
 
 
 def write_gguf_file(checkpoint: Path, file: Path, quantize: Quantization) -> Path:
     pytest.importorskip("gguf")
     from spinecli.evaluation.bench.models import convertible, open_models
-    from spinecli.export.gguf_file import write_gguf
+    from spinecli.exports.gguf_file import write_gguf
 
     (model,) = open_models([str(checkpoint)])
     write_gguf(file, convertible(model, quantize).planned)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from spinecli.config import Config, Device, Dtype, Option
 from spinecli.evaluation.config import GenerationConfig, Several
-from spinecli.export.config import Quantization
+from spinecli.exports.config import Quantization
 
 Engine = Literal["torch", "llama.cpp"]
 

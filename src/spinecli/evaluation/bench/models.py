@@ -16,11 +16,11 @@ from spinecli.errors import MissingPackageError, OptionError
 from spinecli.evaluation.bench.gguf_file import INSTALL_GGUF, SUFFIX, GgufFile, read_gguf
 from spinecli.evaluation.bench.results import ModelFacts
 from spinecli.evaluation.models import Subject, open_subjects, unique_labels, weights_of
-from spinecli.export.config import Quantization
+from spinecli.exports.config import Quantization
 from spinecli.progress import Progress
 
 if TYPE_CHECKING:
-    from spinecli.export.gguf_file import GgufModel
+    from spinecli.exports.gguf_file import GgufModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def convertible(model: Model, quantize: Quantization) -> Convertible:
         raise MissingPackageError(
             f"llama.cpp takes {model.label} as GGUF, which needs the package gguf; {INSTALL_GGUF}."
         )
-    from spinecli.export.gguf_model import gguf_model
+    from spinecli.exports.gguf_model import gguf_model
 
     checkpoint = model.source.checkpoint
     planned, _ = gguf_model(checkpoint, tokenizer_of(checkpoint), quantize)
@@ -134,7 +134,7 @@ def gguf_files(models: Sequence[Convertible], progress: Progress) -> Iterator[li
 def _written(planned: GgufModel | GgufFile, path: Path) -> GgufFile:
     if isinstance(planned, GgufFile):
         return planned
-    from spinecli.export.gguf_file import write_gguf
+    from spinecli.exports.gguf_file import write_gguf
 
     write_gguf(path, planned)
     return read_gguf(path)

@@ -20,7 +20,9 @@ class PlanConfig(Config):
     model: Model
     fleet: Annotated[
         str,
-        Option("A fleet's .toml file, or a built-in one: jetson-80, phones-40, uniform-10.", decides=False),
+        Option(
+            "A fleet's .toml file, or a built-in one: jetson-80, phones-40, uniform-10, with any number.", decides=False
+        ),
     ]
     rank: Annotated[float, Field(ge=1), Option("Mean rank over the blocks.")] = 8.0
     rank_step: Annotated[
@@ -32,7 +34,11 @@ class PlanConfig(Config):
     labels: Annotated[
         int | None,
         Field(ge=2),
-        Option("Classes of a trained classification head.", default="the checkpoint's own task"),
+        Option(
+            "Classes of a classification head that is trained and sent along; encoders need it, unless they are "
+            "classifiers.",
+            default="the checkpoint's own task",
+        ),
     ] = None
     batch_size: Annotated[int, Field(ge=1), Option("Rows of a training step.")] = 16
     length: Annotated[int, Field(ge=1), Option("Tokens of a row.")] = 128
@@ -43,7 +49,9 @@ class PlanConfig(Config):
     coverage: Annotated[
         float,
         Field(gt=0, le=1),
-        Option("Share of the devices from which on one more adds nothing to a block, up to 1."),
+        Option(
+            "Share of the devices from which on one more adds nothing to a block; more makes deeper and longer rounds."
+        ),
     ] = COVERAGE
     traffic_budget: Annotated[
         float | None,

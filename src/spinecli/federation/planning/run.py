@@ -232,10 +232,12 @@ def plan(
     Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
     """
     stopwatch, request = stopwatch or Stopwatch(), decision.request
-    check_output(output, [request.checkpoint.path])
     run = Run(
         PLAN_KIND, "plan", request.config, request.parameters(), request.config.seed, request.inputs, request.lineage
     )
+    if finished := run.finished(output):
+        return finished
+    check_output(output, [request.checkpoint.path])
     with run.working(replace(output, overwrite=True)) as work:
         with stopwatch("writing"):
             decision.tensors.save(work.files)

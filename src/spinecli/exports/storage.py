@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spinecli.errors import UnexportableError
-from spinecli.export.config import Quantization
-from spinecli.export.layout import GgufTensor
+from spinecli.exports.config import Quantization
+from spinecli.exports.layout import GgufTensor
 
 GgmlType = gguf.GGMLQuantizationType
 

@@ -7,10 +7,10 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.export.config import Quantization
-from spinecli.export.gguf_file import GgufModel
-from spinecli.export.gguf_shape import gguf_shape_of
-from spinecli.export.tokenizer import GgufTokenizer, read_tokenizer
+from spinecli.exports.config import Quantization
+from spinecli.exports.gguf_file import GgufModel
+from spinecli.exports.gguf_shape import gguf_shape_of
+from spinecli.exports.tokenizer import GgufTokenizer, read_tokenizer
 
 _POSITIONS_WITHOUT_LIMIT = 2048
 _PHI3_NAMES = re.compile("phi(-?)3", re.IGNORECASE)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import UnexportableError
-from spinecli.export import storage
-from spinecli.export.config import Quantization
-from spinecli.export.layout import GgufTensor
-from spinecli.export.storage import GgmlType, encode, falls_back, storage_type, stored_bytes
+from spinecli.exports import storage
+from spinecli.exports.config import Quantization
+from spinecli.exports.layout import GgufTensor
+from spinecli.exports.storage import GgmlType, encode, falls_back, storage_type, stored_bytes
 
 
 def tensor(name: str, *shape: int) -> GgufTensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.tensors import held
-from spinecli.export.config import Quantization
-from spinecli.export.gguf_file import GgufModel, write_gguf
-from spinecli.export.gguf_model import gguf_model
+from spinecli.exports.config import Quantization
+from spinecli.exports.gguf_file import GgufModel, write_gguf
+from spinecli.exports.gguf_model import gguf_model
 
 
 class Rope(dict[str, object]):

@@ -21,7 +21,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import UnexportableError
-from spinecli.export.architecture import Architecture, Change
+from spinecli.exports.architecture import Architecture, Change
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from families import Recipe, answers, load, random_tokens, recipe
 from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.export import llamacpp
-from spinecli.export.config import Quantization
-from spinecli.export.verification import relative_difference
+from spinecli.exports import llamacpp
+from spinecli.exports.config import Quantization
+from spinecli.exports.verification import relative_difference
 
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.slow

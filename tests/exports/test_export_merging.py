@@ -20,7 +20,7 @@ from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.errors import DamagedArtifactError, OptionError
 from spinecli.evaluation.models import load_model, open_subjects
-from spinecli.export.merging import merge
+from spinecli.exports.merging import merge
 
 Opened = Callable[[Recipe], Checkpoint]
 BASE = recipe("llama", grouped=True)

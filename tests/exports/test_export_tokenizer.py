@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import TokenizerError
-from spinecli.export import llamacpp
-from spinecli.export.config import Quantization
-from spinecli.export.tokenizer import (
+from spinecli.exports import llamacpp
+from spinecli.exports.config import Quantization
+from spinecli.exports.tokenizer import (
     _GPT4O,
     _LLAMA3,
     _QWEN2,
@@ -217,8 +217,8 @@ def test_llama_cpp_cuts_real_texts_as_the_tokenizer_does(tmp_path: Path, directo
 
 
 def _write(path: Path, directory: Path) -> GgufTokenizer:
-    from spinecli.export.gguf_file import write_gguf
-    from spinecli.export.gguf_model import gguf_model
+    from spinecli.exports.gguf_file import write_gguf
+    from spinecli.exports.gguf_model import gguf_model
 
     model, notes = gguf_model(Checkpoint.open(directory), load_tokenizer(directory), Quantization.f16)
     assert notes == ()

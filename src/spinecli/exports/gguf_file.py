@@ -13,18 +13,18 @@ import numpy as np
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.export.architecture import Architecture
-from spinecli.export.config import Quantization
-from spinecli.export.layout import GgufTensor, lay_out
-from spinecli.export.rotary import Rotary
-from spinecli.export.storage import (
+from spinecli.exports.architecture import Architecture
+from spinecli.exports.config import Quantization
+from spinecli.exports.layout import GgufTensor, lay_out
+from spinecli.exports.rotary import Rotary
+from spinecli.exports.storage import (
     FILE_TYPES,
     encode,
     falls_back,
     storage_type,
     stored_bytes,
 )
-from spinecli.export.tokenizer import GgufTokenizer
+from spinecli.exports.tokenizer import GgufTokenizer
 from spinecli.progress import Progress, silent
 
 _UNQUANTIZED = np.dtype(np.float32)

@@ -18,8 +18,8 @@ from spinecli.app import app
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
-from spinecli.export import llamacpp
-from spinecli.export.verification import relative_difference
+from spinecli.exports import llamacpp
+from spinecli.exports.verification import relative_difference
 
 Opened = Callable[[Recipe], Checkpoint]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

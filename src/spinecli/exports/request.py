@@ -10,9 +10,9 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.tokenizer import require_fitting_tokenizer
 from spinecli.errors import MissingPackageError, OptionError
-from spinecli.export.config import ExportConfig, Format, Quantization
-from spinecli.export.merging import merge
-from spinecli.export.output import check_directory_output, check_file_output
+from spinecli.exports.config import ExportConfig, Format, Quantization
+from spinecli.exports.merging import merge
+from spinecli.exports.output import check_directory_output, check_file_output
 
 
 @dataclass(frozen=True)

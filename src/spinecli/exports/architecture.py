@@ -106,7 +106,7 @@ def architecture(name: str) -> Architecture:
 
 
 def _described(name: str) -> dict[str, Any]:
-    file = resources.files("spinecli.export") / "architectures" / f"{name}.json"
+    file = resources.files("spinecli.exports") / "architectures" / f"{name}.json"
     if not file.is_file():
         raise KeyError(name)
     own: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def _described(name: str) -> dict[str, Any]:
 
 def known_architectures() -> list[str]:
     """Names of all architectures that there is a file for."""
-    folder = resources.files("spinecli.export") / "architectures"
+    folder = resources.files("spinecli.exports") / "architectures"
     return sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json"))
 
 

@@ -8,9 +8,9 @@ from itertools import cycle, islice
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import UnexportableError
-from spinecli.export.architecture import Architecture, architecture_of
-from spinecli.export.layout import filled_shapes
-from spinecli.export.rotary import Rotary, rotary_of
+from spinecli.exports.architecture import Architecture, architecture_of
+from spinecli.exports.layout import filled_shapes
+from spinecli.exports.rotary import Rotary, rotary_of
 
 _MOST_BLOCKS = 512
 """LLAMA_MAX_LAYERS of llama.cpp."""

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.errors import VerificationError
-from spinecli.export import llamacpp
-from spinecli.export.config import Quantization
+from spinecli.exports import llamacpp
+from spinecli.exports.config import Quantization
 
 PROBE_LENGTH = 32
 LARGEST_FILE = 1 << 30

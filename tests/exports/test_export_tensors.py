@@ -11,9 +11,9 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import UnexportableError
-from spinecli.export.architecture import Change
-from spinecli.export.config import Quantization
-from spinecli.export.layout import changed
+from spinecli.exports.architecture import Change
+from spinecli.exports.config import Quantization
+from spinecli.exports.layout import changed
 
 Opened = Callable[[Recipe], Checkpoint]
 PLAIN = {

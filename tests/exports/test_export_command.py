@@ -20,8 +20,8 @@ from spinecli.app import app
 from spinecli.artifacts.manifest import sha256_file
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream import verify as reload
-from spinecli.export import llamacpp, request
-from spinecli.export.merging import merge
+from spinecli.exports import llamacpp, request
+from spinecli.exports.merging import merge
 
 Written = Callable[[Recipe], Path]
 BASE = recipe("llama", grouped=True, tied=True)
@@ -128,7 +128,7 @@ def test_a_file_that_computes_something_else_is_not_published(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("llama_cpp")
-    monkeypatch.setattr("spinecli.export.layout.changed", lambda value, change, head_dim: value)
+    monkeypatch.setattr("spinecli.exports.layout.changed", lambda value, change, head_dim: value)
     done = export(written(BASE), "--format", "gguf", "--out", tmp_path / "x.gguf")
     assert done.exit_code == 1
     assert "logits differ" in done.stderr
@@ -232,7 +232,7 @@ def test_an_interruption_leaves_nothing(written: Written, tmp_path: Path, monkey
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spinecli.export.gguf_file.write_gguf", interrupted)
+    monkeypatch.setattr("spinecli.exports.gguf_file.write_gguf", interrupted)
     done = export(written(BASE), "--format", "gguf", "--out", tmp_path / "x.gguf")
     assert done.exit_code == 130
     assert done.stderr == "error: Stopped.\n"

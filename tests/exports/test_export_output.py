@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spinecli.errors import MissingPathError, NoSpaceError, OutputExistsError, UnfinishedRunError
-from spinecli.export.output import check_directory_output, check_file_output, whole_directory, whole_file
+from spinecli.exports.output import check_directory_output, check_file_output, whole_directory, whole_file
 
 
 def fail_in_file(out: Path, error: type[BaseException]) -> None:

@@ -15,10 +15,10 @@ from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.stream.verify import random_rows, streamed_logits, verify_reading, verify_written
 from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.checkpoints.writer import write_checkpoint
-from spinecli.export.config import Format, Quantization
-from spinecli.export.merging import adapted_modules
-from spinecli.export.output import whole_directory, whole_file
-from spinecli.export.request import ExportRequest
+from spinecli.exports.config import Format, Quantization
+from spinecli.exports.merging import adapted_modules
+from spinecli.exports.output import whole_directory, whole_file
+from spinecli.exports.request import ExportRequest
 from spinecli.lora.peft_adapter import adapter_shapes
 from spinecli.progress import Progress, silent
 
@@ -71,10 +71,10 @@ def export(request: ExportRequest, stopwatch: Stopwatch, progress: Progress = si
 
 
 def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progress) -> Exported:
-    from spinecli.export import llamacpp
-    from spinecli.export.gguf_file import write_gguf
-    from spinecli.export.gguf_model import gguf_model
-    from spinecli.export.verification import verify
+    from spinecli.exports import llamacpp
+    from spinecli.exports.gguf_file import write_gguf
+    from spinecli.exports.gguf_model import gguf_model
+    from spinecli.exports.verification import verify
 
     out, checkpoint = request.out, request.checkpoint
     quantization = request.quantization or Quantization.f16

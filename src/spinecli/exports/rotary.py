@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import UnexportableError
-from spinecli.export.architecture import Architecture
+from spinecli.exports.architecture import Architecture
 
 
 @dataclass(frozen=True, eq=False)
