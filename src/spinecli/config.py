@@ -216,13 +216,17 @@ def _build(
     by_name = {found.name: found for found in kind.fields()}
     merged = _copied(values)
     for name, value in given.items():
-        if name in kind.model_fields:
-            merged[name] = value
+        if isinstance(value, (BaseModel, Mapping)) and name in kind.model_fields:
+            merged[name] = value.model_dump() if isinstance(value, BaseModel) else dict(value)
         elif name in by_name:
             *outer, last = by_name[name].path
             place = merged
             for step in outer:
-                place = place.setdefault(step, {})
+                if place.get(step) is None:
+                    place[step] = {}
+                place = place[step]
+                if not isinstance(place, dict):
+                    raise OptionError(f"{step} must be a list of options and values, not {place!r}{where}.")
             place[last] = value
         else:
             raise OptionError(_unknown(name, by_name))
@@ -246,9 +250,13 @@ def _sentence(kind: type[Config], error: ErrorDetails, named: Callable[[ConfigFi
     """What is wrong with one value, with the name of its flag or field."""
     path = tuple(str(part) for part in error["loc"])
     found = next((each for each in kind.fields() if each.path == path[: len(each.path)]), None)
+    if error["type"] == "missing" and found is None:  # a whole model, of which one field has to be given
+        found = next(each for each in kind.fields() if each.required and each.path[: len(path)] == path)
     if error["type"] == "extra_forbidden":
         inside = {each.path[len(path) - 1]: each for each in kind.fields() if each.path[: len(path) - 1] == path[:-1]}
         return _unknown(".".join(path), {".".join([*path[:-1], name]): each for name, each in inside.items()})
+    if found is None and error["type"] == "value_error":  # of options that do not go together: a whole sentence
+        return str(error["ctx"]["error"])
     if found is None:
         return f"{'.'.join(path) or 'The options'}: {error['msg']}."
     name, value = named(found), error["input"]

@@ -14,7 +14,8 @@ from spine_process import Here, Step, run_step, spine
 from sums import contents
 from tiny_llama import labelled_rows
 
-from spinecli.federation.strategies import SPLITTING, STRATEGIES
+from spinecli.federation.config import SPLITTING
+from spinecli.federation.strategies import STRATEGIES
 
 ROUNDS = 8
 

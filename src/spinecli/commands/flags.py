@@ -15,35 +15,35 @@ from spinecli.config import Config, ConfigField, read_config
 from spinecli.console import Terminal
 from spinecli.errors import OptionError
 
-_OUTPUT = "Output"
-_MESSAGES = "Messages and configuration"
+OUTPUT = "Output"
+MESSAGES = "Messages and configuration"
 _WHOLE = "Directory to write; it appears whole or not at all."
 
-Out = Annotated[Path, typer.Option("--out", help=_WHOLE, rich_help_panel=_OUTPUT)]
-OutUnlessDry = Annotated[Path | None, typer.Option("--out", help=_WHOLE, rich_help_panel=_OUTPUT)]
+Out = Annotated[Path, typer.Option("--out", help=_WHOLE, rich_help_panel=OUTPUT)]
+OutUnlessDry = Annotated[Path | None, typer.Option("--out", help=_WHOLE, rich_help_panel=OUTPUT)]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output that a spine command wrote.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--overwrite", help="Replace an output that a spine command wrote.", rich_help_panel=OUTPUT)
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue a killed run of the same command.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--resume", help="Continue a killed run of the same command.", rich_help_panel=OUTPUT)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_OUTPUT)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=OUTPUT)]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=_MESSAGES),
+    typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=MESSAGES),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=_MESSAGES)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_MESSAGES)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=MESSAGES)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=MESSAGES)]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="YAML file of options; flags take the place of what it says.", rich_help_panel=_MESSAGES
+        "--config", help="YAML file of options; flags take the place of what it says.", rich_help_panel=MESSAGES
     ),
 ]
 PrintConfig = Annotated[
     bool,
     typer.Option(
-        "--print-config", help="Print the options as a file for --config, and run nothing.", rich_help_panel=_MESSAGES
+        "--print-config", help="Print the options as a file for --config, and run nothing.", rich_help_panel=MESSAGES
     ),
 ]
 
@@ -54,7 +54,7 @@ def from_config(
     """Make a subcommand of a function of a config, a terminal, and options that are the command's own.
 
     The function is called with the config that the flags and `--config` ask for, inside the terminal's reporting of
-    errors. An own parameter named `out` without a default has to be given.
+    errors. An own parameter without a default has to be given.
 
     Args:
         without: names of fields that this command has no flags for.
@@ -78,6 +78,9 @@ def from_config(
                 if "out" in mine and mine["out"] is None and not mine.get("dry_run"):
                     add = ", or add --dry-run to write nothing" if "dry_run" in mine else ""
                     raise OptionError(f"Name the directory to write with --out{add}.")
+                for missed in (each.name for each in own if each.default is each.empty and mine[each.name] is None):
+                    option = get_args(hints[missed])[1]
+                    raise OptionError(f"{option.param_decls[0]} is missing: {option.help}")
                 body(config, terminal, **mine)
 
         flags = [_parameter(found) for found in kind.fields() if found.name not in without]

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spinecli.data.config import ExamplesConfig
 from spinecli.data.encoding import Encoded, encode
-from spinecli.data.example_columns import DataOptions
 from spinecli.data.examples import BUILTIN, Dataset, load_dataset
 from spinecli.data.hub import hub_name
 from spinecli.data.splits import evaluation_beside
@@ -106,7 +106,7 @@ def read_labelled(settings: LabelledConfig, subjects: Sequence[Subject], note: C
     positions = {subject.label: subject.positions for subject in subjects}
     length = fit_row_length(settings.max_length, DEFAULT_MAX_LENGTH, positions, "--max-length", note)
     settings = settings.model_copy(update={"max_length": length})
-    options = DataOptions(
+    options = ExamplesConfig(
         text_column=settings.text_column,
         pair_column=settings.pair_column,
         label_column=settings.label_column,

@@ -12,8 +12,7 @@ from small_splits import LABELS, LLAMA, SplitMaker, Watched, moved, random_batch
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.batches import IGNORED, collate
-from spinecli.data.example_columns import Task
-from spinecli.data.config import CalibrationConfig
+from spinecli.data.config import CalibrationConfig, Task
 from spinecli.errors import VerificationError
 from spinecli.federation.split import run as split_run
 from spinecli.federation.split.run import evaluate, launch, verify_joined, write_joined
@@ -88,7 +87,10 @@ def test_a_published_run_can_be_pruned(
 ) -> None:
     out = joined(made, task=task)
     options = PruneConfig(
-        model=str(out), sparsity=0.2, block_share=0.0, calibration=CalibrationConfig(text=str(sample_file), rows=4, length=16)
+        model=str(out),
+        sparsity=0.2,
+        block_share=0.0,
+        calibration=CalibrationConfig(text=str(sample_file), rows=4, length=16),
     )
     request = open_pruning(options)
     assert request.checkpoint.blocks == made.blocks
