@@ -79,8 +79,7 @@ def from_config(
                     add = ", or add --dry-run to write nothing" if "dry_run" in mine else ""
                     raise OptionError(f"Name the directory to write with --out{add}.")
                 for missed in (each.name for each in own if each.default is each.empty and mine[each.name] is None):
-                    option = get_args(hints[missed])[1]
-                    raise OptionError(f"{option.param_decls[0]} is missing: {option.help}")
+                    raise OptionError(f"--{missed.replace('_', '-')} is missing: {get_args(hints[missed])[1].help}")
                 body(config, terminal, **mine)
 
         flags = [_parameter(found) for found in kind.fields() if found.name not in without]

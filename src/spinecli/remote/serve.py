@@ -29,7 +29,8 @@ def open_server_request(config: FederateConfig, names: Sequence[str]) -> Federat
     served = config.model_copy(
         update={
             "fleet": f"uniform-{len(names)}",
-            "data": config.data.model_copy(update={"evaluation": config.data.train}),
+            "plan": None,
+            "data": config.data.model_copy(update={"evaluation": config.data.train, "partition": "iid"}),
             "engine": EngineConfig(name="nvflare"),
         }
     )
