@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +30,9 @@ from pathlib import Path
 import torch
 
 from spinecli.artifacts.directory import OutputOptions
+from spinecli.config import make_config
 from spinecli.evaluation.quiet import quiet_libraries
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.engine import Connect, Job, Reply
 from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
@@ -39,9 +40,8 @@ from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
 from spinecli.federation.history import RoundRecord
 from spinecli.federation.messages import Message
-from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
+from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.run import launch
-from spinecli.federation.strategies.strategy import TrainConfig
 from spinecli.remote.launch import on_this_machine
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -142,24 +142,23 @@ def kind_of(process: int) -> str:
     return "training process" if b"spinecli.remote.trainer" in words else "device's process"
 
 
-def request(rounds: int, engine: str, devices: int = 3, steps: int = 5, rows: int = 8) -> FederatedRequest:
-    tuning = TrainConfig(rounds=rounds, local_steps=steps, batch_size=rows, length=32)
-    return open_request(
-        FederateConfig(
-            model="builtin:tiny",
-            data="builtin:tiny-topics",
-            strategy="fedit",
-            devices=devices,
-            cohort=devices,
-            engine=engine,
-            clock="fleet" if engine == "local" else "wall",
-            max_length=32,
-            rounds=rounds,
-            tuning=tuning,
-            evaluate_every=rounds,
-            evaluation_limit=20,
-        )
-    )
+def request(
+    rounds: int, engine: str, devices: int = 3, steps: int = 5, rows: int = 8, evaluate_every: int | None = None
+) -> FederatedRequest:
+    asked = {
+        "data": "builtin:tiny-topics",
+        "strategy": "fedit",
+        "devices": devices,
+        "engine": engine,
+        "max_length": 32,
+        "rounds": rounds,
+        "cohort": devices,
+        "local_steps": steps,
+        "batch_size": rows,
+        "evaluate_every": evaluate_every or rounds,
+        "evaluation_limit": 20,
+    }
+    return open_request(make_config(FederateConfig, "builtin:tiny", asked))
 
 
 def connector(engine: str, asked: FederatedRequest) -> Connect | None:
@@ -192,8 +191,7 @@ def timed_rounds(rounds: int, engine: str, folder: Path, at_the_end: Callable[[]
 
 def soak(rounds: int, folder: Path) -> None:
     """Look at every process of a small federation after the third round, in the middle, and at the end."""
-    asked = request(rounds, "nvflare", devices=2, steps=1, rows=1)
-    asked = replace(asked, options=replace(asked.options, evaluate_every=1))
+    asked = request(rounds, "nvflare", devices=2, steps=1, rows=1, evaluate_every=1)
     looks = sorted({3, rounds // 2, rounds})
     seen: dict[tuple[str, int], list[str]] = {}
     lost = 0

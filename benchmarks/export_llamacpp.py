@@ -31,8 +31,8 @@ from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.tokenizer import load_tokenizer
-from spinecli.data.rows import token_rows
 from spinecli.data.config import CalibrationConfig
+from spinecli.data.rows import token_rows
 from spinecli.data.text import load_text
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.exports import llamacpp

@@ -18,17 +18,18 @@ from typing import Any
 from resumable_runs import collected
 
 from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.config import make_config
 from spinecli.data.encoding import encode
-from spinecli.data.example_columns import DataOptions
 from spinecli.evaluation.quiet import quiet_libraries
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import History, Measurement, RoundRecord
-from spinecli.federation.request import FederateConfig, open_request
+from spinecli.federation.request import open_request
 from spinecli.federation.results import summarised
 from spinecli.federation.rounds import Loop
 from spinecli.federation.setup import set_up
 from spinecli.federation.strategies import STRATEGIES
-from spinecli.federation.strategies.strategy import GlobalModel, TrainConfig
+from spinecli.federation.strategies.strategy import GlobalModel
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -67,36 +68,33 @@ def main() -> None:
 
 def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
-    tuning = TrainConfig(
-        rounds=asked.rounds,
-        local_steps=asked.local_steps,
-        batch_size=asked.batch_size,
-        length=asked.max_length,
-        smallest_rank=asked.smallest_rank,
-        largest_rank=asked.largest_rank,
-        learning_rate=asked.learning_rate,
-        weighting=asked.weighting,
-        sparsity=asked.sparsity,
-        prune_interval=asked.local_steps,
+    config = make_config(
+        FederateConfig,
+        found(asked.model, "models"),
+        {
+            "data": found(asked.data, "datasets"),
+            "strategy": strategy,
+            "fleet": asked.fleet,
+            "partition": asked.partition,
+            "limit": asked.limit,
+            "max_length": asked.max_length,
+            "rounds": asked.rounds,
+            "cohort": asked.cohort,
+            "local_steps": asked.local_steps,
+            "batch_size": asked.batch_size,
+            "learning_rate": asked.learning_rate,
+            "weighting": asked.weighting,
+            "evaluate_every": asked.evaluate_every,
+            "evaluation_limit": asked.examined,
+            "smallest_rank": asked.smallest_rank,
+            "largest_rank": asked.largest_rank,
+            "sparsity": asked.sparsity,
+            "prune_interval": asked.local_steps,
+            "seed": seed,
+        },
     )
     with quiet_libraries():
-        request = open_request(
-            FederateConfig(
-                model=found(asked.model, "models"),
-                data=found(asked.data, "datasets"),
-                strategy=strategy,
-                fleet=asked.fleet,
-                partition=asked.partition,
-                data_options=DataOptions(limit=asked.limit),
-                max_length=asked.max_length,
-                rounds=asked.rounds,
-                cohort=asked.cohort,
-                tuning=tuning,
-                evaluate_every=asked.evaluate_every,
-                evaluation_limit=asked.examined,
-                seed=seed,
-            )
-        )
+        request = open_request(config)
         federation = set_up(request)
     whole = encode(request.splits.evaluation, load_tokenizer(request.checkpoint.path), asked.max_length)
     evaluations = 0
@@ -107,9 +105,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
         last = evaluations == -(-asked.rounds // asked.evaluate_every)
         return evaluate(federation.base, model, whole if last else request.evaluation)
 
-    loop = Loop(
-        request.round_options(), federation.engine, federation.strategy, federation.setting, measure, lambda state: None
-    )
+    loop = Loop(federation.engine, federation.strategy, federation.setting, measure, lambda state: None)
     history = History(None)
     loop.run(history, lambda record: None)
     result = summarised(history.rounds, None)

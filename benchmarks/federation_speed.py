@@ -17,15 +17,16 @@ import torch
 from torch import nn
 
 from spinecli.artifacts.stopwatch import peak_memory
+from spinecli.config import make_config
 from spinecli.data.batches import Batch, batches
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.client.objective import loss_of
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.history import History, Measurement, RoundRecord
-from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
+from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.rounds import Loop, draw_cohort
 from spinecli.federation.seeding import torch_generator
 from spinecli.federation.setup import Federation, set_up
-from spinecli.federation.strategies.strategy import TrainConfig
 from spinecli.lora.factors import fresh_factors
 
 
@@ -43,20 +44,22 @@ def main() -> None:
     print("| strategy | rounds a minute | a round | its steps alone | overhead | peak memory |")
     print("|---|---|---|---|---|---|")
     for strategy in asked.strategies.split(","):
-        tuning = TrainConfig(
-            rounds=asked.rounds,
-            local_steps=asked.local_steps,
-            batch_size=asked.batch_size,
-            length=asked.max_length,
-            sparsity=asked.sparsity,
-            prune_interval=asked.local_steps,
+        config = make_config(
+            FederateConfig,
+            asked.model,
+            {
+                "data": asked.data,
+                "strategy": strategy,
+                "max_length": asked.max_length,
+                "rounds": asked.rounds,
+                "local_steps": asked.local_steps,
+                "batch_size": asked.batch_size,
+                "sparsity": asked.sparsity,
+                "prune_interval": asked.local_steps,
+            },
         )
         with quiet_libraries():
-            request = open_request(
-                FederateConfig(
-                    asked.model, asked.data, strategy, max_length=asked.max_length, rounds=asked.rounds, tuning=tuning
-                )
-            )
+            request = open_request(config)
             federation = set_up(request)
         simulated, bare = measured(request, federation)
         whole, steps = statistics.median(simulated), statistics.median(bare)
@@ -82,32 +85,31 @@ def measured(request: FederatedRequest, federation: Federation) -> tuple[list[fl
         bare.append(bare_steps(request, federation, record.round))
         started = time.perf_counter()
 
-    loop = Loop(
-        request.round_options(), federation.engine, federation.strategy, federation.setting, unmeasured, lambda _: None
-    )
+    loop = Loop(federation.engine, federation.strategy, federation.setting, unmeasured, lambda _: None)
     loop.run(History(None), listen)
     return simulated, bare
 
 
 def bare_steps(request: FederatedRequest, federation: Federation, number: int) -> float:
     """Seconds of the round's local steps without fleet, messages, pruning or aggregation, at the uniform rank."""
-    base, tuning, setting = federation.base, request.options.tuning, federation.setting
+    base, config, setting = federation.base, request.config, federation.setting
+    lora, train = config.lora, config.train
     parts = dict(zip((device.name for device in request.fleet.devices), request.parts, strict=True))
     prepared: list[list[Batch]] = []
-    for device in draw_cohort(setting.nodes, request.options.cohort, setting.seed, number):
-        generator = torch_generator(setting.seed, "batches", device, number)
-        prepared.append(list(batches(request.train, parts[device], tuning.batch_size, tuning.local_steps, generator)))
+    for device in draw_cohort(setting.nodes, train.cohort, config.seed, number):
+        generator = torch_generator(config.seed, "batches", device, number)
+        prepared.append(list(batches(request.train, parts[device], train.batch_size, train.local_steps, generator)))
     generator = torch.Generator().manual_seed(0)
     with base.lent(setting.head):
         base.attach(
             {
-                name: fresh_factors(d_out, d_in, tuning.rank, generator)
+                name: fresh_factors(d_out, d_in, lora.rank, generator)
                 for name, (d_out, d_in) in base.target_shapes().items()
             },
-            tuning.scale,
+            lora.scale,
         )
         parameters = base.trainable()
-        optimiser = torch.optim.AdamW(parameters, lr=tuning.learning_rate, weight_decay=0.0, fused=True)
+        optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
         started = time.perf_counter()
         for steps in prepared:
             for batch in steps:

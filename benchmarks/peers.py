@@ -28,11 +28,9 @@ from settings import SHARED, Setting, settings
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.data.config import CalibrationConfig
 from spinecli.data.text import load_text
-from spinecli.pruning.config import TuneMethod
-from spinecli.pruning.recovery.tune import tune
-from spinecli.pruning.config import TuneConfig
+from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod, Widths
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.config import PruneConfig, Widths
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 

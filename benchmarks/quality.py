@@ -21,15 +21,13 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.tokenizer import load_tokenizer
-from spinecli.data.rows import token_rows
 from spinecli.data.config import CalibrationConfig
+from spinecli.data.rows import token_rows
 from spinecli.data.text import load_text
+from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 from spinecli.pruning.methods import METHODS
-from spinecli.pruning.config import TuneMethod
-from spinecli.pruning.recovery.tune import tune
-from spinecli.pruning.config import TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.config import PruneConfig
+from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 

@@ -21,16 +21,15 @@ from federation import found, mean, points, to_target
 from resumable_runs import collected
 
 from spinecli.artifacts.stopwatch import Stopwatch
-from spinecli.data.example_columns import DataOptions
+from spinecli.config import make_config
 from spinecli.evaluation.quiet import quiet_libraries
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.history import History
-from spinecli.federation.request import FederateConfig, open_request
+from spinecli.federation.request import open_request
 from spinecli.federation.results import summarised
-from spinecli.federation.split.model import SplitTrainConfig
-from spinecli.federation.split.request import SPLIT_STRATEGIES, SplitOptions, split_request
+from spinecli.federation.split.request import SPLIT_STRATEGIES, split_request
 from spinecli.federation.split.run import loop_of
 from spinecli.federation.split.setup import set_up
-from spinecli.federation.strategies.strategy import TrainConfig
 
 
 def arguments() -> argparse.Namespace:
@@ -71,43 +70,36 @@ def main() -> None:
 
 def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
-    tuning = TrainConfig(
-        rounds=asked.rounds,
-        local_steps=asked.iterations,
-        batch_size=asked.batch_size,
-        length=asked.max_length,
-        learning_rate=asked.learning_rate,
+    config = make_config(
+        FederateConfig,
+        found(asked.model, "models"),
+        {
+            "data": found(asked.data, "datasets"),
+            "strategy": strategy,
+            "fleet": asked.fleet,
+            "partition": asked.partition,
+            "limit": asked.limit,
+            "max_length": asked.max_length,
+            "rounds": asked.rounds,
+            "cohort": asked.cohort,
+            "local_steps": asked.iterations,
+            "batch_size": asked.batch_size,
+            "learning_rate": asked.learning_rate,
+            "evaluate_every": asked.evaluate_every,
+            "evaluation_limit": asked.examined,
+            "cut_layer": asked.cut_layer or "auto",
+            "bottom": asked.bottom,
+            "top": asked.top,
+            "feature_dtype": asked.feature_dtype,
+            "optimizer": asked.optimizer,
+            "largest_batch": asked.largest_batch,
+            "divergence_limit": asked.divergence_limit,
+            "selection": asked.selection,
+            "seed": seed,
+        },
     )
     with quiet_libraries():
-        federated = open_request(
-            FederateConfig(
-                model=found(asked.model, "models"),
-                data=found(asked.data, "datasets"),
-                strategy=strategy,
-                fleet=asked.fleet,
-                partition=asked.partition,
-                data_options=DataOptions(limit=asked.limit),
-                max_length=asked.max_length,
-                rounds=asked.rounds,
-                cohort=asked.cohort,
-                tuning=tuning,
-                evaluate_every=asked.evaluate_every,
-                evaluation_limit=asked.examined,
-                seed=seed,
-            )
-        )
-        request = split_request(
-            federated,
-            SplitOptions(
-                cut_layer=asked.cut_layer,
-                modes=SplitTrainConfig(asked.bottom, asked.top, tuning.rank, tuning.scale),
-                feature_dtype=asked.feature_dtype,
-                optimizer=asked.optimizer,
-                largest_batch=asked.largest_batch,
-                divergence_limit=asked.divergence_limit,
-                selection=asked.selection,
-            ),
-        )
+        request = split_request(open_request(config))
         federation = set_up(request)
     history = History(None)
     loop_of(request, federation, Stopwatch(), None).run(history, lambda record: None)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from spinecli.data.examples import Dataset, Example
+from spinecli.federation.config import SplitConfig, TrainConfig
 from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import Fleet, load_fleet
 from spinecli.federation.simulation.partition import Partition, parse_partition, partition
@@ -170,7 +171,8 @@ def measure(found: Case) -> Figures:
     for name, batches in stages.items():
         figures.idle[name] = idle_share(paces.of_cohort(cohort).durations(batches))
     state = ControlState(paces=dict(zip(found.population.names, found.paces(0), strict=True)))
-    options = ControlOptions(LARGEST_BATCH, DIVERGENCE_LIMIT, found.budget_rows, found.largest_cohort)
+    split = SplitConfig(largest_batch=LARGEST_BATCH, divergence_limit=DIVERGENCE_LIMIT)
+    options = ControlOptions(split, TrainConfig(cohort=found.largest_cohort), found.budget_rows)
     started = time.perf_counter()
     plan_round(state, found.population, options, found.seed, 0)
     figures.seconds["whole plan"] = time.perf_counter() - started
@@ -178,12 +180,12 @@ def measure(found: Case) -> Figures:
 
 
 PLANS = {
-    "random, equal batches": ControlOptions(selection="random", regulation=False),
-    "random, without refinement": ControlOptions(selection="random", divergence_limit=float("inf")),
-    "random": ControlOptions(selection="random"),
-    "priority": ControlOptions(selection="priority"),
-    "genetic": ControlOptions(selection="genetic"),
-    "greedy": ControlOptions(selection="greedy"),
+    "random, equal batches": ControlOptions(regulation=False, by_labels=False),
+    "random, without refinement": ControlOptions(by_labels=False),
+    "random": ControlOptions(SplitConfig(selection="random")),
+    "priority": ControlOptions(SplitConfig(selection="priority")),
+    "genetic": ControlOptions(SplitConfig(selection="genetic")),
+    "greedy": ControlOptions(SplitConfig(selection="greedy")),
 }
 
 
@@ -276,7 +278,8 @@ def main() -> None:
             cases = [case(sizes[0], scheme, seed, asked.rows) for seed in range(asked.seeds)]
             for name, options in PLANS.items():
                 fitted = [
-                    replace(options, budget_rows=each.budget_rows, largest_cohort=each.largest_cohort) for each in cases
+                    replace(options, budget_rows=each.budget_rows, train=TrainConfig(cohort=each.largest_cohort))
+                    for each in cases
                 ]
                 runs = [rehearse(each, one, asked.rounds) for each, one in zip(cases, fitted, strict=True)]
                 kl, within, smaller, devices, rows, idle, speed, rarest, most = zip(*runs, strict=True)

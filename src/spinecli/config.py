@@ -289,9 +289,13 @@ def _sentence(kind: type[Config], error: ErrorDetails, named: Callable[[ConfigFi
     """What is wrong with one value, with the name of its flag or field."""
     path = tuple(str(part) for part in error["loc"])
     found = next((each for each in kind.fields() if each.path == path[: len(each.path)]), None)
+    if error["type"] == "missing" and found is None:  # a whole model, of which one field has to be given
+        found = next(each for each in kind.fields() if each.required and each.path[: len(path)] == path)
     if error["type"] == "extra_forbidden":
         inside = {each.path[len(path) - 1]: each for each in kind.fields() if each.path[: len(path) - 1] == path[:-1]}
         return _unknown(".".join(path), {".".join([*path[:-1], name]): each for name, each in inside.items()})
+    if found is None and error["type"] == "value_error":  # of options that do not go together: a whole sentence
+        return str(error["ctx"]["error"])
     if found is None:
         return f"{'.'.join(path) or 'The options'}: {error['msg']}."
     name, value = named(found), error["input"]

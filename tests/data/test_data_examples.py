@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from spinecli.config import read_config
+from spinecli.data.config import ExamplesConfig
 from spinecli.data.conversations import Turn
-from spinecli.data.example_columns import DataOptions
+from spinecli.data.example_columns import GroupColumn
 from spinecli.data.examples import Dataset, Example, load_dataset
 from spinecli.data.labels import read_labels
 from spinecli.data.splits import Splits
@@ -23,8 +25,8 @@ from spinecli.demo.vocabulary import TOPICS
 from spinecli.errors import DataError, OfflineError, OptionError
 
 
-def load(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Dataset:
-    return load_dataset(write_rows(tmp_path / "rows.jsonl", rows), DataOptions(**options))
+def load(tmp_path: Path, rows: list[dict[str, Any]], group: GroupColumn | None = None, **options: Any) -> Dataset:
+    return load_dataset(write_rows(tmp_path / "rows.jsonl", rows), ExamplesConfig(**options), group=group)
 
 
 def label_table_of(values: list[Any]) -> Table:
@@ -164,8 +166,8 @@ def test_groups_are_read_only_when_asked_for(tmp_path: Path) -> None:
         {"text": "b", "label": 1, "speaker": "emil", "town": 8},
     ]
     assert [example.group for example in load(tmp_path, rows).examples] == [None, None]
-    assert [example.group for example in load(tmp_path, rows, grouped=True).examples] == ["anna", "emil"]
-    assert [example.group for example in load(tmp_path, rows, group_column="town").examples] == ["7", "8"]
+    assert [example.group for example in load(tmp_path, rows, group=GroupColumn()).examples] == ["anna", "emil"]
+    assert [example.group for example in load(tmp_path, rows, group=GroupColumn("town")).examples] == ["7", "8"]
 
 
 @pytest.mark.parametrize(
@@ -235,13 +237,13 @@ def test_unusable_labels_are_told_with_their_row(tmp_path: Path, labels: list[An
         ({"label": 1, "body": "a"}, {}, ["none of the text columns", "label, body", "--text-column"]),
         ({"text": "a", "label": 0}, {"label_column": "mood"}, ["no column 'mood'", "text, label"]),
         ({"text": "a", "label": 0}, {"text_column": "body"}, ["no column 'body'", "text, label"]),
-        ({"text": "a", "label": 0}, {"group_column": "who"}, ["no column 'who'", "text, label"]),
-        ({"text": "a", "label": 0}, {"grouped": True}, ["client, speaker", "column:NAME", "text, label"]),
+        ({"text": "a", "label": 0}, {"group": GroupColumn("who")}, ["no column 'who'", "text, label"]),
+        ({"text": "a", "label": 0}, {"group": GroupColumn()}, ["client, speaker", "column:NAME", "text, label"]),
         ({"text": " ", "label": 0}, {}, ["line 1", "empty text"]),
         ({"text": None, "label": 0}, {}, ["line 1", "empty text"]),
         ({"text": 7, "label": 0}, {}, ["line 1", "7", "no text"]),
         ({"text": "a\ud800", "label": 0}, {}, ["line 1", "surrogate"]),
-        ({"text": "a", "label": 0, "user": ""}, {"grouped": True}, ["line 1", "no group", "'user'"]),
+        ({"text": "a", "label": 0, "user": ""}, {"group": GroupColumn()}, ["line 1", "no group", "'user'"]),
         ({"sentence1": "a", "sentence2": "", "label": 0}, {}, ["line 1", "'sentence2'"]),
         ({"instruction": "a", "input": 3, "output": "b"}, {}, ["line 1", "'input'"]),
         ({"instruction": "a", "output": ""}, {}, ["line 1", "'output'"]),
@@ -250,8 +252,10 @@ def test_unusable_labels_are_told_with_their_row(tmp_path: Path, labels: list[An
 def test_unusable_rows_are_told(tmp_path: Path, row: dict[str, Any], options: dict[str, Any], words: list[str]) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "label": 1}) + "\n")
+    group = options.get("group")
+    config = ExamplesConfig(**{name: value for name, value in options.items() if name != "group"})
     with pytest.raises(DataError) as caught:
-        load_dataset(str(file), DataOptions(**options))
+        load_dataset(str(file), config, group=group)
     assert all(word in str(caught.value) for word in ["rows.jsonl", *words]), caught.value
 
 
@@ -264,8 +268,8 @@ def test_contradicting_options_are_refused(tmp_path: Path) -> None:
     rows = [{"text": "a", "title": "b"}]
     with pytest.raises(OptionError, match="--pair-column"):
         load(tmp_path, rows, pair_column="title", task="language")
-    with pytest.raises(OptionError, match="--limit"):
-        load(tmp_path, rows, limit=0)
+    with pytest.raises(OptionError, match="--limit must be at least 1"):
+        read_config(ExamplesConfig, None, {"limit": 0})
 
 
 def test_a_limit_reaches_over_the_whole_file(tmp_path: Path) -> None:
@@ -314,7 +318,7 @@ def test_a_hub_data_set_is_read_by_split(monkeypatch: pytest.MonkeyPatch) -> Non
     load_dataset("somebody/texts:test")
     assert asked == [("somebody/texts", "train"), ("somebody/texts", "test")]
     with pytest.raises(DataError, match="somebody/texts:train has no column 'mood'; its columns are sentence, label"):
-        load_dataset("somebody/texts", DataOptions(label_column="mood"))
+        load_dataset("somebody/texts", ExamplesConfig(label_column="mood"))
 
     def refuse(name: str, split: str) -> datasets.Dataset:
         raise ValueError("Config name is missing.\nPlease pick one")
@@ -335,7 +339,7 @@ def test_a_hub_data_set_is_read_by_split(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_real_sets(name: str, task: str, labels: tuple[str, ...], examples: int) -> None:
-    found = load_dataset(str(shared("datasets", name)), DataOptions(grouped=name.endswith("speaker")))
+    found = load_dataset(str(shared("datasets", name)), group=GroupColumn() if name.endswith("speaker") else None)
     assert (found.task, found.labels, len(found)) == (task, labels, examples)
     if name.endswith("speaker"):
         assert len({example.group for example in found.examples}) == examples

@@ -9,7 +9,8 @@ from federated_samples import labelled_set, stories, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinecli.data.example_columns import DataOptions
+from spinecli.data.config import ExamplesConfig
+from spinecli.data.example_columns import GroupColumn
 from spinecli.data.examples import Dataset
 from spinecli.data.splits import hold_out, load_splits
 from spinecli.errors import DataError, MissingPathError, OptionError
@@ -63,9 +64,8 @@ def test_an_evaluation_set_needs_no_groups_and_no_labels_to_deal_by(tmp_path: Pa
     train = [{"text": "a", "speaker": "anna", "mood": "sad"}, {"text": "b", "speaker": "emil", "mood": "glad"}]
     write_rows(tmp_path / "train.jsonl", train)
     (tmp_path / "test.txt").write_text("c\n")
-    splits = load_splits(
-        str(tmp_path), options=DataOptions(task="language", label_column="mood", group_column="speaker")
-    )
+    config = ExamplesConfig(task="language", label_column="mood")
+    splits = load_splits(str(tmp_path), config=config, group=GroupColumn("speaker"))
     assert [example.label for example in splits.train.examples] == [1, 0]
     assert texts(splits.evaluation) == ["c"]
 

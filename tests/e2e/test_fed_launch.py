@@ -14,7 +14,8 @@ from spine_process import Here, Step, run_step, spine
 from sums import contents
 from tiny_llama import labelled_rows
 
-from spinecli.federation.strategies import SPLITTING, STRATEGIES
+from spinecli.federation.config import SPLITTING
+from spinecli.federation.strategies import STRATEGIES
 
 ROUNDS = 8
 
@@ -82,6 +83,20 @@ def test_the_plain_words_name_the_result_and_who_was_lost(
     assert "fedit on phones-8: 8 devices, 4 a round" in done.stderr
     quiet = spine_here(*common, "--strategy", "fedit", "--rounds", 1, "--out", tmp_path / "quiet", "--quiet")
     assert (quiet.code, quiet.stderr) == (0, "")
+
+
+def test_a_printed_config_asks_for_the_same_run(common: tuple[object, ...], tmp_path: Path, spine_here: Here) -> None:
+    typed = ("--strategy", "fedit", "--rounds", 2, "--rank", 2)
+    printed = spine_here(*common, *typed, "--print-config")
+    assert (printed.code, printed.stderr) == (0, "")
+    file = tmp_path / "run.yaml"
+    file.write_text(printed.stdout, encoding="utf-8")
+    for name, asked in {"typed": (*common, *typed), "read": ("fed-launch", "--config", file)}.items():
+        done = spine_here(*asked, "--out", tmp_path / name)
+        assert done.code == 0, done.stderr
+    assert contents(tmp_path / "typed") == contents(tmp_path / "read")
+    again = spine_here("fed-launch", "--config", file, "--rounds", 3, "--print-config")
+    assert again.stdout == printed.stdout.replace("rounds: 2", "rounds: 3")
 
 
 def test_a_dry_run_shows_the_labels_and_writes_nothing(

@@ -20,12 +20,13 @@ class Launcher:
     """Starts runs over three devices into directories of one folder, and finds the processes of each."""
 
     def __init__(self, requests: Maker, folder: Path, rounds: int) -> None:
-        options = requests.options(LLAMA, fleet=THREE)
+        config = requests.config(LLAMA, fleet=THREE)
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir()
         self._names: set[str] = set()
         self._arguments = [
-            *("fed-launch", options.model, "--data", options.data, "--fleet", options.fleet, "--strategy", "fedspine"),
+            *("fed-launch", config.model, "--data", config.data.train, "--fleet", config.fleet),
+            *("--strategy", "fedspine"),
             *("--rounds", str(rounds), "--cohort", "3", "--local-steps", "3", "--batch-size", "4"),
             *("--max-length", "16", "--rank", "4", "--smallest-rank", "2", "--largest-rank", "6"),
             *("--prune-interval", "1"),

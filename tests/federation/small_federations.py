@@ -12,32 +12,35 @@ from typing import Any
 from families import WORDS, Recipe, recipe
 from sums import digest
 
+from spinecli.config import make_config, read_config
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.engine import Lost
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import History, RoundRecord
-from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
-from spinecli.federation.rounds import Loop, RoundOptions
+from spinecli.federation.request import FederatedRequest, open_request
+from spinecli.federation.rounds import Loop
 from spinecli.federation.setup import Federation, set_up
 from spinecli.federation.state import RunState
-from spinecli.federation.strategies.strategy import ClientUpdate, TrainConfig, TrainInstruction
+from spinecli.federation.strategies.strategy import ClientUpdate, TrainInstruction
 from spinecli.lora.factors import Adapter
 
 LLAMA = recipe("llama", grouped=True)
 LABELS = ("calm", "loud")
 SLOW, FAST = 3, 2
-TUNING = TrainConfig(
-    rank=4,
-    smallest_rank=2,
-    largest_rank=6,
-    rounds=4,
-    local_steps=2,
-    batch_size=4,
-    length=16,
-    learning_rate=5e-3,
-    sparsity=0.4,
-    prune_interval=1,
-)
-_OWN_TUNING = set(TrainConfig.__dataclass_fields__) - {"rounds"}
+PLAIN: dict[str, Any] = {
+    "evaluation_share": 0.2,
+    "max_length": 16,
+    "cohort": 3,
+    "rank": 4,
+    "smallest_rank": 2,
+    "largest_rank": 6,
+    "rounds": 4,
+    "local_steps": 2,
+    "batch_size": 4,
+    "learning_rate": 5e-3,
+    "sparsity": 0.4,
+    "prune_interval": 1,
+}
 
 
 def fleet_text(
@@ -82,32 +85,22 @@ def labelled_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes requests in a folder of its own, by names of `FederateConfig`, `TrainConfig` and `fleet_text`."""
+    """Makes requests in a folder of its own, by the names of options and of `fleet_text`."""
 
     folder: Path
     written: Callable[[Recipe], Path]
 
     def __call__(self, made: Recipe = LLAMA, **changes: Any) -> FederatedRequest:
-        return open_request(self.options(made, **changes))
+        return open_request(self.config(made, **changes))
 
-    def options(
+    def config(
         self, made: Recipe = LLAMA, *, fleet: Mapping[str, Any] | None = None, examples: int = 60, **changes: Any
     ) -> FederateConfig:
         data, place = self.folder / "rows.jsonl", self.folder / "fleet.toml"
         data.write_text("".join(json.dumps(row) + "\n" for row in labelled_rows(examples)))
         place.write_text(fleet_text(**(fleet or {})))
-        rounds = changes.get("rounds", TUNING.rounds)
-        own = {name: changes.pop(name) for name in list(changes) if name in _OWN_TUNING}
-        plain = FederateConfig(
-            str(self.written(made)),
-            str(data),
-            fleet=str(place),
-            evaluation_share=0.2,
-            max_length=TUNING.length,
-            cohort=3,
-            tuning=replace(TUNING, rounds=rounds, **own),
-        )
-        return replace(plain, **{"rounds": rounds, **changes})
+        files = {"model": str(self.written(made)), "data": str(data), "fleet": str(place)}
+        return read_config(FederateConfig, None, {**files, **PLAIN, **changes})
 
 
 @dataclass(eq=False)
@@ -146,13 +139,12 @@ class Watched:
     def go_on(self, rounds: int, **changes: Any) -> list[RoundRecord]:
         """Run until `rounds` rounds are in the history; returns those that are new."""
         before = len(self.history.rounds)
-        options: RoundOptions = replace(self.request.round_options(), **{"rounds": rounds, **changes})
         federation = self.federation
+        config = make_config(FederateConfig, self.request.config, {"rounds": rounds, **changes})
         loop = Loop(
-            options,
             federation.engine,
             federation.strategy,
-            federation.setting,
+            replace(federation.setting, config=config),
             lambda model: evaluate(federation.base, model, self.request.evaluation),
             self.states.append,
         )

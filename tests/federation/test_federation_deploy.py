@@ -63,10 +63,10 @@ def test_plain_peft_answers_with_the_published_adapter_as_the_run_did(
     torch.manual_seed(5)
     if task == "classification":
         plain = AutoModelForSequenceClassification.from_pretrained(
-            request.options.model, num_labels=len(LABELS), ignore_mismatched_sizes=True
+            request.config.model, num_labels=len(LABELS), ignore_mismatched_sizes=True
         )
     else:
-        plain = AutoModelForCausalLM.from_pretrained(request.options.model)
+        plain = AutoModelForCausalLM.from_pretrained(request.config.model)
     loaded = PeftModel.from_pretrained(plain, tmp_path / "out").eval()
     adapted = {name for name, module in loaded.base_model.model.named_modules() if hasattr(module, "lora_A")}
     assert adapted == model.adapter.keys() == base.target_shapes().keys()

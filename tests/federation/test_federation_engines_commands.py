@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from spinecli.app import app
 from spinecli.errors import MissingPackageError, OptionError
-from spinecli.federation.request import FederateConfig
+from spinecli.federation.config import DataConfig, FederateConfig
 from spinecli.federation.simulation.fleet import load_fleet
 from spinecli.remote.available import require_flower, require_nvflare
 
@@ -147,8 +147,9 @@ def test_a_server_needs_no_example_for_every_device(tmp_path: Path) -> None:
 
     data = tmp_path / "held-out.jsonl"
     data.write_text("".join(json.dumps({"text": "a b", "label": str(index % 2)}) + "\n" for index in range(4)))
-    options = FederateConfig("builtin:tiny", str(data), strategy="fedit", max_length=16)
-    request = open_server_request(options, [f"device-{index}" for index in range(30)])
+    held_out = DataConfig(train=str(data), max_length=16)
+    config = FederateConfig(model="builtin:tiny", data=held_out, strategy="fedit")
+    request = open_server_request(config, [f"device-{index}" for index in range(30)])
     assert request.parts == ()
     assert len(request.evaluation) == 4
 

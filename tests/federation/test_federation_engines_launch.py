@@ -19,9 +19,9 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.source import describe_source
 from spinecli.errors import FederationError, OptionError
 from spinecli.federation.engine import Connect
-from spinecli.federation.request import FederatedRequest, open_request
+from spinecli.federation.request import FederatedRequest
 from spinecli.federation.run import launch
-from spinecli.federation.split.request import SplitRequest, split_options, split_request
+from spinecli.federation.split.request import SplitRequest, split_request
 from spinecli.federation.split.run import launch as launch_split
 from spinecli.remote.client_dir import require_few
 from spinecli.remote.launch import on_this_machine
@@ -51,10 +51,9 @@ def test_processes_end_with_the_bytes_of_the_simulation(requests: Maker, tmp_pat
 def test_processes_end_with_the_joined_checkpoint_of_the_simulation(
     requests: Maker, tmp_path: Path, strategy: str
 ) -> None:
-    options = requests.options(strategy=strategy, fleet=THREE, rounds=3, learning_rate=1e-3)
-    request = open_request(options)
-    chosen = {} if strategy == "fedavg" else {"--cut-layer": "1"}
-    split = split_request(request, split_options(chosen, options))
+    chosen = {} if strategy == "fedavg" else {"cut_layer": 1}
+    request = requests(strategy=strategy, fleet=THREE, rounds=3, learning_rate=1e-3, **chosen)
+    split = split_request(request)
     launch_split(split, OutputOptions(tmp_path / "local"))
     launch_split(split, OutputOptions(tmp_path / "flare"), connect=here(request, split, []))
     assert learned(tmp_path / "local") == learned(tmp_path / "flare")

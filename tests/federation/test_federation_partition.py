@@ -11,7 +11,7 @@ from federated_samples import labelled_set, shared, stories
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from spinecli.data.example_columns import DataOptions
+from spinecli.data.example_columns import GroupColumn
 from spinecli.data.examples import Dataset, Example, load_dataset
 from spinecli.errors import DataError, OptionError
 from spinecli.federation.simulation.label_table import label_divergence, label_table
@@ -21,7 +21,7 @@ from spinecli.federation.simulation.partition import (
     Dirichlet,
     Partition,
     Shards,
-    options_for,
+    group_column,
     parse_partition,
     partition,
 )
@@ -213,12 +213,9 @@ def test_schemes_that_nobody_can_mean(text: str, word: str) -> None:
 
 
 def test_a_scheme_says_which_column_to_read() -> None:
-    options = DataOptions(label_column="mood")
-    assert options_for(Dirichlet(1), options) == options
-    assert options_for(ByColumn("speaker"), options) == DataOptions(
-        label_column="mood", group_column="speaker", grouped=True
-    )
-    assert options_for(ByColumn(), options) == DataOptions(label_column="mood", grouped=True)
+    assert group_column(Dirichlet(1)) is None
+    assert group_column(ByColumn("speaker")) == GroupColumn("speaker")
+    assert group_column(ByColumn()) == GroupColumn()
 
 
 def test_the_label_table_counts_by_class_of_device() -> None:
@@ -253,7 +250,7 @@ def test_the_table_of_unlabelled_data_counts_examples() -> None:
 @pytest.mark.real
 def test_speakers_are_a_partition() -> None:
     path: Path = shared("datasets", "shakespeare_by_speaker")
-    dataset = load_dataset(str(path), options_for(parse_partition("column"), DataOptions()))
+    dataset = load_dataset(str(path), group=group_column(parse_partition("column")))
     parts = partition(dataset, 80, ByColumn(), 0)
     speakers = [example.group for part in parts for example in (dataset.examples[index] for index in part)]
     assert len(set(speakers)) == len(speakers) == 141

@@ -21,9 +21,9 @@ def test_a_round_is_told_as_it_was(requests: Any) -> None:
     assert records[0].began == 0
     for before, after in pairwise(records):
         assert after.began == before.ended
-    options = watched.request.options
+    config = watched.request.config
     for record, assignments, updates in zip(records, watched.assignments, watched.updates, strict=True):
-        assert record.learning_rate == learning_rate(options.tuning.learning_rate, "linear", record.round, 4)
+        assert record.learning_rate == learning_rate(config.learning_rate, "linear", record.round, 4)
         assert [device.device for device in record.devices] == list(assignments)
         for device, update in zip(record.devices, updates, strict=True):
             timing = update.timing
@@ -139,7 +139,9 @@ def test_the_loop_saves_after_every_round(requests: Any) -> None:
 
 
 def test_options_reach_the_devices(requests: Any) -> None:
-    request = requests(strategy="fedspine", local_steps=3, batch_size=2, clip_norm=0.5, score="salience", scale=4.0)
+    request = requests(
+        strategy="fedspine", local_steps=3, batch_size=2, clip_norm=0.5, score="salience", lora_scale=4.0
+    )
     watched = Watched(request)
     orders: list[dict[str, Any]] = []
     exchange = watched.federation.engine.exchange
@@ -153,6 +155,6 @@ def test_options_reach_the_devices(requests: Any) -> None:
     for order in orders:
         assert (order["steps"], order["batch_size"], order["clip_norm"], order["scale"]) == (3, 2, 0.5, 4.0)
         assert order["pruning"]["score"] == "salience"
-        assert order["pruning"]["interval"] == request.options.tuning.prune_interval
-        assert order["seed"] == request.options.seed
+        assert order["pruning"]["interval"] == request.config.pruning.prune_interval
+        assert order["seed"] == request.config.seed
     assert len(orders) == 3

@@ -66,12 +66,12 @@ def test_stopped_after_any_round_it_ends_with_the_same_bytes(request_of: Any, tm
     request = request_of("fedspine", deploy=True)
     launch(request, OutputOptions(tmp_path / "whole"))
     expected = contents(tmp_path / "whole")
-    for last in range(request.options.rounds):
+    for last in range(request.config.train.rounds):
         out = tmp_path / f"after-{last}"
         stopped(launch, request, out, last)
         rest = Until(None)
         launch(request, OutputOptions(out, resume=True), listener=rest)
-        assert rest.heard == list(range(last + 1, request.options.rounds))
+        assert rest.heard == list(range(last + 1, request.config.train.rounds))
         assert contents(out) == expected
 
 
@@ -151,7 +151,7 @@ def test_what_is_published_is_what_the_run_learned(request_of: Any, tmp_path: Pa
     assert damaged_files(out, read_manifest(out)) == {}
     assert manifest.digest == read_manifest(out).digest
     watched = Watched(request)
-    records = watched.go_on(request.options.rounds)
+    records = watched.go_on(request.config.train.rounds)
     assert read_history(out / HISTORY_NAME) == records
     result = FederatedResult.model_validate(manifest.report)
     assert result.rounds == len(records)

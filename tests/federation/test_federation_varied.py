@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,13 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.planning.config import PlanConfig
 from spinecli.federation.planning.request import open_request as open_plan
 from spinecli.federation.planning.run import decide
-from spinecli.federation.request import FederateConfig, open_request
+from spinecli.federation.request import open_request
 from spinecli.federation.run import launch
-from spinecli.federation.split.request import split_options, split_request
+from spinecli.federation.split.request import split_request
 from spinecli.federation.split.run import launch as launch_split
 from spinecli.lora.block_cost import BlockLayout
 from spinecli.lora.factors import target_projections
@@ -40,28 +40,28 @@ def varied(written: Callable[[Recipe], Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def options(varied: Path, requests: Maker) -> Callable[..., FederateConfig]:
-    return lambda **changes: replace(requests.options(rounds=1, **changes), model=str(varied))
+def configs(varied: Path, requests: Maker) -> Callable[..., FederateConfig]:
+    return lambda **changes: requests.config(rounds=1, **{"model": str(varied), **changes})
 
 
 @pytest.mark.parametrize("strategy", ["fedit", "legend", "flora"])
-def test_lora_goes_where_projections_are(options: Callable[..., FederateConfig], tmp_path: Path, strategy: str) -> None:
-    launch(open_request(options(strategy=strategy)), OutputOptions(tmp_path / "out"))
+def test_lora_goes_where_projections_are(configs: Callable[..., FederateConfig], tmp_path: Path, strategy: str) -> None:
+    launch(open_request(configs(strategy=strategy)), OutputOptions(tmp_path / "out"))
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("cut", ["1", "2"])
-def test_a_split_model_trains_what_it_has(options: Callable[..., FederateConfig], tmp_path: Path, cut: str) -> None:
-    asked = options(strategy="mergesfl", learning_rate=1e-3)
-    split = split_request(open_request(asked), split_options({"--cut-layer": cut, "--top": "lora"}, asked))
+def test_a_split_model_trains_what_it_has(configs: Callable[..., FederateConfig], tmp_path: Path, cut: str) -> None:
+    asked = configs(strategy="mergesfl", learning_rate=1e-3, cut_layer=cut, top="lora")
+    split = split_request(open_request(asked))
     launch_split(split, OutputOptions(tmp_path / "out"))
     joined = Checkpoint.open(tmp_path / "out")
     assert joined.shapes == split.federated.checkpoint.shapes
 
 
-def test_strategies_that_prune_say_why_not(options: Callable[..., FederateConfig], tmp_path: Path) -> None:
+def test_strategies_that_prune_say_why_not(configs: Callable[..., FederateConfig], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="all blocks equally wide"):
-        launch(open_request(options(strategy="fedspine")), OutputOptions(tmp_path / "out"))
+        launch(open_request(configs(strategy="fedspine")), OutputOptions(tmp_path / "out"))
 
 
 def test_a_plan_is_made_and_counts_what_is_there(varied: Path) -> None:

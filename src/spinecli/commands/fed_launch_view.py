@@ -13,7 +13,10 @@ from rich.table import Table
 from spinecli.console import Terminal, size, table
 
 if TYPE_CHECKING:
-    from spinecli.federation.engine import Clock
+    from spinecli.artifacts.directory import OutputOptions
+    from spinecli.artifacts.stopwatch import Stopwatch
+    from spinecli.federation.config import FederateConfig
+    from spinecli.federation.engine import Connect
     from spinecli.federation.history import RoundRecord
     from spinecli.federation.memory import MemoryNeed
     from spinecli.federation.request import FederatedRequest
@@ -26,18 +29,43 @@ _SHOWN_ROUNDS = 12
 _COLUMNS = ("round", "time", "accuracy", "loss", "slowest", "idle", "traffic", "pruned", "lost")
 
 
+def launched(
+    request: FederatedRequest,
+    split: SplitRequest | None,
+    output: OutputOptions,
+    stopwatch: Stopwatch,
+    terminal: Terminal,
+    connect: Connect | None,
+) -> None:
+    """Run all rounds before a person's eyes, and say what came of them."""
+    from spinecli.evaluation.quiet import quiet_libraries
+    from spinecli.federation.results import FederatedResult
+    from spinecli.federation.run import launch
+    from spinecli.federation.split.run import launch as launch_split
+
+    with quiet_libraries(terminal.debug), live_rounds(terminal, request.config) as listener:
+        if split is not None:
+            manifest = launch_split(split, output, stopwatch, listener, connect)
+        else:
+            manifest = launch(request, output, stopwatch, listener, connect)
+    result = FederatedResult.model_validate(manifest.report)
+    measured = stopwatch.measured()
+    value = {"out": str(output.path), **result.model_dump(mode="json"), "measured": measured.model_dump(mode="json")}
+    terminal.result(value, *result_view(result, request, output.path, measured.seconds["total"]))
+
+
 @contextmanager
-def live_rounds(terminal: Terminal, rounds: int, clock: Clock) -> Iterator[Listener]:
+def live_rounds(terminal: Terminal, config: FederateConfig) -> Iterator[Listener]:
     """A listener that keeps a table of the last rounds on a terminal, and is silent where there is none."""
     if terminal.quiet or not terminal.err.is_terminal:
         yield _silent
         return
     records: list[RoundRecord] = []
-    with Live(_rounds_table(records, rounds, clock), console=terminal.err, transient=True, auto_refresh=False) as live:
+    with Live(_rounds_table(records, config), console=terminal.err, transient=True, auto_refresh=False) as live:
 
         def show(record: RoundRecord) -> None:
             records.append(record)
-            live.update(_rounds_table(records, rounds, clock), refresh=True)
+            live.update(_rounds_table(records, config), refresh=True)
 
         yield show
 
@@ -46,12 +74,13 @@ def _silent(record: RoundRecord) -> None:
     """Nobody looks."""
 
 
-def _rounds_table(records: Sequence[RoundRecord], rounds: int, clock: Clock) -> Table:
+def _rounds_table(records: Sequence[RoundRecord], config: FederateConfig) -> Table:
     rows = [_round_row(record) for record in records[-_SHOWN_ROUNDS:]]
+    rounds = config.train.rounds
     done = f"round {records[-1].round + 1} of {rounds}" if records else f"the first of {rounds} rounds is under way"
     splitting = any(record.split is not None for record in records)
     columns = tuple("KL" if splitting and name == "pruned" else name for name in _COLUMNS)
-    note = "Time and waiting are the fleet's, not this machine's." if clock == "fleet" else ""
+    note = "Time and waiting are the fleet's, not this machine's." if config.clock == "fleet" else ""
     return table(done, columns, rows, words=(4,), note=note)
 
 
@@ -81,23 +110,23 @@ def _last_column(record: RoundRecord, ratios: Sequence[float]) -> str:
 
 def opening(request: FederatedRequest) -> str:
     """One line on what is about to run."""
-    options, splits = request.options, request.splits
+    config, splits = request.config, request.splits
     begun = f", rows begin with {''.join(request.opening)}" if request.opening else ""
     kind = f"{len(splits.train.labels)} labels" if request.labels is not None else f"language modelling{begun}"
     return (
-        f"{options.strategy} on {request.fleet.name}: {len(request.fleet.devices)} devices, {options.cohort} a round; "
-        f"{len(splits.train)} examples, {kind}, {options.partition}; {len(request.evaluation)} held out"
+        f"{config.strategy} on {request.fleet.name}: {len(request.fleet.devices)} devices, {config.train.cohort} a "
+        f"round; {len(splits.train)} examples, {kind}, {config.data.partition}; {len(request.evaluation)} held out"
     )
 
 
 def split_opening(request: SplitRequest) -> str:
     """One line on where the model is cut and what crosses the cut."""
-    blocks, modes = request.federated.checkpoint.blocks, request.options.modes
+    blocks, config = request.federated.checkpoint.blocks, request.config.split
     if not request.strategy.split:
-        return f"unsplit: every device trains the whole model ({modes.bottom})"
+        return f"unsplit: every device trains the whole model ({config.bottom})"
     return (
-        f"{request.cut} of {blocks} blocks on the devices ({modes.bottom}), the rest on the server ({modes.top}); "
-        f"up to {request.row_budget:.0f} rows of features an iteration in {request.options.feature_dtype}"
+        f"{request.cut} of {blocks} blocks on the devices ({config.bottom}), the rest on the server ({config.top}); "
+        f"up to {request.row_budget:.0f} rows of features an iteration in {config.feature_dtype}"
     )
 
 
@@ -162,7 +191,7 @@ def result_view(result: FederatedResult, request: FederatedRequest, out: Path, s
         ("accuracy", "" if result.accuracy is None else f"{result.accuracy:.1%}"),
         ("best accuracy", "" if result.best_accuracy is None else f"{result.best_accuracy:.1%}"),
         ("loss", "" if result.loss is None else f"{result.loss:.4f}"),
-        ("time on the fleet" if request.options.clock == "fleet" else "time of the rounds", duration(result.seconds)),
+        ("time on the fleet" if request.config.clock == "fleet" else "time of the rounds", duration(result.seconds)),
         ("traffic", size(result.bytes)),
         ("idle share of a round", f"{result.idle_share:.0%}"),
     ]
@@ -191,7 +220,7 @@ def result_view(result: FederatedResult, request: FederatedRequest, out: Path, s
         told = ", ".join(f"{count} times {reason}" for reason, count in sorted(reasons.items()))
         lines.append(f"answers lost: {told}, on {len(result.lost)} devices; history.jsonl says which and why")
     lines.append(f"{out}, {duration(seconds)} on this machine")
-    return [table(f"{request.options.strategy} on {request.fleet.name}", ("", ""), figures), "", *lines]
+    return [table(f"{request.config.strategy} on {request.fleet.name}", ("", ""), figures), "", *lines]
 
 
 def duration(seconds: float) -> str:

@@ -55,7 +55,7 @@ def from_config(
     """Make a subcommand of a function of a config, a terminal, and options that are the command's own.
 
     The function is called with the config that the flags and `--config` ask for, inside the terminal's reporting of
-    errors. An own parameter named `out` has to be given if it has no default, or where only --dry-run does without.
+    errors. An own parameter without a default has to be given, and `out` also where only --dry-run does without.
 
     Args:
         without: names of fields that this command has no flags for.
@@ -81,6 +81,8 @@ def from_config(
                 if writes and mine["out"] is None and not mine.get("dry_run"):
                     add = ", or add --dry-run to write nothing" if dry else ""
                     raise OptionError(f"Name the directory to write with --out{add}.")
+                for missed in (each.name for each in own if each.default is each.empty and mine[each.name] is None):
+                    raise OptionError(f"--{missed.replace('_', '-')} is missing: {get_args(hints[missed])[1].help}")
                 body(config, terminal, **mine)
 
         flags = [_parameter(found) for found in kind.fields() if found.name not in without]

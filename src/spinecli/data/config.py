@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from spinecli.config import Config, Option
+
+Task = Literal["classification", "language"]
+"""What is learned from labelled or plain examples."""
 
 
 class SpecialTokens(str, Enum):
@@ -41,3 +44,20 @@ class CalibrationConfig(Config):
 
 CALIBRATION = Option("The text that importance is measured on.", panel="Calibration")
 """Of the field that holds a `CalibrationConfig`."""
+
+
+class ColumnsConfig(Config):
+    """Which columns of a data set are read; None: those with the usual names."""
+
+    text_column: Annotated[str | None, Option("Column of the text.", default="by its name", decides=False)] = None
+    pair_column: Annotated[str | None, Option("Column of a second text, if there is one.", decides=False)] = None
+    label_column: Annotated[str | None, Option("Column of the label.", default="by its name", decides=False)] = None
+
+
+class ExamplesConfig(ColumnsConfig):
+    """What is read of a data set. The examples that come of it are an input of what is made with them."""
+
+    task: Annotated[Task | None, Option("What to learn.", default="as the columns suggest", decides=False)] = None
+    limit: Annotated[
+        int | None, Field(ge=1), Option("At most so many examples of each file, spread evenly over it.", decides=False)
+    ] = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.data.examples import Dataset
 from spinecli.data.instructions import encode_instructions
 from spinecli.data.rows import opening_of, without_opening

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from spinecli.data.columns import (
     CONVERSATIONS,
@@ -17,25 +16,17 @@ from spinecli.data.columns import (
     recognised,
     text_columns,
 )
+from spinecli.data.config import ExamplesConfig, Task
 from spinecli.data.tables import Table
 from spinecli.errors import DataError, OptionError
 
-Task = Literal["classification", "language"]
-
 
 @dataclass(frozen=True)
-class DataOptions:
-    """What a user says about a data set; None leaves it to be recognised."""
+class GroupColumn:
+    """Examples carry whose they are."""
 
-    text_column: str | None = None
-    pair_column: str | None = None
-    label_column: str | None = None
-    group_column: str | None = None
-    grouped: bool = False
-    """Examples carry a group even if `group_column` is None; its column is then recognised by name."""
-    task: Task | None = None
-    limit: int | None = None
-    """At most so many examples of each file, spread evenly over it."""
+    name: str | None = None
+    """Of the column; None: it is recognised by its name."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +44,29 @@ class Columns:
     """`text` is a list of messages, of which the last answer is learned."""
 
 
-def choose_columns(table: Table, options: DataOptions) -> Columns:
-    """The columns that `options` names, and by their usual names those it leaves open.
+def choose_columns(table: Table, config: ExamplesConfig, group: GroupColumn | None = None) -> Columns:
+    """The columns that `config` and `group` name, and by their usual names those they leave open.
 
     The task, if not given: instructions with answers and conversations are language modelling, anything else with a
     label column is classification, and text alone is language modelling. Language modelling reads labels only from a
-    column that `options` names, because it needs none to train.
+    column that `config` names, because it needs none to train.
 
     Raises: DataError if a column is absent, OptionError if two options contradict each other.
     """
-    label = _named(table, options.label_column)
-    group = _group(table, options)
-    prompt = None if options.text_column else first_couple(table.columns, PROMPTS)
-    chat = _chat(table, options)
-    task = options.task or _task(table, label is not None, prompt is not None or chat is not None)
+    label = _named(table, config.label_column)
+    grouped = None if group is None else _group(table, group)
+    prompt = None if config.text_column else first_couple(table.columns, PROMPTS)
+    chat = _chat(table, config)
+    task = config.task or _task(table, label is not None, prompt is not None or chat is not None)
     if task == "language":
-        if options.pair_column:
+        if config.pair_column:
             raise OptionError("--pair-column is for classification of text pairs; leave it out for language modelling.")
         if prompt is not None:
             given = recognised(table.columns, INPUTS)
-            return Columns(task, prompt[0], given, label=label, answer=prompt[1], group=group)
+            return Columns(task, prompt[0], given, label=label, answer=prompt[1], group=grouped)
         if chat is not None:
-            return Columns(task, chat, label=label, group=group, conversation=True)
-        return Columns(task, _text(table, options)[0], label=label, group=group)
+            return Columns(task, chat, label=label, group=grouped, conversation=True)
+        return Columns(task, _text(table, config)[0], label=label, group=grouped)
     label = label or recognised(table.columns, LABELS)
     if label is None:
         raise DataError(
@@ -83,8 +74,8 @@ def choose_columns(table: Table, options: DataOptions) -> Columns:
             or f"{table.reference} has none of the label columns {', '.join(LABELS)}; "
             f"name one of its columns with --label-column: {_listed(table)}."
         )
-    text, pair = _text(table, options)
-    return Columns(task, text, pair, label=label, group=group)
+    text, pair = _text(table, config)
+    return Columns(task, text, pair, label=label, group=grouped)
 
 
 def _task(table: Table, label_named: bool, prompted: bool) -> Task:
@@ -93,17 +84,17 @@ def _task(table: Table, label_named: bool, prompted: bool) -> Task:
     return "classification" if label_named or recognised(table.columns, LABELS) else "language"
 
 
-def _chat(table: Table, options: DataOptions) -> str | None:
+def _chat(table: Table, config: ExamplesConfig) -> str | None:
     """The column of conversations: the one that is named, or where nothing else is a text."""
-    named = _named(table, options.text_column)
+    named = _named(table, config.text_column)
     if named is not None:
         return recognised((named,), CONVERSATIONS)
     return None if text_columns(table.columns) else recognised(table.columns, CONVERSATIONS)
 
 
-def _text(table: Table, options: DataOptions) -> tuple[str, str | None]:
-    text, pair = _named(table, options.text_column), _named(table, options.pair_column)
-    if text is None and pair is None and options.task != "language" and (found := first_couple(table.columns, PAIRS)):
+def _text(table: Table, config: ExamplesConfig) -> tuple[str, str | None]:
+    text, pair = _named(table, config.text_column), _named(table, config.pair_column)
+    if text is None and pair is None and config.task != "language" and (found := first_couple(table.columns, PAIRS)):
         return found
     if text is None:
         text = recognised(table.columns, (name for name in TEXTS if name != (pair or "").lower()))
@@ -116,10 +107,8 @@ def _text(table: Table, options: DataOptions) -> tuple[str, str | None]:
     return text, pair
 
 
-def _group(table: Table, options: DataOptions) -> str | None:
-    if options.group_column or not options.grouped:
-        return _named(table, options.group_column)
-    group = recognised(table.columns, GROUPS)
+def _group(table: Table, wanted: GroupColumn) -> str:
+    group = _named(table, wanted.name) or recognised(table.columns, GROUPS)
     if group is None:
         raise DataError(
             f"{table.reference} has none of the columns {', '.join(GROUPS)} to group by; "

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spinecli.artifacts.manifest import FileRecord, Source
+from spinecli.data.config import ExamplesConfig, Task
 from spinecli.data.conversations import Conversation, read_conversation
-from spinecli.data.example_columns import Columns, DataOptions, Task, choose_columns
+from spinecli.data.example_columns import Columns, GroupColumn, choose_columns
 from spinecli.data.hub import hub_name, read_hub
 from spinecli.data.labels import read_labels
 from spinecli.data.tables import KINDS, SUFFIXES, Row, Table, read_table
-from spinecli.errors import DataError, MissingPathError, OptionError
+from spinecli.errors import DataError, MissingPathError
 
 BUILTIN = "builtin:"
 TOPICS = f"{BUILTIN}tiny-topics"
@@ -133,7 +134,12 @@ def _summed(example: Example) -> list[object]:
     return [*fields, [[turn.role, turn.content] for turn in example.conversation]] if example.conversation else fields
 
 
-def load_dataset(reference: str, options: DataOptions | None = None, labels: Sequence[str] | None = None) -> Dataset:
+def load_dataset(
+    reference: str,
+    config: ExamplesConfig | None = None,
+    labels: Sequence[str] | None = None,
+    group: GroupColumn | None = None,
+) -> Dataset:
     """The examples that `reference` names.
 
     A file that `spinecli.data.tables.read_table` reads, a directory (its train file), `builtin:tiny-topics`, or a hub
@@ -141,14 +147,13 @@ def load_dataset(reference: str, options: DataOptions | None = None, labels: Seq
 
     Args:
         labels: names to map labels by; None takes those that the data set has.
+        group: where examples say whose they are; None leaves that out.
 
     Raises: DataError, MissingPathError, OfflineError, OptionError.
     """
-    options = options or DataOptions()
-    if options.limit is not None and options.limit < 1:
-        raise OptionError(f"--limit must be at least 1 example, not {options.limit}.")
+    config = config or ExamplesConfig()
     table = _read_table(reference)
-    columns = choose_columns(table, options)
+    columns = choose_columns(table, config, group)
     found = read_labels(table, columns.label, labels) if columns.label else None
     names = found.names if found else ()
     if columns.task == "classification" and len(names) < 2:
@@ -160,9 +165,9 @@ def load_dataset(reference: str, options: DataOptions | None = None, labels: Seq
         _example(_Place(table, number), row, columns, found.indices[index] if found else None)
         for index, (number, row) in enumerate(table)
     )
-    if options.limit is not None and options.limit < len(examples):
+    if config.limit is not None and config.limit < len(examples):
         # evenly spread, because files are often sorted by label
-        examples = tuple(examples[step * len(examples) // options.limit] for step in range(options.limit))
+        examples = tuple(examples[step * len(examples) // config.limit] for step in range(config.limit))
     notes = (found.note,) if found and found.note else ()
     return Dataset(columns.task, examples, names, reference, notes)
 

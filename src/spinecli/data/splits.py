@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from spinecli.data.example_columns import DataOptions
+from spinecli.data.config import ExamplesConfig
+from spinecli.data.example_columns import GroupColumn
 from spinecli.data.examples import TOPICS, TOPICS_VALIDATION, Dataset, evaluation_split, find_evaluation, load_dataset
 from spinecli.data.hub import hub_name, hub_splits
 from spinecli.errors import DataError, OptionError
@@ -34,7 +35,8 @@ def load_splits(
     evaluation: str | None = None,
     evaluation_share: float = 0.1,
     seed: int = 0,
-    options: DataOptions | None = None,
+    config: ExamplesConfig | None = None,
+    group: GroupColumn | None = None,
 ) -> Splits:
     """The training set that `reference` names, and a set to evaluate on.
 
@@ -44,23 +46,19 @@ def load_splits(
     Args:
         evaluation_share: share of each label (of all examples where there are no labels) to hold out if there is no
             evaluation set, above 0 and below 1.
+        group: where the examples to train on say whose they are.
 
     Raises: DataError, MissingPathError, OfflineError, OptionError.
     """
-    options = options or DataOptions()
-    train = load_dataset(reference, options)
+    config = config or ExamplesConfig()
+    train = load_dataset(reference, config, group=group)
     evaluation = evaluation or evaluation_beside(reference)
     if evaluation is None:
         return hold_out(train, evaluation_share, seed)
     classified = train.task == "classification"
     # the labels of a language task, and groups, serve to deal examples out to devices: an evaluation set needs neither
-    own = replace(
-        options,
-        task=train.task,
-        label_column=options.label_column if classified else None,
-        group_column=None,
-        grouped=False,
-    )
+    label_column = config.label_column if classified else None
+    own = config.model_copy(update={"task": train.task, "label_column": label_column})
     return Splits(train, load_dataset(evaluation, own, train.labels if classified else None))
 
 

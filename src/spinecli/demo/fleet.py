@@ -8,17 +8,17 @@ from pathlib import Path
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest
-from spinecli.data.example_columns import DataOptions
+from spinecli.data.config import ExamplesConfig
 from spinecli.evaluation.quiet import quiet_libraries
+from spinecli.federation.config import DataConfig, FederateConfig, TrainConfig
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import RoundRecord
 from spinecli.federation.planning.config import PlanConfig
 from spinecli.federation.planning.request import open_request as open_plan
 from spinecli.federation.planning.run import decide, plan
-from spinecli.federation.request import FederateConfig, open_request
+from spinecli.federation.request import open_request
 from spinecli.federation.run import launch
 from spinecli.federation.setup import set_up
-from spinecli.federation.strategies.strategy import TrainConfig
 from spinecli.progress import Progress, silent
 
 FLEET = "jetson-10"
@@ -62,24 +62,20 @@ def run_fleet(
         f"--plan {plan_out} --rounds {ROUNDS} --cohort {COHORT} --local-steps {LOCAL_STEPS} --max-length {LENGTH} "
         f"--learning-rate {LEARNING_RATE:g} --out {fed_out}"
     )
-    options = FederateConfig(
+    config = FederateConfig(
         model=str(model),
-        data=DATA,
         strategy="legend",
         fleet=FLEET,
         plan=plan_out,
-        data_options=DataOptions(limit=EXAMPLES),
-        max_length=LENGTH,
-        rounds=ROUNDS,
-        cohort=COHORT,
-        tuning=TrainConfig(rounds=ROUNDS, local_steps=LOCAL_STEPS, length=LENGTH, learning_rate=LEARNING_RATE),
+        data=DataConfig(train=DATA, examples=ExamplesConfig(limit=EXAMPLES), max_length=LENGTH),
+        train=TrainConfig(rounds=ROUNDS, cohort=COHORT, local_steps=LOCAL_STEPS, learning_rate=LEARNING_RATE),
     )
 
     def heard(record: RoundRecord) -> None:
         progress("rounds on the fleet", record.round + 1, ROUNDS)
 
     with quiet_libraries():
-        request = open_request(options)
+        request = open_request(config)
         untrained = set_up(request)
         before = evaluate(untrained.base, untrained.strategy.model(), request.evaluation)
         federated = launch(request, OutputOptions(fed_out, overwrite=True), listener=heard)

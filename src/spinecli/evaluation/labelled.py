@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spinecli.data.config import ExamplesConfig
 from spinecli.data.encoding import Encoded, encode
-from spinecli.data.example_columns import DataOptions
 from spinecli.data.examples import BUILTIN, Dataset, load_dataset
 from spinecli.data.hub import hub_name
 from spinecli.data.splits import evaluation_beside
@@ -107,7 +107,7 @@ def read_labelled(config: LabelledConfig, subjects: Sequence[Subject], note: Cal
     positions = {subject.label: subject.positions for subject in subjects}
     length = fit_row_length(config.max_length, DEFAULT_MAX_LENGTH, positions, "--max-length", note)
     config = config.model_copy(update={"max_length": length})
-    options = DataOptions(
+    options = ExamplesConfig(
         text_column=config.text_column,
         pair_column=config.pair_column,
         label_column=config.label_column,

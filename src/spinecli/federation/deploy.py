@@ -16,7 +16,7 @@ from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
-from spinecli.data import example_columns as data_columns
+from spinecli.data import config as data_config
 from spinecli.data.batches import IGNORED, Batch
 from spinecli.data.encoding import Encoded
 from spinecli.errors import VerificationError
@@ -77,7 +77,7 @@ def verify_deployed(
 
 @torch.no_grad()
 def verify_answers(
-    directory: Path, batch: Batch, expected: Tensor, task: data_columns.Task, compute: ComputeOptions
+    directory: Path, batch: Batch, expected: Tensor, task: data_config.Task, compute: ComputeOptions
 ) -> float:
     """Open the checkpoint in `directory` with plain transformers; how far its logits are from those expected.
 

@@ -138,8 +138,5 @@ class Engine(Protocol):
         """Go on from a snapshot."""
 
 
-Clock = Literal["fleet", "wall"]
-"""Whose seconds an engine counts: those that a simulated fleet would have needed, or those that pass."""
-
 Connect = Callable[[Path], AbstractContextManager[Engine]]
 """Opens an engine for the length of a run, given a directory that lasts until the run is finished."""

@@ -16,10 +16,11 @@ from spinecli.federation.client.device import importance_tensors
 from spinecli.federation.client.handle import TRAIN
 from spinecli.federation.client.order import PruningOrder, TrainingOrder
 from spinecli.federation.client.wire import FOLDED, adapter_tensors, head_tensors, outputs_tensors
+from spinecli.federation.config import TrainConfig
 from spinecli.federation.engine import Engine, Job, Lost, Node, Reply
 from spinecli.federation.history import DeviceRecord, History, Measurement, RoundRecord
 from spinecli.federation.messages import Message, require_finite
-from spinecli.federation.schedule import Schedule, learning_rate
+from spinecli.federation.schedule import learning_rate
 from spinecli.federation.seeding import random_generator
 from spinecli.federation.state import RunState
 from spinecli.federation.strategies.strategy import (
@@ -45,25 +46,6 @@ _LOG = logging.getLogger(__name__)
 _MOST_NAMED = 5
 
 
-@dataclass(frozen=True)
-class RoundOptions:
-    """How the loop runs, whatever the strategy."""
-
-    rounds: int
-    cohort: int
-    schedule: Schedule = "linear"
-    clip_norm: float = 1.0
-    deadline: float | None = None
-    """Seconds after which missing answers are given up."""
-    evaluate_every: int = 1
-    target_accuracy: float | None = None
-    """Stop as soon as an evaluation reaches it."""
-
-    def evaluates(self, round_number: int) -> bool:
-        """Whether the model is measured after this round: every few, and after the last."""
-        return (round_number + 1) % self.evaluate_every == 0 or round_number + 1 == self.rounds
-
-
 class Listener(Protocol):
     """Hears of every finished round."""
 
@@ -75,7 +57,6 @@ class Listener(Protocol):
 class Loop:
     """Everything the rounds need."""
 
-    options: RoundOptions
     engine: Engine
     strategy: Strategy
     setting: StrategyContext
@@ -100,20 +81,20 @@ class Loop:
         def keep(finished: int) -> None:
             self.save(RunState(finished, self.strategy.snapshot(), self.engine.snapshot()))
 
-        run_rounds(self.options, history, play, keep, listener)
+        run_rounds(self.setting.config.train, history, play, keep, listener)
 
     def _round(self, number: int, acknowledged: dict[str, int]) -> RoundRecord:
-        options, setting = self.options, self.setting
-        cohort = draw_cohort(setting.nodes, options.cohort, setting.seed, number)
+        config, setting = self.setting.config, self.setting
+        cohort = draw_cohort(setting.nodes, config.train.cohort, config.seed, number)
         assignments = self.strategy.configure_train(number, cohort)
         self._require_memory(assignments)
-        rate = learning_rate(setting.tuning.learning_rate, options.schedule, number, options.rounds)
+        rate = learning_rate(config.learning_rate, config.train.schedule, number, config.train.rounds)
         jobs = [
             self._job(number, device, assignment, rate, acknowledged.get(device))
             for device, assignment in assignments.items()
         ]
         began = self.engine.now()
-        outcomes = self.engine.exchange(jobs, options.deadline)
+        outcomes = self.engine.exchange(jobs, config.train.deadline)
         ended = self.engine.now()
         updates: list[ClientUpdate] = []
         lost: list[Lost] = []
@@ -149,8 +130,8 @@ class Loop:
             require_finite(self.strategy.snapshot().tensors)
         except (MessageError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             what = str(error).rstrip(".") if isinstance(error, MessageError) else "its factors have no decomposition"
-            raise diverged(number, self.options.rounds, f"{what}, from {named(answered)}") from error
-        return measured(self.options, number, self.strategy.model(), answered, self.evaluate, self.probe)
+            raise diverged(number, self.setting.config.train.rounds, f"{what}, from {named(answered)}") from error
+        return measured(self.setting.config.train, number, self.strategy.model(), answered, self.evaluate, self.probe)
 
     def _require_memory(self, assignments: Mapping[str, TrainInstruction]) -> None:
         """Whatever a strategy orders, no device is asked for more than it has said that it holds."""
@@ -173,24 +154,24 @@ class Loop:
     def _job(
         self, number: int, device: str, assignment: TrainInstruction, rate: float, acknowledged: int | None
     ) -> Job:
-        tuning, pruning = self.setting.tuning, assignment.pruning
+        config, pruning = self.setting.config, assignment.pruning
         order = TrainingOrder(
             round=number,
-            seed=self.setting.seed,
+            seed=config.seed,
             acknowledged=acknowledged,
             ranks=assignment.ranks,
-            scale=tuning.scale,
+            scale=config.lora.scale,
             shared_a=assignment.shared_a,
-            steps=tuning.local_steps,
-            batch_size=tuning.batch_size,
+            steps=config.train.local_steps,
+            batch_size=config.train.batch_size,
             learning_rate=rate,
-            clip_norm=self.options.clip_norm,
+            clip_norm=config.train.clip_norm,
             pruning=None
             if pruning is None
             else PruningOrder(
                 target=pruning.target,
                 final=pruning.final,
-                interval=tuning.prune_interval,
+                interval=config.pruning.prune_interval,
                 score=pruning.score,
                 collect_only=pruning.collect_only,
                 cut_first=pruning.importance is not None,
@@ -213,7 +194,7 @@ class Loop:
 
 
 def run_rounds(
-    options: RoundOptions,
+    train: TrainConfig,
     history: History,
     play: Callable[[int], RoundRecord],
     keep: Callable[[int], None],
@@ -228,8 +209,8 @@ def run_rounds(
         keep: saves what so many finished rounds have left.
     """
     refused: set[str] = set()
-    for number in range(len(history.rounds), options.rounds):
-        if _reached_target(history.rounds, options.target_accuracy):
+    for number in range(len(history.rounds), train.rounds):
+        if _reached_target(history.rounds, train.target_accuracy):
             return
         record = play(number)
         history.append(record)
@@ -246,7 +227,7 @@ _Model = TypeVar("_Model")
 
 
 def measured(
-    options: RoundOptions,
+    train: TrainConfig,
     number: int,
     model: _Model,
     answered: Sequence[str],
@@ -260,11 +241,11 @@ def measured(
 
     Raises: FederationError if its loss is no finite number.
     """
-    due = options.evaluates(number)
+    due = train.evaluates(number)
     look = evaluate if due else probe
     found = None if look is None else look(model)
     if found is not None and not math.isfinite(found.loss):
-        raise diverged(number, options.rounds, f"its loss on held-out data is {found.loss}, after {named(answered)}")
+        raise diverged(number, train.rounds, f"its loss on held-out data is {found.loss}, after {named(answered)}")
     return found if due else None
 
 

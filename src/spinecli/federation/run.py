@@ -59,14 +59,15 @@ def launch(
     run = Run(
         kind="federated-adapter",
         command="fed-launch",
+        config=request.config,
         parameters=request.parameters(),
-        seed=request.options.seed,
+        seed=request.config.seed,
         inputs=request.inputs,
         lineage=request.lineage,
     )
     if finished := run.finished(output):
         return finished
-    inputs = [request.checkpoint.path, *([request.options.plan] if request.options.plan else [])]
+    inputs = [request.checkpoint.path, *([request.config.plan] if request.config.plan else [])]
     check_output(output, inputs)
     require_memory(request)
     with run.working(output) as work, ExitStack() as devices:
@@ -74,7 +75,7 @@ def launch(
             engine = devices.enter_context(connect(work.state)) if connect else None
             federation = set_up(request, engine)
         history = _run_rounds(request, federation, work, stopwatch, listener)
-        require_learned(history, request.options.deadline, work)
+        require_learned(history, request.config.train.deadline, work)
         with stopwatch("writing"):
             result = _write(request, federation, history.rounds, work.files)
         return run.publish(work, summary_of(request, result), result.model_dump(mode="json"), stopwatch.measured())
@@ -103,9 +104,7 @@ def _run_rounds(
         with stopwatch("evaluating"):
             return probe(federation.base, model, request.evaluation)
 
-    loop = Loop(
-        request.round_options(), federation.engine, federation.strategy, federation.setting, measure, save, look
-    )
+    loop = Loop(federation.engine, federation.strategy, federation.setting, measure, save, look)
     with stopwatch("training"):
         loop.run(history, listener)
     return history
@@ -134,26 +133,26 @@ def _write(
     request: FederatedRequest, federation: Federation, rounds: Sequence[RoundRecord], directory: Path
 ) -> FederatedResult:
     """Everything that the directory holds beside its history."""
-    base, model, options = federation.base, federation.strategy.model(), request.options
+    base, model, config = federation.base, federation.strategy.model(), request.config
     task_type = "SEQ_CLS" if base.task == "classification" else "CAUSAL_LM"
-    save_adapter(directory, model.adapter, model.head, base.head_modules, options.model, task_type)
+    save_adapter(directory, model.adapter, model.head, base.head_modules, config.model, task_type)
     for node in federation.setting.nodes:
         if (masks := federation.strategy.masks_of(node.name)) is not None:
             (directory / MASKS_DIRECTORY / node.name).mkdir(parents=True, exist_ok=True)  # a killed run may have begun
             masks.save(directory / MASKS_DIRECTORY / node.name)
-    if options.deploy:
+    if config.pruning.deploy:
         merged = merged_checkpoint(base, model, request.splits.train.labels, request.train.pad_id)
         for served in model.served:
             place = directory / DEPLOYED_DIRECTORY / served.group
             deploy(place, merged, served)
             verify_deployed(place, base, model, served, request.evaluation)
     if can_plot() and rounds:
-        save_picture(rounds, f"{options.strategy} on {request.fleet.name}", directory / PICTURE_NAME)
+        save_picture(rounds, f"{config.strategy} on {request.fleet.name}", directory / PICTURE_NAME)
     groups = [ClassResult(group=each.group, devices=each.devices, ratio=each.ratio) for each in model.served]
-    return summarised(rounds, options.target_accuracy, groups)
+    return summarised(rounds, config.train.target_accuracy, groups)
 
 
 def summary_of(request: FederatedRequest, result: FederatedResult) -> str:
     """One line for `spine.json`."""
     found = f", accuracy {result.accuracy:.1%}" if result.accuracy is not None else ""
-    return f"{request.options.strategy}, {result.rounds} rounds on {request.fleet.name}{found}"
+    return f"{request.config.strategy}, {result.rounds} rounds on {request.fleet.name}{found}"

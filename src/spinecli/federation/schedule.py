@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-Schedule = Literal["constant", "linear", "cosine"]
+from spinecli.federation.config import Schedule
 
 
 def learning_rate(base: float, schedule: Schedule, round_number: int, rounds: int) -> float:

@@ -51,20 +51,21 @@ def set_up(request: FederatedRequest, engine: Engine | None = None) -> Federatio
 
     Raises: FederationError if the devices' memory does not hold what the strategy asks of them.
     """
-    options, checkpoint = request.options, request.checkpoint
+    config, checkpoint = request.config, request.checkpoint
     base = BaseModel(
         checkpoint,
         request.splits.train.task,
         request.labels or 0,
-        options.targets,
+        config.lora.targets,
         request.train.pad_id,
-        options.seed,
-        options.compute,
+        config.seed,
+        request.compute,
     )
     head = head_of(checkpoint, request.labels)
     costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
     engine = engine or _simulated(request, base, costs)
     setting = StrategyContext(
+        config=config,
         nodes=engine.nodes(),
         projections={
             base.projection_name(index, relative): Projection(index, *base.projection(index, relative).dense_shape)
@@ -75,21 +76,18 @@ def set_up(request: FederatedRequest, engine: Engine | None = None) -> Federatio
         shapes=checkpoint.shapes,
         uniform_cuts=lambda: base.cuts,
         costs=costs,
-        tuning=options.tuning,
-        seed=options.seed,
         head=base.head(),
-        cohort=options.cohort,
         family=checkpoint.family,
-        bytes_per_weight=options.compute.dtype.itemsize,
+        bytes_per_weight=request.compute.dtype.itemsize,
         plan=request.plan,
     )
     known = places_of((node.device_class, node.memory_bytes, node.examples) for node in setting.nodes)
     needs = memory_needs(request, known)
     if refused := memory_objection(request, needs):
         raise FederationError(refused)
-    for note in sitting_out(needs, options.strategy):
+    for note in sitting_out(needs, config.strategy):
         _LOG.warning("%s", note)
-    return Federation(base, engine, setting, strategy_of(options.strategy)(setting))
+    return Federation(base, engine, setting, strategy_of(config.strategy)(setting))
 
 
 def require_memory(request: FederatedRequest) -> None:
@@ -104,21 +102,21 @@ def memory_needs(request: FederatedRequest, places: Sequence[DeviceGroup] | None
     Args:
         places: the devices that have enrolled; None: those of the request's fleet.
     """
-    options, checkpoint = request.options, request.checkpoint
+    config, checkpoint = request.config, request.checkpoint
     places = request.places() if places is None else places
-    strategy = strategy_of(options.strategy)
+    strategy = strategy_of(config.strategy)
     if not (isinstance(strategy, type) and issubclass(strategy, AdapterServer)):
         return []
     server: type[AdapterServer] = strategy
     head = head_of(checkpoint, request.labels)
-    targets = target_projections(checkpoint.family, options.targets)
+    targets = target_projections(checkpoint.family, config.lora.targets)
     costs = TrainingCosts.of(checkpoint, targets, head.weights, head.per_token, head_trained=head.trained)
-    tuning, weight = options.tuning, options.compute.dtype.itemsize
-    memory = TrainingMemory(costs, checkpoint.shapes, tuning.batch_size, tuning.length, weight)
+    rows, length, weight = config.train.batch_size, config.data.max_length, request.compute.dtype.itemsize
+    memory = TrainingMemory(costs, checkpoint.shapes, rows, length, weight)
     limits = {place.memory_bytes for place in places}
 
     def menu(place: DeviceGroup) -> list[Sequence[int]]:
-        return server.menu(tuning, checkpoint.blocks, request.plan, place.memory_bytes, limits)
+        return server.menu(config.lora, checkpoint.blocks, request.plan, place.memory_bytes, limits)
 
     def least(place: DeviceGroup) -> int:
         return memory.needed(menu(place)[0])
@@ -133,7 +131,7 @@ def memory_needs(request: FederatedRequest, places: Sequence[DeviceGroup] | None
 
 def memory_objection(request: FederatedRequest, needs: Sequence[MemoryNeed]) -> str | None:
     """Why a run with these needs cannot begin; None if it can."""
-    name = request.options.strategy
+    name = request.config.strategy
     strategy = strategy_of(name)
     leaves_out = bool(getattr(strategy, "leaves_out", False))
     rank = "--smallest-rank" if leaves_out and name != "legend" else "--rank"
@@ -154,4 +152,4 @@ def _simulated(request: FederatedRequest, base: BaseModel, costs: TrainingCosts)
         meter = VirtualMeter()
         device = Device(spec.name, base, costs, request.train, part, DeviceMemory(), meter)
         devices[spec.name] = Simulated(device, meter)
-    return LocalEngine(request.fleet, devices, handle, request.options.seed)
+    return LocalEngine(request.fleet, devices, handle, request.config.seed)

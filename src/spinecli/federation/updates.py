@@ -50,14 +50,14 @@ def checked_update(
     require_shapes(tensors, _expected(assignment, setting, rows, columns, with_masks=masks is not None))
     if assignment.shared_a:
         d_in = {name: projection.d_in for name, projection in setting.projections.items()}
-        adapter = outputs_from(tensors, setting.seed, d_in)
+        adapter = outputs_from(tensors, setting.config.seed, d_in)
     else:
         adapter = adapter_from(tensors)
     adapter = {name: adapter[name] for name in setting.projections if name in adapter}
     ratio = setting.cuts.ratio_of(setting.cuts.widths_of(masks)) if masks else 0.0
     if metrics.ratio != ratio:
         raise MessageError(f"Its ratio {metrics.ratio:g} is not the {ratio:g} of its masks.")
-    weight = float(metrics.examples) if setting.tuning.weighting == "examples" else 1.0
+    weight = float(metrics.examples) if setting.config.train.weighting == "examples" else 1.0
     return ClientUpdate(
         device=reply.device,
         contribution=Contribution(adapter, weight, rows, columns),

@@ -32,3 +32,11 @@ def require_flower(asked_by: str) -> None:
         raise MissingPackageError(f"{asked_by} needs Flower; {way_out}")
     if not (found := version("flwr")).startswith(_FLOWER):
         raise MissingPackageError(f"{asked_by} needs Flower {_FLOWER}x, and {found} is here; {way_out}")
+
+
+def require_engine(name: str) -> None:
+    """Raise MissingPackageError where what the engine of this name needs is not installed."""
+    if name == "nvflare":
+        require_nvflare("--engine nvflare")
+    elif name == "flower":
+        require_flower("--engine flower")

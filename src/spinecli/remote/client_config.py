@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spinecli.artifacts.record import Record
+from spinecli.data.config import ColumnsConfig
 from spinecli.federation.bounds import ClassName
 
 
@@ -19,9 +20,7 @@ class ClientConfig(Record):
     """Its encoded examples, if somebody has encoded them."""
     data: str | None = None
     """Its examples otherwise, as a user types them."""
-    text_column: str | None = None
-    pair_column: str | None = None
-    label_column: str | None = None
+    columns: ColumnsConfig = ColumnsConfig()
     memory: Path
     """Directory for what it remembers from round to round."""
     device_class: ClassName

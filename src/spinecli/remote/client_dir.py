@@ -20,8 +20,8 @@ def require_few(request: FederatedRequest) -> None:
     count = len(request.fleet.devices)
     if count > MOST_DEVICES:
         raise OptionError(
-            f"--engine {request.options.engine} would start {count} devices on this machine; name up to {MOST_DEVICES} "
-            "with --devices, for example --devices 3."
+            f"--engine {request.config.engine.name} would start {count} devices on this machine; name up to "
+            f"{MOST_DEVICES} with --devices, for example --devices 3."
         )
 
 
@@ -38,12 +38,12 @@ def prepare_client_dir(request: FederatedRequest, number: int, place: Path) -> C
         device_class=spec.device_class.name,
         memory_bytes=spec.device_class.memory_bytes,
         threads=_threads(request),
-        compute_device=request.options.compute.device,
+        compute_device=request.compute.device,
     )
 
 
 def _threads(request: FederatedRequest) -> int:
     """Of a device's training: a fair share of the machine, or what this process has where results must be its own."""
-    if request.options.clock == "fleet":
+    if request.config.clock == "fleet":
         return torch.get_num_threads()
     return max(1, (os.cpu_count() or 1) // len(request.fleet.devices))

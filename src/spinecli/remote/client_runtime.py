@@ -14,8 +14,8 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import tokenizer_of
+from spinecli.data.config import ExamplesConfig
 from spinecli.data.encoding import Encoded, encode
-from spinecli.data.example_columns import DataOptions
 from spinecli.data.examples import load_dataset
 from spinecli.errors import FederationError, SpineError
 from spinecli.federation.client.base_model import BaseModel
@@ -196,13 +196,9 @@ def _data(charter: RunConfig, home: ClientConfig, checkpoint: Checkpoint) -> Enc
     """The device's examples; labels by the run's names, so that every device numbers them alike."""
     if home.part is not None:
         return load_part(home.part)
-    columns = DataOptions(
-        text_column=home.text_column,
-        pair_column=home.pair_column,
-        label_column=home.label_column if charter.labels else None,
-        task=charter.task,
-    )
-    dataset = load_dataset(home.data or "", columns, charter.labels or None)
+    columns = home.columns if charter.labels else home.columns.model_copy(update={"label_column": None})
+    examples = ExamplesConfig(**columns.model_dump(), task=charter.task)
+    dataset = load_dataset(home.data or "", examples, charter.labels or None)
     vocabulary = int(checkpoint.config.vocab_size)
     return encode(dataset, tokenizer_of(checkpoint), charter.max_length, vocabulary=vocabulary)
 
@@ -233,16 +229,17 @@ class _Loaded:
 def _federated(loaded: _Loaded) -> Callable[[str, Message], Message]:
     charter, checkpoint, head = loaded.charter, loaded.checkpoint, loaded.head
     labels, pad_id = len(charter.labels), loaded.data.pad_id
-    base = BaseModel(checkpoint, charter.task, labels, charter.targets, pad_id, charter.seed, loaded.compute)
+    base = BaseModel(checkpoint, charter.task, labels, charter.lora.targets, pad_id, charter.seed, loaded.compute)
     costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
     device = Device(loaded.home.device, base, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
     return lambda kind, message: handle(kind, message, device)
 
 
 def _split(loaded: _Loaded, split: SplitCharter) -> Callable[[str, Message], Message]:
-    charter, checkpoint, modes = loaded.charter, loaded.checkpoint, split.modes()
+    charter, checkpoint, config = loaded.charter, loaded.checkpoint, split.config
     labels, pad_id = len(charter.labels), loaded.data.pad_id
-    model = SplitModel(checkpoint, charter.task, labels, split.cut, modes, pad_id, charter.seed, loaded.compute)
-    costs = SplitCosts.of(checkpoint, split.cut, modes, loaded.head, split.optimizer)
+    lora, seed = charter.lora, charter.seed
+    model = SplitModel(checkpoint, charter.task, labels, split.cut, config, lora, pad_id, seed, loaded.compute)
+    costs = SplitCosts.of(checkpoint, split.cut, config, lora, loaded.head)
     device = SplitDevice(loaded.home.device, model, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
     return lambda kind, message: handle_split(kind, message, device)

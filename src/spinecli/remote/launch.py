@@ -47,7 +47,7 @@ def on_this_machine(
     certify(place / "identities", names, [LOOPBACK])
     log_to(place / f"{SERVER}-{LOG_NAME}")
     address = Address(LOOPBACK, free_port())
-    clock = VirtualClock(request.fleet, request.options.seed) if request.options.clock == "fleet" else None
+    clock = VirtualClock(request.fleet, request.config.seed) if request.config.clock == "fleet" else None
     charter = charter_of(request, split).model_dump_json().encode()
     with ExitStack() as stack:
         running: list[Running] = []

@@ -47,7 +47,7 @@ def on_this_machine(request: FederatedRequest, state: Path, note: Callable[[str]
     place.mkdir(mode=0o700, exist_ok=True)
     log_to(place / f"server-{LOG_NAME}")
     tokens = {spec.name: secrets.token_hex(16) for spec in request.fleet.devices}
-    clock = VirtualClock(request.fleet, request.options.seed) if request.options.clock == "fleet" else None
+    clock = VirtualClock(request.fleet, request.config.seed) if request.config.clock == "fleet" else None
     running: dict[str, Running] = {}
     with ExitStack() as stack:
         link = Link(_CLIENT_APP)

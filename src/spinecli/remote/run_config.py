@@ -6,35 +6,23 @@ data, and refuses a charter that was made for another checkpoint.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 
 from spinecli.artifacts.record import FiniteRecord
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
-from spinecli.data.example_columns import Task
+from spinecli.config import Dtype
+from spinecli.data.config import Task
+from spinecli.federation.config import LoraConfig, SplitConfig
 from spinecli.federation.request import FederatedRequest
-from spinecli.federation.split.model import SplitTrainConfig, TrainMode
 from spinecli.federation.split.request import SplitRequest
-
-_Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class SplitCharter(FiniteRecord):
     """Where the model is cut, and what is trained of it."""
 
     cut: int = Field(ge=1)
-    bottom: TrainMode
-    top: TrainMode
-    rank: int = Field(ge=1)
-    scale: float = Field(gt=0)
-    targets: str
-    optimizer: Literal["adamw", "sgd"]
-
-    def modes(self) -> SplitTrainConfig:
-        """What is trained of each half."""
-        return SplitTrainConfig(self.bottom, self.top, self.rank, self.scale, self.targets)
+    config: SplitConfig
 
 
 class RunConfig(FiniteRecord):
@@ -45,10 +33,10 @@ class RunConfig(FiniteRecord):
     task: Task
     labels: tuple[str, ...]
     """Names of the labels in the order of their numbers; empty for language modelling."""
-    targets: str
+    lora: LoraConfig
     max_length: int = Field(ge=2)
     seed: int = Field(ge=0)
-    dtype: _Dtype
+    dtype: Dtype
     split: SplitCharter | None = None
 
     def compute(self, device: str) -> ComputeOptions:
@@ -58,36 +46,14 @@ class RunConfig(FiniteRecord):
 
 def charter_of(request: FederatedRequest, split: SplitRequest | None = None) -> RunConfig:
     """The charter of a run."""
-    options, train = request.options, request.splits.train
+    config, train = request.config, request.splits.train
     return RunConfig(
         checkpoint=request.source.digest,
         task=train.task,
         labels=tuple(train.labels) if train.task == "classification" else (),
-        targets=options.targets,
-        max_length=options.max_length,
-        seed=options.seed,
-        dtype=_dtype_name(options.compute),
-        split=None if split is None else _split_charter(split),
-    )
-
-
-def _dtype_name(compute: ComputeOptions) -> _Dtype:
-    names: dict[torch.dtype, _Dtype] = {
-        torch.float32: "float32",
-        torch.bfloat16: "bfloat16",
-        torch.float16: "float16",
-    }
-    return names[compute.dtype]
-
-
-def _split_charter(request: SplitRequest) -> SplitCharter:
-    modes = request.options.modes
-    return SplitCharter(
-        cut=request.cut,
-        bottom=modes.bottom,
-        top=modes.top,
-        rank=modes.rank,
-        scale=modes.scale,
-        targets=modes.targets,
-        optimizer=request.options.optimizer,
+        lora=config.lora,
+        max_length=config.data.max_length,
+        seed=config.seed,
+        dtype=config.dtype,
+        split=None if split is None else SplitCharter(cut=split.cut, config=config.split),
     )

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from spinecli.federation.config import EngineConfig, FederateConfig
 from spinecli.federation.engine import Engine
 from spinecli.federation.engines.enrolment_status import EnrolmentStatus
 from spinecli.federation.engines.nvflare.certificates import read_identity
 from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.request import FederateConfig, FederatedRequest, open_request
+from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.simulation.fleet import Fleet
 from spinecli.federation.split.request import SplitRequest
 from spinecli.remote.run_config import charter_of
@@ -20,12 +21,20 @@ from spinecli.remote.run_config import charter_of
 _LOG_NAME = "server-log.txt"
 
 
-def open_server_request(options: FederateConfig, names: Sequence[str]) -> FederatedRequest:
+def open_server_request(config: FederateConfig, names: Sequence[str]) -> FederatedRequest:
     """A request without training data, which stays on the devices: what is held out decides task and labels.
 
     Raises: what `open_request` can raise.
     """
-    request = open_request(replace(options, fleet=f"uniform-{len(names)}", evaluation=options.data), deal=False)
+    served = config.model_copy(
+        update={
+            "fleet": f"uniform-{len(names)}",
+            "plan": None,
+            "data": config.data.model_copy(update={"evaluation": config.data.train, "partition": "iid"}),
+            "engine": EngineConfig(name="nvflare"),
+        }
+    )
+    request = open_request(served, deal=False)
     joined = ", ".join(names)
     return replace(request, fleet=Fleet(joined, (), joined))
 

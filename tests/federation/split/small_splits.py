@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,44 @@ from torch.nn import functional
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.config import read_config
 from spinecli.data.batches import IGNORED, Batch, batches
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
+from spinecli.federation.config import FederateConfig, LoraConfig, SplitConfig
 from spinecli.federation.engine import Job, Lost, Reply
 from spinecli.federation.history import History, RoundRecord
 from spinecli.federation.messages import Message
-from spinecli.federation.request import FederateConfig, open_request
+from spinecli.federation.request import open_request
 from spinecli.federation.seeding import torch_generator
 from spinecli.federation.simulation.local_engine import LocalEngine
 from spinecli.federation.split.control.plan import ControlPlan
 from spinecli.federation.split.device import SplitDevice, handle
 from spinecli.federation.split.messages import PROBE
-from spinecli.federation.split.model import Parameters, SplitModel, SplitTrainConfig
-from spinecli.federation.split.request import SplitOptions, SplitRequest, split_request
+from spinecli.federation.split.model import Parameters, SplitModel
+from spinecli.federation.split.request import SplitRequest, split_request
 from spinecli.federation.split.rounds import SplitLoop
 from spinecli.federation.split.run import loop_of
 from spinecli.federation.split.setup import SplitFederation, set_up
 from spinecli.federation.state import RunState
-from spinecli.federation.strategies.strategy import TrainConfig
 
 LLAMA = recipe("llama", grouped=True)
 LABELS = ("calm", "loud")
 SEED = 3
 PAD = 0
-TUNING = TrainConfig(rank=4, rounds=3, local_steps=3, batch_size=4, length=16, learning_rate=0.05)
-NO_CLIPPING = 1e9
-
 LORA = {"bottom": "lora", "top": "lora"}
-
-_OWN_TUNING = set(TrainConfig.__dataclass_fields__) - {"rounds"}
-_OWN_SPLIT = set(SplitOptions.__dataclass_fields__)
-_OWN_WAYS = {"bottom", "top"}
+PLAIN: dict[str, Any] = {
+    "strategy": "mergesfl",
+    "evaluation_share": 0.2,
+    "max_length": 16,
+    "cohort": 3,
+    "rank": 4,
+    "rounds": 3,
+    "local_steps": 3,
+    "batch_size": 4,
+    "learning_rate": 0.05,
+    **LORA,
+}
+NO_CLIPPING = 1e9
 
 _EQUAL = """
 [[class]]
@@ -131,28 +138,10 @@ class SplitMaker:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         data = self._file("rows.jsonl", text)
         place = self._file("fleet.toml", fleet_text(**(fleet or {})))
-        rounds = changes.get("rounds", TUNING.rounds)
-        tuning = {name: changes.pop(name) for name in list(changes) if name in _OWN_TUNING}
-        modes = {name: changes.pop(name) for name in list(changes) if name in _OWN_WAYS}
-        split = {name: changes.pop(name) for name in list(changes) if name in _OWN_SPLIT}
-        tuned = replace(TUNING, rounds=rounds, **tuning)
-        options = FederateConfig(
-            str(self.written(made)),
-            str(data),
-            strategy="mergesfl",
-            fleet=str(place),
-            evaluation_share=0.2,
-            max_length=TUNING.length,
-            rounds=rounds,
-            cohort=3,
-            tuning=tuned,
-        )
-        federated = open_request(replace(options, **changes))
-        whole = SplitTrainConfig(
-            rank=tuned.rank, scale=tuned.scale, targets=federated.options.targets, **{**LORA, **modes}
-        )
-        plain = SplitOptions(cut_layer=None if federated.options.strategy == "fedavg" else 1, modes=whole)
-        return split_request(federated, replace(plain, **split))
+        files = {"model": str(self.written(made)), "data": str(data), "fleet": str(place)}
+        cut = {} if changes.get("strategy") == "fedavg" else {"cut_layer": 1}
+        config = read_config(FederateConfig, None, {**files, **PLAIN, **cut, **changes})
+        return split_request(open_request(config))
 
     def _file(self, name: str, text: str) -> Path:
         """A file that keeps its name only while its content stays the same, as requests read it again."""
@@ -265,9 +254,15 @@ def split_model(
     seed: int = SEED,
     **modes: Any,
 ) -> SplitModel:
-    return SplitModel(
-        checkpoint, task, labels, cut, SplitTrainConfig(**{"rank": 2, **LORA, **modes}), PAD, seed, ComputeOptions()
-    )
+    split, lora = split_configs(**{"rank": 2, **modes})
+    return SplitModel(checkpoint, task, labels, cut, split, lora, PAD, seed, ComputeOptions())
+
+
+def split_configs(**values: Any) -> tuple[SplitConfig, LoraConfig]:
+    """What is trained of each half, LoRA unless it is said otherwise, by the names of fields."""
+    lora = {name: value for name, value in values.items() if name in LoraConfig.model_fields}
+    split = {name: value for name, value in values.items() if name not in lora}
+    return SplitConfig(**{**LORA, **split}), LoraConfig(**lora)
 
 
 def random_batch(lengths: Sequence[int], *, task: Task = "classification", labels: int = 3, seed: int = 0) -> Batch:
@@ -315,10 +310,10 @@ def concatenated(parts: Sequence[Batch]) -> Batch:
 
 def batches_of(watched: Watched, record: RoundRecord) -> dict[str, list[Batch]]:
     """The batches that the devices of a round have drawn, by the rule of the device and not by asking it."""
-    request, steps = watched.request, watched.loop.training.steps
+    request, steps = watched.request, watched.loop.config.train.local_steps
     drawn = {}
     for device in record.devices:
-        generator = torch_generator(request.federated.options.seed, "batches", device.device, record.round)
+        generator = torch_generator(request.config.seed, "batches", device.device, record.round)
         own = watched.device(device.device).indices
         drawn[device.device] = list(batches(request.federated.train, own, device.batch, steps, generator))
     return drawn

@@ -9,7 +9,7 @@ import pytest
 from families import recipe
 from small_splits import SplitMaker, Watched, planned
 
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.federation.engine import Lost, Reply
 from spinecli.federation.messages import Message
 from spinecli.federation.simulation.conditions import conditions
@@ -76,7 +76,7 @@ def test_every_message_has_its_latency(splits: SplitMaker, steps: int) -> None:
     seen = set()
     for record in records:
         for each in record.devices:
-            now = conditions(specs[each.device], request.federated.options.seed, record.round)
+            now = conditions(specs[each.device], request.config.seed, record.round)
             latency = (steps + 1) * now.latency_seconds
             assert each.download_seconds == pytest.approx(latency + 8 * each.bytes_down / now.down_bits_per_second)
             assert each.upload_seconds == pytest.approx(latency + 8 * each.bytes_up / now.up_bits_per_second)

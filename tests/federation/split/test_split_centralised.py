@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_splits import LLAMA, NO_CLIPPING, SplitMaker, Watched, batches_of, concatenated, planned, sgd_step
 from sums import digest
 
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.federation.split import rounds
 
 PLAIN = {"optimizer": "sgd", "clip_norm": NO_CLIPPING, "local_steps": 1}

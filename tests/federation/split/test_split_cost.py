@@ -10,7 +10,7 @@ import torch
 from families import VARIANTS, Recipe, classifier, recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_splits import LLAMA, LORA, SplitMaker, fleet_text, random_batch, split_model
+from small_splits import LLAMA, SplitMaker, fleet_text, random_batch, split_configs, split_model
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import OptionError
@@ -18,7 +18,6 @@ from spinecli.federation.planning.workload import head_of
 from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import Fleet, load_fleet
 from spinecli.federation.split.cost import SplitCosts
-from spinecli.federation.split.model import SplitTrainConfig
 from spinecli.federation.split.request import Demand, choose_cut
 from spinecli.lora.cost import TrainingCosts
 from spinecli.lora.factors import target_projections
@@ -42,7 +41,8 @@ def costs_of(
     checkpoint: Checkpoint, cut: int, task: str = "classification", optimizer: str = "adamw", **modes: Any
 ) -> SplitCosts:
     head = head_of(checkpoint, 3 if task == "classification" else None)
-    return SplitCosts.of(checkpoint, cut, SplitTrainConfig(**{"rank": 3, **LORA, **modes}), head, optimizer)
+    split, lora = split_configs(**{"rank": 3, "optimizer": optimizer, **modes})
+    return SplitCosts.of(checkpoint, cut, split, lora, head)
 
 
 @every_head
@@ -205,10 +205,10 @@ def test_the_chosen_cut_fits_and_is_no_slower_than_a_tenth(
 
 def test_a_cut_that_nobody_names_is_chosen(splits: SplitMaker) -> None:
     made = recipe("llama", grouped=True, blocks=5)
-    request = splits(made, cut_layer=None)
+    request = splits(made, cut_layer="auto")
     assert 1 <= request.cut < 5
     assert splits(made, cut_layer=3).cut == 3
-    assert splits(made, cut_layer=None, strategy="fedavg").cut == 5
+    assert splits(made, cut_layer="auto", strategy="fedavg").cut == 5
 
 
 def test_a_cut_is_refused_where_nothing_is_split(splits: SplitMaker) -> None:
@@ -224,4 +224,4 @@ def test_a_cut_outside_of_the_model_is_refused(splits: SplitMaker, cut: int) -> 
 
 def test_a_model_of_one_block_is_not_split(splits: SplitMaker) -> None:
     with pytest.raises(OptionError, match="one block"):
-        splits(recipe("llama", blocks=1), cut_layer=None)
+        splits(recipe("llama", blocks=1), cut_layer="auto")

@@ -9,8 +9,9 @@ from small_splits import NO_CLIPPING, SplitMaker, Watched, leaves
 from sums import digest
 from torch import Tensor
 
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.errors import MessageError
+from spinecli.federation.config import FeatureDtype
 from spinecli.federation.messages import Message
 from spinecli.federation.split.device import SplitDevice, handle
 from spinecli.federation.split.messages import (
@@ -20,7 +21,6 @@ from spinecli.federation.split.messages import (
     LOCAL,
     STEP,
     BeginOrder,
-    FeatureDtype,
     StepOrder,
     bytes_per_token,
     packed,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spinecli.errors import MessageError
-from spinecli.federation.split.messages import FeatureDtype, bytes_per_token, packed, padded, unpacked, unpadded
+from spinecli.federation.config import FeatureDtype
+from spinecli.federation.split.messages import bytes_per_token, packed, padded, unpacked, unpadded
 
 DTYPES: tuple[FeatureDtype, ...] = get_args(FeatureDtype)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)

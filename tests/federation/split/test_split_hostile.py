@@ -14,7 +14,7 @@ from sums import digest
 from torch import Tensor
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.errors import FederationError
 from spinecli.federation.messages import Message
 from spinecli.federation.split import rounds

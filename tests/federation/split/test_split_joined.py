@@ -12,8 +12,7 @@ from small_splits import LABELS, LLAMA, SplitMaker, Watched, moved, random_batch
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.batches import IGNORED, collate
-from spinecli.data.config import CalibrationConfig
-from spinecli.data.example_columns import Task
+from spinecli.data.config import CalibrationConfig, Task
 from spinecli.errors import VerificationError
 from spinecli.federation.split import run as split_run
 from spinecli.federation.split.run import evaluate, launch, verify_joined, write_joined

@@ -10,7 +10,9 @@ import pytest
 from small_splits import SplitMaker, Watched, plain_rows
 
 from spinecli.artifacts.directory import OutputOptions
+from spinecli.config import make_config
 from spinecli.errors import FederationError, OptionError
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.simulation.fleet import Fleet
 from spinecli.federation.split.request import SplitRequest, rows_held, split_request
 from spinecli.federation.split.run import launch
@@ -87,7 +89,8 @@ def test_where_no_cut_holds_whole_batches_it_is_the_shallowest(splits: SplitMake
     """With as many rows as fit if the strategy gives everybody its own, else with none."""
     whole = splits(strategy=strategy, cut_layer=1)
     tight = limited(whole, bytes_of(whole, 2)).federated
-    found = split_request(tight, replace(whole.options, cut_layer=None))
+    config = make_config(FederateConfig, whole.config, {"cut_layer": "auto"})
+    found = split_request(replace(tight, config=config))
     assert found.cut == 1
     if strategy == "mergesfl":
         found.require_memory()
@@ -100,7 +103,7 @@ def test_where_no_cut_holds_whole_batches_it_is_the_shallowest(splits: SplitMake
 def test_a_device_with_the_whole_model_holds_its_head_and_logits(splits: SplitMaker, task: Any) -> None:
     request = splits(strategy="fedavg", task=task, rows=plain_rows(60) if task == "language" else None)
     costs, length = request.costs(), request.federated.longest
-    states = 4 if task == "classification" or request.options.modes.top == "full" else 1
+    states = 4 if task == "classification" or request.config.split.top == "full" else 1
     assert costs.device_memory(0, length) == costs.bottom_memory(0, length) + 4 * states * request.head.parameters
     tokens = 3 * length
     logits = (tokens if request.head.per_token else 3) * request.head.weights // request.federated.checkpoint.d_model

@@ -8,16 +8,17 @@ import torch
 from families import VARIANTS, Recipe, classifier, load, recipe
 from hypothesis import given
 from hypothesis import strategies as st
-from small_splits import LLAMA, leaves, moved, random_batch, split_model
+from small_splits import LLAMA, leaves, moved, random_batch, split_configs, split_model
 from torch.nn import functional
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.data.batches import Batch
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.errors import OptionError
+from spinecli.federation.config import LoraConfig, SplitConfig
 from spinecli.federation.split.messages import FeatureBatch, padded, unpadded
-from spinecli.federation.split.model import SplitModel, SplitTrainConfig
+from spinecli.federation.split.model import SplitModel
 from spinecli.federation.split.server import merged_batch
 
 Opened = Callable[[Recipe], Checkpoint]
@@ -162,7 +163,8 @@ def test_rows_of_any_lengths_cross_the_cut(opened: Opened, name: str) -> None:
 
 @pytest.mark.parametrize("pad_id", [0, 1, 7])
 def test_a_causal_classifier_finds_the_end_of_a_row_whatever_pads_it(opened: Opened, pad_id: int) -> None:
-    model = SplitModel(opened(LLAMA), "classification", 3, 1, SplitTrainConfig(), pad_id, 0, ComputeOptions())
+    split, lora, compute = SplitConfig(), LoraConfig(), ComputeOptions()
+    model = SplitModel(opened(LLAMA), "classification", 3, 1, split, lora, pad_id, 0, compute)
     drawn = random_batch([6, 9, 3])
     tokens = drawn.input_ids.masked_fill(drawn.input_ids == pad_id, 11)
     batch = Batch(
@@ -248,7 +250,7 @@ def test_a_split_of_some_targets_adapts_only_them(opened: Opened) -> None:
 def test_all_weights_are_trained_in_float32_only(opened: Opened, modes: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="float32"):
         SplitModel(
-            opened(LLAMA), "classification", 3, 1, SplitTrainConfig(**modes), 0, 0, ComputeOptions(dtype=torch.bfloat16)
+            opened(LLAMA), "classification", 3, 1, *split_configs(**modes), 0, 0, ComputeOptions(dtype=torch.bfloat16)
         )
 
 

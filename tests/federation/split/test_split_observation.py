@@ -26,7 +26,7 @@ def conditions_of(watched: Watched, device: str) -> Conditions:
     """What holds for a device in the first round."""
     request = watched.request.federated
     (spec,) = [each for each in request.fleet.devices if each.name == device]
-    return conditions(spec, request.options.seed, 0)
+    return conditions(spec, request.config.seed, 0)
 
 
 def row_compute_seconds(watched: Watched, device: str) -> float:

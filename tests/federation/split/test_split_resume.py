@@ -152,7 +152,7 @@ CHANGES: list[dict[str, Any]] = [
     {"feature_dtype": "int8"},
     {"divergence_limit": 0.5},
     {"largest_batch": 8},
-    {"ingress_mb": 1.0},
+    {"ingress": 1.0},
     {"optimizer": "sgd"},
     {"selection": "genetic"},
     {"strategy": "sfl-br"},

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.batches import IGNORED
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.federation.split.messages import FeatureBatch, unpadded
 from spinecli.federation.split.model import SplitModel
 from spinecli.federation.split.server import MergedTop, TopsApart, UnusableFeaturesError, merged_batch

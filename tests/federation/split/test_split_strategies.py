@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from small_splits import LLAMA, SplitMaker, Watched, planned
 from sums import digest
 
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.errors import FederationError, OptionError
+from spinecli.federation.config import SPLITTING
 from spinecli.federation.split import rounds
 from spinecli.federation.split.control.batches import whole_rows
-from spinecli.federation.split.control.plan import ControlOptions
 from spinecli.federation.split.messages import TRAINED
 from spinecli.federation.split.request import SPLIT_STRATEGIES, rows_within
 from spinecli.federation.split.run import evaluate
 from spinecli.federation.split.setup import set_up
-from spinecli.federation.strategies import SPLITTING, STRATEGIES
+from spinecli.federation.strategies import STRATEGIES
 
 every_strategy = pytest.mark.parametrize("strategy", SPLIT_STRATEGIES)
 COHORT = {"slow-00": 2, "fast-00": 6, "fast-01": 3}
@@ -89,16 +89,16 @@ def test_training_learns(splits: SplitMaker, strategy: str) -> None:
 
 
 def test_what_each_strategy_leaves_out(splits: SplitMaker) -> None:
-    plain = ControlOptions(selection="greedy", divergence_limit=0.05)
-    told = {name: strategy.control(plain) for name, strategy in SPLIT_STRATEGIES.items()}
-    assert told["mergesfl"] == plain
+    plain = splits()
+    told = {name: replace(plain, strategy=strategy).control() for name, strategy in SPLIT_STRATEGIES.items()}
+    assert (told["mergesfl"].selection, told["mergesfl"].divergence_limit) == ("greedy", 0.05)
     for name in ("sfl-fm", "sfl-br", "splitfed", "fedavg"):
         assert told[name].selection == "random"
         assert told[name].divergence_limit == math.inf
     assert {name for name, options in told.items() if options.regulation} == {"mergesfl", "sfl-br"}
     assert {name for name, strategy in SPLIT_STRATEGIES.items() if strategy.merged} == {"mergesfl", "sfl-fm"}
     assert {name for name, strategy in SPLIT_STRATEGIES.items() if not strategy.split} == {"fedavg"}
-    assert all(options.budget_rows == plain.budget_rows for options in told.values())
+    assert all(options.budget_rows == plain.row_budget for options in told.values())
 
 
 @pytest.mark.parametrize("strategy", ["sfl-fm", "splitfed", "fedavg"])
@@ -184,7 +184,7 @@ def test_the_ingress_budget_is_kept_and_smaller_features_fill_it_with_more_rows(
     rows = {}
     kinds: list[Any] = ["fp32", "int8"]
     for kind in kinds:
-        request = splits(feature_dtype=kind, cohort=5, rounds=3, ingress_mb=0.02)
+        request = splits(feature_dtype=kind, cohort=5, rounds=3, ingress=0.02)
         watched = Watched(request)
         records = watched.go_on()
         for record in records:
@@ -196,7 +196,7 @@ def test_the_ingress_budget_is_kept_and_smaller_features_fill_it_with_more_rows(
 @pytest.mark.parametrize("ingress", [0.0, -1.0, math.nan, math.inf])
 def test_an_ingress_that_is_none_is_refused(splits: SplitMaker, ingress: float) -> None:
     with pytest.raises(OptionError, match="--ingress"):
-        splits(ingress_mb=ingress)
+        splits(ingress=ingress)
 
 
 def test_parameters_tell_everything_that_decides(splits: SplitMaker) -> None:

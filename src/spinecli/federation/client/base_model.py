@@ -21,7 +21,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import kept_rows
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.errors import DamagedCheckpointError, NonFiniteWeightsError, OptionError
 from spinecli.federation.client.adapted_linear import AdaptedLinear
 from spinecli.federation.client.local_pruning import PrunableUnits, kept_units

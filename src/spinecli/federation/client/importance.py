@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from spinecli.checkpoints.cutting import attention_rows, channel_rows
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.federation.client.base_model import BaseModel
 from spinecli.federation.client.local_pruning import Importance
-
-ScoreName = Literal["lora", "salience"]
+from spinecli.federation.config import ScoreName
 
 _SAME = 1e-6
 """Variance over the mean square below which float32 products count as all the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from spinecli.artifacts.record import FiniteRecord
-from spinecli.federation.client.importance import ScoreName
+from spinecli.federation.config import ScoreName
 
 
 class PruningOrder(FiniteRecord):

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from spinecli.artifacts.record import Record
+from spinecli.data.config import Task
 from spinecli.data.encoding import Encoded
-from spinecli.data.example_columns import Task
 from spinecli.federation.messages import Message, checked_header
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from spinecli.data.example_columns import DataOptions
+from spinecli.data.example_columns import GroupColumn
 from spinecli.data.examples import Dataset
 from spinecli.errors import DataError, OptionError
 
@@ -94,11 +94,9 @@ def parse_partition(text: str) -> Partition:
     raise OptionError(f"--partition {text} is none of {_FORMS}.")
 
 
-def options_for(scheme: Partition, options: DataOptions) -> DataOptions:
-    """`options` with the group column that the scheme deals by, if it deals by groups."""
-    if not isinstance(scheme, ByColumn):
-        return options
-    return replace(options, grouped=True, group_column=scheme.column or options.group_column)
+def group_column(scheme: Partition) -> GroupColumn | None:
+    """Where examples say whose they are, if the scheme deals by groups."""
+    return GroupColumn(scheme.column) if isinstance(scheme, ByColumn) else None
 
 
 # keeps this draw apart from others of the same seed

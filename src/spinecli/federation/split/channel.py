@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from spinecli.errors import MessageError
+from spinecli.federation.config import FeatureDtype
 from spinecli.federation.engine import Engine, Job, Lost, Timing
 from spinecli.federation.messages import Message
 from spinecli.federation.split.messages import (
@@ -27,7 +28,6 @@ from spinecli.federation.split.messages import (
     Diverging,
     Expected,
     FeatureBatch,
-    FeatureDtype,
     StepOrder,
     checked_features,
     checked_parameters,

@@ -14,8 +14,8 @@ from torch import Size
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.shape import BlockShape
+from spinecli.federation.config import LoraConfig, SplitConfig
 from spinecli.federation.planning.workload import Head
-from spinecli.federation.split.model import SplitTrainConfig
 from spinecli.lora.block_cost import BlockLayout
 from spinecli.lora.cost import StepCost
 from spinecli.lora.factors import target_projections
@@ -32,25 +32,26 @@ class SplitCosts:
     layout: BlockLayout
     checkpoint: Checkpoint
     cut: int
-    modes: SplitTrainConfig
+    split: SplitConfig
+    rank: int
+    """Of LoRA, in a half that trains it."""
     head: Head
-    optimizer: str
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, cut: int, modes: SplitTrainConfig, head: Head, optimizer: str) -> SplitCosts:
+    def of(cls, checkpoint: Checkpoint, cut: int, split: SplitConfig, lora: LoraConfig, head: Head) -> SplitCosts:
         """Read off a checkpoint what the costs depend on; no weight is read."""
-        targets = frozenset(target_projections(checkpoint.family, modes.targets))
-        return cls(BlockLayout.of(checkpoint, targets), checkpoint, cut, modes, head, optimizer)
+        targets = frozenset(target_projections(checkpoint.family, lora.targets))
+        return cls(BlockLayout.of(checkpoint, targets), checkpoint, cut, split, lora.rank, head)
 
     def bottom(self, rows: int, length: int) -> StepCost:
         """Forward and backward of one batch on a device, padded tokens included."""
         shapes = self.checkpoint.shapes[: self.cut]
-        return self._blocks(shapes, self.modes.bottom, rows * length, length, reached=False)
+        return self._blocks(shapes, self.split.bottom, rows * length, length, reached=False)
 
     def top(self, rows: int, length: int) -> StepCost:
         """Forward and backward of one batch on the server, down to the gradients of the features."""
         shapes = self.checkpoint.shapes[self.cut :]
-        inner = self._blocks(shapes, self.modes.top, rows * length, length, reached=True)
+        inner = self._blocks(shapes, self.split.top, rows * length, length, reached=True)
         head = 2 * self.head.weights * (rows * length if self.head.per_token else rows)
         return StepCost(
             inner.forward_flops + head, inner.backward_flops + head * (1 + (self.head.trained or self._trains_head))
@@ -67,7 +68,7 @@ class SplitCosts:
         if self.cut < self.checkpoint.blocks:
             return held
         tokens, d_model = rows * length, self.layout.d_model
-        states = _STATE_VALUES[self.optimizer] if self.head.trained or self._trains_head else 1
+        states = _STATE_VALUES[self.split.optimizer] if self.head.trained or self._trains_head else 1
         logits = (tokens if self.head.per_token else rows) * (self.head.weights // d_model)
         # what the final norm and the head keep of their inputs
         saved = tokens * d_model * ((not self.layout.post_norm) + (states > 1)) + logits
@@ -78,30 +79,30 @@ class SplitCosts:
         layout, shapes = self.layout, self.checkpoint.shapes[: self.cut]
         frozen = self._embedding_parameters() + sum(layout.parameters(shape) for shape in shapes)
         saved = 0
-        if self.modes.bottom == "full":
+        if self.split.bottom == "full":
             trained = frozen
             # a weight's gradient needs its input, as that of LoRA's A does
             every = replace(layout, targets=frozenset(layout.family.projections))
             saved = sum(every.cost(shape, 1, length, reached=True).saved_values for shape in shapes)
         else:
-            trained = sum(layout.adapter_parameters(shape, self.modes.rank) for shape in shapes)
+            trained = sum(layout.adapter_parameters(shape, self.rank) for shape in shapes)
             reached = False
             for shape in shapes:
-                cost = layout.cost(shape, self.modes.rank, length, reached)
+                cost = layout.cost(shape, self.rank, length, reached)
                 saved, reached = saved + cost.saved_values, cost.reached
-        kept = _STATE_VALUES[self.optimizer] * trained
-        return _VALUE_BYTES * (frozen * (self.modes.bottom == "lora") + rows * length * saved + kept)
+        kept = _STATE_VALUES[self.split.optimizer] * trained
+        return _VALUE_BYTES * (frozen * (self.split.bottom == "lora") + rows * length * saved + kept)
 
     def bottom_parameters(self) -> int:
         """Numbers that are trained, and travel, of the bottom."""
         shapes = self.checkpoint.shapes[: self.cut]
-        if self.modes.bottom == "full":
+        if self.split.bottom == "full":
             return self._embedding_parameters() + sum(self.layout.parameters(shape) for shape in shapes)
-        return sum(self.layout.adapter_parameters(shape, self.modes.rank) for shape in shapes)
+        return sum(self.layout.adapter_parameters(shape, self.rank) for shape in shapes)
 
     @property
     def _trains_head(self) -> bool:
-        return self.modes.top == "full"
+        return self.split.top == "full"
 
     def _blocks(self, shapes: Sequence[BlockShape], way: str, tokens: int, length: int, *, reached: bool) -> StepCost:
         if way == "full":
@@ -109,7 +110,7 @@ class SplitCosts:
             return StepCost(tokens * forward, tokens * 2 * forward)
         forward = backward = 0
         for shape in shapes:
-            cost = self.layout.cost(shape, self.modes.rank, length, reached)
+            cost = self.layout.cost(shape, self.rank, length, reached)
             forward, backward, reached = forward + cost.forward_flops, backward + cost.backward_flops, cost.reached
         return StepCost(tokens * forward, tokens * backward)
 

@@ -21,12 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spinecli.artifacts.record import FiniteRecord
 from spinecli.data.batches import IGNORED
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.errors import MessageError
 from spinecli.federation.bounds import Examples, Loss
+from spinecli.federation.config import FeatureDtype, Optimizer
 from spinecli.federation.messages import Message, checked_header, require_moderate, require_shapes
-
-FeatureDtype = Literal["fp32", "bf16", "int8"]
 
 _LARGEST = 127
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -81,8 +80,6 @@ def unpadded(values: Tensor, mask: Tensor) -> Tensor:
 
 
 BEGIN, STEP, FINISH, LOCAL, PROBE = "split-begin", "split-step", "split-finish", "split-local", "split-probe"
-
-Optimizer = Literal["adamw", "sgd"]
 
 TRAINED = "trained."
 GRADIENT = "gradient."

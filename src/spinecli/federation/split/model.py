@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,40 +22,25 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.stream.model_parts import Injector, Recorder
 from spinecli.data.batches import IGNORED, Batch
-from spinecli.data.example_columns import Task
+from spinecli.data.config import Task
 from spinecli.errors import OptionError
 from spinecli.federation.client.adapted_linear import AdaptedLinear
 from spinecli.federation.client.base_model import load_task_model
 from spinecli.federation.client.wire import shared_a
-from spinecli.federation.split.messages import Optimizer
+from spinecli.federation.config import LoraConfig, Optimizer, SplitConfig
 from spinecli.lora.factors import empty_b, target_projections
 
 Parameters = Mapping[str, Tensor]
 """Trained tensors by their names in the model; of an adapted projection `<name>.a` and `<name>.b`."""
 
-TrainMode = Literal["lora", "full"]
-"""Train LoRA factors beside frozen weights, or the weights themselves."""
 
-
-@dataclass(frozen=True)
-class SplitTrainConfig:
-    """What is trained of each half. The head is always trained, as part of the top."""
-
-    bottom: TrainMode = "lora"
-    top: TrainMode = "full"
-    rank: int = 8
-    scale: float = 2.0
-    """LoRA's alpha / rank."""
-    targets: str = "all"
-    """Projections that carry LoRA, see `lora.targets`."""
-
-    def require_precision(self, dtype: torch.dtype) -> None:
-        """Raise OptionError if weights themselves are to be trained in less than float32."""
-        full = [side for side, way in (("--bottom", self.bottom), ("--top", self.top)) if way == "full"]
-        if full and dtype is not torch.float32:
-            raise OptionError(
-                f"{full[0]} full trains the weights themselves, which needs --dtype float32; or take {full[0]} lora."
-            )
+def require_precision(split: SplitConfig, dtype: torch.dtype) -> None:
+    """Raise OptionError if weights themselves are to be trained in less than float32."""
+    full = [side for side, mode in (("--bottom", split.bottom), ("--top", split.top)) if mode == "full"]
+    if full and dtype is not torch.float32:
+        raise OptionError(
+            f"{full[0]} full trains the weights themselves, which needs --dtype float32; or take {full[0]} lora."
+        )
 
 
 class SplitModel:
@@ -66,7 +50,8 @@ class SplitModel:
         checkpoint: where the weights start.
         task: `classification` puts a head of `labels` outputs on it, `language` keeps the language model's own.
         cut: blocks in the bottom, at least 1; with all of them nothing is split, and only `joined_answers` is of use.
-        ways: what is trained.
+        split: what is trained of each half. The head is always trained, as part of the top.
+        lora: the factors of a half that trains LoRA.
         pad_id: token that fills up short rows.
         seed: of LoRA's A, and of a head that the checkpoint does not bring.
 
@@ -79,16 +64,18 @@ class SplitModel:
         task: Task,
         labels: int,
         cut: int,
-        modes: SplitTrainConfig,
+        split: SplitConfig,
+        lora: LoraConfig,
         pad_id: int,
         seed: int,
         compute: ComputeOptions,
     ) -> None:
-        modes.require_precision(compute.dtype)
+        require_precision(split, compute.dtype)
         self.checkpoint = checkpoint
         self.task: Task = task
         self.cut = cut
-        self.modes = modes
+        self.split = split
+        self.lora = lora
         self.pad_id = pad_id
         self.compute = compute
         self.model, self.head_modules = load_task_model(checkpoint, task, labels, pad_id, seed, compute)
@@ -96,7 +83,7 @@ class SplitModel:
         self._holder = self.model.get_submodule(holder_name)
         self._blocks: list[nn.Module] = list(getattr(self._holder, self._attribute))
         self._base_prefix = f"{self.model.base_model_prefix}."
-        self._adapted = self._adapt(target_projections(checkpoint.family, modes.targets), seed)
+        self._adapted = self._adapt(target_projections(checkpoint.family, lora.targets), seed)
         self.bottom_names, self.top_names = self._trained_names()
         parameters = dict(self.model.named_parameters())
         self.bottom_start = {name: parameters[name].detach().clone() for name in self.bottom_names}
@@ -159,7 +146,7 @@ class SplitModel:
             if projection not in self._adapted:
                 values[name] = value
             elif factor == "b":
-                change = self.modes.scale * value @ trained[f"{projection}.a"]
+                change = self.lora.scale * value @ trained[f"{projection}.a"]
                 values[f"{projection}.weight"] = self._adapted[projection].weight.float() + change
         return values
 
@@ -167,7 +154,7 @@ class SplitModel:
         """Put fresh factors beside the projections of every half that trains LoRA, by the projections' full names."""
         adapted = {}
         for index in range(len(self._blocks)):
-            if (self.modes.bottom if index < self.cut else self.modes.top) != "lora":
+            if (self.split.bottom if index < self.cut else self.split.top) != "lora":
                 continue
             for relative in (name for name in targets if self.checkpoint.has(index, name)):
                 name = f"{self.checkpoint.family.blocks}.{index}.{relative}"
@@ -175,8 +162,8 @@ class SplitModel:
                 if not isinstance(linear, nn.Linear):
                     raise TypeError(f"{name} is a {type(linear).__name__}, not a Linear")
                 projection = AdaptedLinear(linear)
-                a = shared_a(seed, name, self.modes.rank, linear.in_features)
-                projection.attach(a, empty_b(linear.out_features, self.modes.rank), self.modes.scale)
+                a = shared_a(seed, name, self.lora.rank, linear.in_features)
+                projection.attach(a, empty_b(linear.out_features, self.lora.rank), self.lora.scale)
                 parent, _, attribute = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), attribute, projection)
                 adapted[name] = projection
@@ -203,7 +190,7 @@ class SplitModel:
             if name in tied:
                 continue
             lower = blocks[name] < self.cut if name in blocks else name in before
-            way = self.modes.bottom if lower else self.modes.top
+            way = self.split.bottom if lower else self.split.top
             if way == "full" or name in in_head or name in factors:
                 (bottom if lower else top).append(name)
         return tuple(bottom), tuple(top)

@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
 from spinecli.errors import OptionError
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.memory import DeviceGroup, MemoryNeed, needs_of, objection
 from spinecli.federation.planning.workload import Head, head_of
-from spinecli.federation.request import FederateConfig, FederatedRequest
+from spinecli.federation.request import FederatedRequest
 from spinecli.federation.simulation.conditions import Conditions, conditions
 from spinecli.federation.simulation.fleet import Fleet
 from spinecli.federation.split.control.plan import ControlOptions
 from spinecli.federation.split.cost import SplitCosts
-from spinecli.federation.split.messages import FeatureDtype, Optimizer, bytes_per_token
-from spinecli.federation.split.model import SplitTrainConfig, TrainMode
+from spinecli.federation.split.messages import bytes_per_token
+from spinecli.federation.split.model import require_precision
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,6 @@ class SplitStrategy:
     """Batches follow the devices' paces, and are not all equal."""
     split: bool = True
     """The server has a half at all, and not only averages."""
-
-    def control(self, options: ControlOptions) -> ControlOptions:
-        """The control module's options with what this strategy leaves out taken out."""
-        if self.selected:
-            return replace(options, regulation=self.regulated)
-        return replace(options, selection="random", divergence_limit=math.inf, regulation=self.regulated)
 
 
 SPLIT_STRATEGIES = {
@@ -105,64 +99,7 @@ def choose_cut(demands: Mapping[int, Demand], fleet: Fleet, seed: int) -> int:
     return max(cut for cut in fitting if slowest[cut] <= _SLACK * slowest[fitting[0]])
 
 
-SPLIT_RATE = 2e-4
-"""Learning rate where the user names none: lower than LoRA's, since the top's weights themselves are trained."""
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """The options of `spine fed-launch` that only split strategies have."""
-
-    cut_layer: int | None = None
-    """Blocks of the bottom; None: chosen from fleet and model."""
-    modes: SplitTrainConfig = field(default_factory=SplitTrainConfig)
-    """Its rank, scale and targets are those of the run."""
-    feature_dtype: FeatureDtype = "fp32"
-    optimizer: Optimizer = "adamw"
-    largest_batch: int = 64
-    """D."""
-    divergence_limit: float = 0.05
-    """eps, in nats."""
-    ingress_mb: float | None = None
-    """Megabytes of features an iteration that the server takes; None: those of --cohort devices with --batch-size
-    rows each, in fp32."""
-    selection: str = "greedy"
-
-
-def split_options(given: Mapping[str, str | int | float], federated: FederateConfig) -> SplitOptions:
-    """Options from what a user gave, by option name; the rest has its default.
-
-    Raises: OptionError.
-    """
-    plain, tuning = SplitOptions(), federated.tuning
-    modes = SplitTrainConfig(
-        bottom=cast("TrainMode", given.get("--bottom", plain.modes.bottom)),
-        top=cast("TrainMode", given.get("--top", plain.modes.top)),
-        rank=tuning.rank,
-        scale=tuning.scale,
-        targets=federated.targets,
-    )
-    ingress = given.get("--ingress")
-    return SplitOptions(
-        cut_layer=_cut_layer(str(given.get("--cut-layer", "auto"))),
-        modes=modes,
-        feature_dtype=cast("FeatureDtype", given.get("--feature-dtype", plain.feature_dtype)),
-        optimizer=cast("Optimizer", given.get("--optimizer", plain.optimizer)),
-        largest_batch=int(given.get("--largest-batch", plain.largest_batch)),
-        divergence_limit=float(given.get("--divergence-limit", plain.divergence_limit)),
-        ingress_mb=None if ingress is None else float(ingress),
-        selection=str(given.get("--selection", plain.selection)),
-    )
-
-
-def _cut_layer(given: str) -> int | None:
-    if given == "auto":
-        return None
-    try:
-        return int(given)
-    except ValueError:
-        raise OptionError(f"--cut-layer {given!r} is no number of blocks; give one, or auto.") from None
 
 
 def rows_within(ingress_bytes: float, row_bytes: float) -> float:
@@ -181,7 +118,6 @@ class SplitRequest:
     """A federated request with what splitting adds to it."""
 
     federated: FederatedRequest
-    options: SplitOptions
     strategy: SplitStrategy
     cut: int
     head: Head
@@ -191,40 +127,24 @@ class SplitRequest:
     """Of features an iteration, at most."""
 
     @property
+    def config(self) -> FederateConfig:
+        """What was asked for."""
+        return self.federated.config
+
+    @property
     def row_budget(self) -> float:
         """Rows of features an iteration that the ingress takes."""
         return rows_within(self.ingress_bytes, self.row_bytes)
 
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""
-        known = self.federated.parameters()
-        own = ("smallest_rank", "largest_rank", "sparsity", "prune_interval", "score", "deploy", "weighting")
-        options = self.options
-        return {
-            **{name: value for name, value in known.items() if name not in own},
-            "cut_layer": self.cut,
-            "bottom": options.modes.bottom,
-            "top": options.modes.top,
-            "feature_dtype": options.feature_dtype,
-            "optimizer": options.optimizer,
-            "largest_batch": options.largest_batch,
-            "divergence_limit": options.divergence_limit,
-            "ingress_bytes": self.ingress_bytes,
-            "selection": options.selection,
-        }
+        known = {name: value for name, value in self.federated.parameters().items() if name != "ingress"}
+        return {**known, "cut_layer": self.cut, "ingress_bytes": self.ingress_bytes}
 
     def control(self) -> ControlOptions:
         """What the control module is told under this strategy."""
-        federated = self.federated.options
-        general = ControlOptions(
-            largest_batch=self.options.largest_batch,
-            divergence_limit=self.options.divergence_limit,
-            budget_rows=self.row_budget,
-            largest_cohort=federated.cohort,
-            equal_batch=federated.tuning.batch_size,
-            selection=self.options.selection,
-        )
-        return self.strategy.control(general)
+        config, strategy = self.config, self.strategy
+        return ControlOptions(config.split, config.train, self.row_budget, strategy.regulated, strategy.selected)
 
     def needs(self, places: Sequence[DeviceGroup] | None = None) -> list[MemoryNeed]:
         """What the strategy asks of the devices' memory.
@@ -234,8 +154,9 @@ class SplitRequest:
         Args:
             places: the devices that have enrolled; None: those of the fleet.
         """
-        federated, options, costs, length = self.federated, self.options, self.costs(), self.federated.longest
-        asked = min(federated.options.tuning.batch_size, options.largest_batch)
+        federated, costs, length = self.federated, self.costs(), self.federated.longest
+        largest = self.config.split.largest_batch
+        asked = min(self.config.train.batch_size, largest)
 
         def least_rows(place: DeviceGroup) -> int:
             return 1 if self.strategy.regulated else min(asked, place.examples)
@@ -247,7 +168,7 @@ class SplitRequest:
             rows = least_rows(place)
             if self.strategy.regulated:
                 held = rows_held(costs, length, place.memory_bytes)
-                rows = max(rows, min(options.largest_batch, math.floor(self.row_budget), place.examples, held))
+                rows = max(rows, min(largest, math.floor(self.row_budget), place.examples, held))
             blocks = f"{self.cut} of {federated.checkpoint.blocks} blocks"
             return costs.device_memory(rows, length), f"{blocks}, {rows} row{'s' if rows > 1 else ''}"
 
@@ -260,7 +181,7 @@ class SplitRequest:
         options = " or ".join([*rows, "--max-length", *(["--cut-layer"] if split and self.cut > 1 else [])])
         other = "" if regulated else "take mergesfl, which gives each device as many rows as it holds, "
         remedy = f"lower {options}, {other}or name a fleet with more memory"
-        return objection(needs, self.federated.options.strategy, remedy, leaves_out=False)
+        return objection(needs, self.config.strategy, remedy, leaves_out=False)
 
     def require_memory(self) -> None:
         """Raise OptionError if the memory of the fleet does not hold what the strategy asks of its devices."""
@@ -269,66 +190,65 @@ class SplitRequest:
 
     def costs(self) -> SplitCosts:
         """Of both halves."""
-        return SplitCosts.of(self.federated.checkpoint, self.cut, self.options.modes, self.head, self.options.optimizer)
+        return SplitCosts.of(self.federated.checkpoint, self.cut, self.config.split, self.config.lora, self.head)
 
 
-def split_request(federated: FederatedRequest, options: SplitOptions) -> SplitRequest:
+def split_request(federated: FederatedRequest) -> SplitRequest:
     """Check the options of splitting against checkpoint, fleet and data.
 
     Raises: OptionError.
     """
-    options.modes.require_precision(federated.options.compute.dtype)
-    strategy = SPLIT_STRATEGIES[federated.options.strategy]
-    checkpoint, tuning = federated.checkpoint, federated.options.tuning
+    config, checkpoint = federated.config, federated.checkpoint
+    require_precision(config.split, federated.compute.dtype)
+    strategy = SPLIT_STRATEGIES[config.strategy]
     head = head_of(checkpoint, federated.labels)
     lengths = federated.train.lengths.double()
-    token_bytes = bytes_per_token(checkpoint.d_model, options.feature_dtype)
+    token_bytes = bytes_per_token(checkpoint.d_model, config.split.feature_dtype)
     plain_bytes = float(lengths.mean()) * bytes_per_token(checkpoint.d_model, "fp32")
-    if options.ingress_mb is not None and not 0 < options.ingress_mb < math.inf:
-        raise OptionError(f"--ingress must be above 0 megabytes, not {options.ingress_mb:g}.")
     ingress = (
-        options.ingress_mb * 1e6
-        if options.ingress_mb is not None
-        else federated.options.cohort * tuning.batch_size * plain_bytes
+        config.split.ingress * 1e6
+        if config.split.ingress is not None
+        else config.train.cohort * config.train.batch_size * plain_bytes
     )
-    if options.cut_layer is not None and not strategy.split:
-        raise OptionError(f"--cut-layer has no use with {federated.options.strategy}, which does not split; drop it.")
-    cut = checkpoint.blocks if not strategy.split else _cut(federated, options, head)
-    request = SplitRequest(federated, options, strategy, cut, head, float(lengths.mean()) * token_bytes, ingress)
+    if config.split.cut_layer != "auto" and not strategy.split:
+        raise OptionError(f"--cut-layer has no use with {config.strategy}, which does not split; drop it.")
+    cut = checkpoint.blocks if not strategy.split else _cut(federated, head)
+    request = SplitRequest(federated, strategy, cut, head, float(lengths.mean()) * token_bytes, ingress)
     request.control()
     return request
 
 
-def _cut(federated: FederatedRequest, options: SplitOptions, head: Head) -> int:
-    checkpoint, tuning = federated.checkpoint, federated.options.tuning
+def _cut(federated: FederatedRequest, head: Head) -> int:
+    config, checkpoint = federated.config, federated.checkpoint
     if checkpoint.blocks < 2:
-        raise OptionError(f"{federated.options.model} has one block and cannot be split; name a deeper model.")
-    if options.cut_layer is not None:
-        if not 1 <= options.cut_layer < checkpoint.blocks:
+        raise OptionError(f"{config.model} has one block and cannot be split; name a deeper model.")
+    if (asked := config.split.cut_layer) != "auto":
+        if not 1 <= asked < checkpoint.blocks:
             raise OptionError(
-                f"--cut-layer {options.cut_layer} must leave blocks on both sides: from 1 to {checkpoint.blocks - 1}."
+                f"--cut-layer {asked} must leave blocks on both sides: from 1 to {checkpoint.blocks - 1}."
             )
-        return options.cut_layer
+        return asked
     if not federated.fleet.devices:
         raise OptionError(
             "--cut-layer auto goes by the devices' memory and links, and they have not come yet; give a number of "
             f"blocks, from 1 to {checkpoint.blocks - 1}."
         )
-    regulated = SPLIT_STRATEGIES[federated.options.strategy].regulated
+    regulated = SPLIT_STRATEGIES[config.strategy].regulated
     smallest = min(found.memory_bytes for found in federated.fleet.classes)
-    for rows in (tuning.batch_size, 1) if regulated else (tuning.batch_size,):
-        demands = {cut: _demand(federated, options, head, cut, rows) for cut in range(1, checkpoint.blocks)}
+    whole = config.train.batch_size
+    for rows in (whole, 1) if regulated else (whole,):
+        demands = {cut: _demand(federated, head, cut, rows) for cut in range(1, checkpoint.blocks)}
         if demands[1].memory_bytes <= smallest:
-            return choose_cut(demands, federated.fleet, federated.options.seed)
+            return choose_cut(demands, federated.fleet, config.seed)
     return 1  # which is refused when a run begins, as any cut would be
 
 
-def _demand(federated: FederatedRequest, options: SplitOptions, head: Head, cut: int, rows: int) -> Demand:
-    checkpoint, length = federated.checkpoint, federated.longest
-    costs = SplitCosts.of(checkpoint, cut, options.modes, head, options.optimizer)
+def _demand(federated: FederatedRequest, head: Head, cut: int, rows: int) -> Demand:
+    config, checkpoint, length = federated.config, federated.checkpoint, federated.longest
+    costs = SplitCosts.of(checkpoint, cut, config.split, config.lora, head)
     return Demand(
         memory_bytes=costs.bottom_memory(rows, length),
         flops=costs.bottom(1, length).flops,
-        feature_bytes=length * bytes_per_token(checkpoint.d_model, options.feature_dtype),
-        bottom_bytes=costs.bottom_parameters() * 4 / federated.options.tuning.local_steps,
+        feature_bytes=length * bytes_per_token(checkpoint.d_model, config.split.feature_dtype),
+        bottom_bytes=costs.bottom_parameters() * 4 / config.train.local_steps,
     )

@@ -17,6 +17,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.engine import Engine, Job, Reply, Snapshot
 from spinecli.federation.history import (
     DeviceRecord,
@@ -27,7 +28,7 @@ from spinecli.federation.history import (
     SplitRecord,
 )
 from spinecli.federation.messages import Message
-from spinecli.federation.rounds import Listener, RoundOptions, diverged, measured, named, run_rounds
+from spinecli.federation.rounds import Listener, diverged, measured, named, run_rounds
 from spinecli.federation.schedule import learning_rate
 from spinecli.federation.split.channel import Channel, ClientExchange, DivergedDevicesError, exchanged
 from spinecli.federation.split.control.estimates import Iteration, Pace, Transfer, observed_pace
@@ -42,7 +43,6 @@ from spinecli.federation.split.messages import (
     BeginOrder,
     Expected,
     FeatureBatch,
-    Optimizer,
     ProbeOrder,
     checked_local_figures,
     checked_parameters,
@@ -155,25 +155,13 @@ def train_locally(
 _BOTTOM, _TOP = "bottom.", "top."
 
 
-@dataclass(frozen=True)
-class SplitTraining:
-    """The optimizers of devices and server, the same in all rounds."""
-
-    steps: int
-    """tau: iterations of a round."""
-    learning_rate: float
-    optimizer: Optimizer
-    seed: int
-    split: bool
-    """False: devices train the whole model, and the server only averages."""
-
-
 @dataclass(eq=False)
 class SplitLoop:
     """Everything the rounds need."""
 
-    options: RoundOptions
-    training: SplitTraining
+    config: FederateConfig
+    split: bool
+    """False: devices train the whole model, and the server only averages."""
     engine: Engine
     population: Population
     control: ControlOptions
@@ -207,7 +195,7 @@ class SplitLoop:
         def keep(finished: int) -> None:
             self.save(RunState(finished, self.snapshot(), self.engine.snapshot()))
 
-        run_rounds(self.options, history, self._round, keep, listener)
+        run_rounds(self.config.train, history, self._round, keep, listener)
 
     def snapshot(self) -> Snapshot:
         """Both halves and what the control module knows."""
@@ -229,34 +217,33 @@ class SplitLoop:
         self.top.restore(kept[_TOP])
 
     def _round(self, number: int) -> RoundRecord:
-        rate = learning_rate(self.training.learning_rate, self.options.schedule, number, self.options.rounds)
+        config, train = self.config, self.config.train
+        rate = learning_rate(config.learning_rate, train.schedule, number, train.rounds)
         began = self.engine.now()
-        probed = self._look() if number == 0 and self.training.split and self.control.regulation else 0
-        plan = plan_round(self.state, self.population, self.control, self.training.seed, number)
+        probed = self._look() if number == 0 and self.split and self.control.regulation else 0
+        plan = plan_round(self.state, self.population, self.control, config.seed, number)
         order = BeginOrder(
             round=number,
-            seed=self.training.seed,
-            steps=self.training.steps,
+            seed=config.seed,
+            steps=train.local_steps,
             batch_size=1,  # each device is told its own
             learning_rate=rate,
-            optimizer=self.training.optimizer,
-            clip_norm=self.options.clip_norm,
+            optimizer=config.split.optimizer,
+            clip_norm=train.clip_norm,
             feature_dtype=self.expected.feature_dtype,
         )
         try:
-            talks, iterations, losses = self._split(order, plan) if self.training.split else self._local(order, plan)
+            talks, iterations, losses = self._split(order, plan) if self.split else self._local(order, plan)
         except DivergedDevicesError as error:
             parts = sorted(set(error.devices.values()))
             whose = [
                 f"the {part} of {named([each for each in error.devices if error.devices[each] == part])}"
                 for part in parts
             ]
-            raise diverged(
-                number, self.options.rounds, f"{' and '.join(whose)} left the range of usable numbers"
-            ) from error
+            raise diverged(number, train.rounds, f"{' and '.join(whose)} left the range of usable numbers") from error
         except DivergedTopError as error:
             what = f"{error.what} left the range of usable numbers on the features of {named(error.among)}"
-            raise diverged(number, self.options.rounds, what) from error
+            raise diverged(number, train.rounds, what) from error
         ended = self.engine.now()
         answered = [device for device, talk in talks.items() if talk.lost is None]
         return RoundRecord(
@@ -264,7 +251,7 @@ class SplitLoop:
             began=began,
             ended=ended,
             learning_rate=rate,
-            evaluation=measured(self.options, number, self.trained, answered, self.evaluate, self.probe),
+            evaluation=measured(train, number, self.trained, answered, self.evaluate, self.probe),
             devices=tuple(_device_record(device, talk, losses.get(device), ended) for device, talk in talks.items()),
             split=SplitRecord(
                 divergence=plan.divergence,
@@ -279,7 +266,7 @@ class SplitLoop:
     def _look(self) -> int:
         """Find out how fast every device is, and how many bytes that took."""
         limits = dict(zip(self.population.names, self.population.memory_limits, strict=True))
-        look = look_at(self.engine, limits, self.row_bytes, self.options.deadline)
+        look = look_at(self.engine, limits, self.row_bytes, self.config.train.deadline)
         self.state = self.state.after_round(look.paces, [])
         return look.bytes
 
@@ -287,7 +274,7 @@ class SplitLoop:
         self, order: BeginOrder, plan: ControlPlan
     ) -> tuple[Mapping[str, ClientExchange], list[IterationRecord], dict[str, tuple[float, float]]]:
         """Tau iterations with the server in between, and the mean of the bottoms (Eq. 17)."""
-        channel = Channel(self.engine, order, plan.cohort, self.expected, self.options.deadline)
+        channel = Channel(self.engine, order, plan.cohort, self.expected, self.config.train.deadline)
         self.top.begin(order.learning_rate, list(plan.cohort))
         iterations: list[IterationRecord] = []
         answers = dict.fromkeys(plan.cohort, 0)
@@ -334,7 +321,7 @@ class SplitLoop:
         self, order: BeginOrder, plan: ControlPlan
     ) -> tuple[Mapping[str, ClientExchange], list[IterationRecord], dict[str, tuple[float, float]]]:
         """Every device trains the whole model, and the mean by examples is the next one (FedAvg)."""
-        updates, talks = train_locally(self.engine, order, plan.cohort, self.trained, self.options.deadline)
+        updates, talks = train_locally(self.engine, order, plan.cohort, self.trained, self.config.train.deadline)
         if updates:
             weights = [update.examples for update in updates.values()]
             mean = average_tensors([update.trained for update in updates.values()], weights)

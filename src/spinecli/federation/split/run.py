@@ -30,7 +30,7 @@ from spinecli.federation.run import history_so_far, require_learned, summary_of,
 from spinecli.federation.split.control.plan import ControlState
 from spinecli.federation.split.model import Parameters, SplitModel
 from spinecli.federation.split.request import SplitRequest
-from spinecli.federation.split.rounds import SplitLoop, SplitTraining
+from spinecli.federation.split.rounds import SplitLoop
 from spinecli.federation.split.setup import SplitFederation, set_up
 from spinecli.federation.state import RunState
 
@@ -92,8 +92,9 @@ def launch(
     run = Run(
         kind="joined-checkpoint",
         command="fed-launch",
+        config=request.config,
         parameters=request.parameters(),
-        seed=federated.options.seed,
+        seed=request.config.seed,
         inputs=federated.inputs,
         lineage=federated.lineage,
     )
@@ -106,7 +107,7 @@ def launch(
             engine = devices.enter_context(connect(work.state)) if connect else None
             federation = set_up(request, engine)
         loop, history = _run_rounds(request, federation, work, stopwatch, listener)
-        require_learned(history, federated.options.deadline, work)
+        require_learned(history, request.config.train.deadline, work)
         with stopwatch("writing"):
             result = _write(request, federation, loop, history.rounds, work.files)
         summary = summary_of(federated, result)
@@ -121,7 +122,7 @@ def loop_of(
     Args:
         work: where the state is saved after every round; None saves nothing.
     """
-    run, model = request.federated.options, federation.model
+    model = federation.model
 
     def measure(trained: Parameters) -> Measurement:
         with stopwatch("evaluating"):
@@ -136,16 +137,9 @@ def loop_of(
             with stopwatch("saving"):
                 reached.save(work.state)
 
-    training = SplitTraining(
-        steps=run.tuning.local_steps,
-        learning_rate=run.tuning.learning_rate,
-        optimizer=request.options.optimizer,
-        seed=run.seed,
-        split=request.strategy.split,
-    )
     return SplitLoop(
-        options=request.federated.round_options(),
-        training=training,
+        config=request.config,
+        split=request.strategy.split,
         engine=federation.engine,
         population=federation.population,
         control=request.control(),
@@ -193,6 +187,6 @@ def _write(
     write_joined(directory, federation.model, trained, federated.splits.train.labels)
     verify_joined(directory, federation.model, trained, federated.evaluation)
     if can_plot() and rounds:
-        title = f"{federated.options.strategy} on {federated.fleet.name}, cut before block {request.cut}"
+        title = f"{request.config.strategy} on {federated.fleet.name}, cut before block {request.cut}"
         save_picture(rounds, title, directory / PICTURE_NAME)
-    return summarised(rounds, federated.options.target_accuracy)
+    return summarised(rounds, request.config.train.target_accuracy)

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from spinecli.data.batches import IGNORED
 from spinecli.errors import MessageError
+from spinecli.federation.config import Optimizer
 from spinecli.federation.messages import require_moderate
-from spinecli.federation.split.messages import FeatureBatch, Optimizer, unpadded
+from spinecli.federation.split.messages import FeatureBatch, unpadded
 from spinecli.federation.split.model import Parameters, SplitModel, optimizer_of
 from spinecli.lora.aggregation.averaging import average_tensors
 

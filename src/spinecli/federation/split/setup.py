@@ -46,18 +46,18 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
     Raises: FederationError if a device counts other labels than the run has, or if the devices' memory does not hold
     what the strategy asks of them.
     """
-    federated, options = request.federated, request.options
-    checkpoint, run = federated.checkpoint, federated.options
+    federated, config, checkpoint = request.federated, request.config, request.federated.checkpoint
     task = federated.splits.train.task
     model = SplitModel(
         checkpoint,
         task,
         federated.labels or 0,
         request.cut,
-        options.modes,
+        config.split,
+        config.lora,
         federated.train.pad_id,
-        run.seed,
-        run.compute,
+        config.seed,
+        federated.compute,
     )
     costs = request.costs()
     engine = engine or _simulated(federated, model, costs)
@@ -71,7 +71,7 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
         model=model,
         engine=engine,
         population=population_of(nodes, costs, federated.longest),
-        top=kind(model, model.top_start, options.optimizer, run.clip_norm),
+        top=kind(model, model.top_start, config.split.optimizer, config.train.clip_norm),
         bottom=dict(model.bottom_start),
         costs=costs,
         expected=Expected(
@@ -79,7 +79,7 @@ def set_up(request: SplitRequest, engine: Engine | None = None) -> SplitFederati
             d_model=checkpoint.d_model,
             choices=federated.labels or int(checkpoint.config.vocab_size),
             longest=federated.longest,
-            feature_dtype=options.feature_dtype,
+            feature_dtype=config.split.feature_dtype,
         ),
     )
 
@@ -90,7 +90,7 @@ def _simulated(federated: FederatedRequest, model: SplitModel, costs: SplitCosts
         meter = VirtualMeter()
         device = SplitDevice(spec.name, model, costs, federated.train, part, DeviceMemory(), meter)
         devices[spec.name] = Simulated(device, meter)
-    return LocalEngine(federated.fleet, devices, handle, federated.options.seed)
+    return LocalEngine(federated.fleet, devices, handle, federated.config.seed)
 
 
 def _require_counts(nodes: Sequence[Node], labels: int) -> None:

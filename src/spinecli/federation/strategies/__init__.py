@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from spinecli.errors import OptionError
+from spinecli.federation.config import SPLITTING
 from spinecli.federation.strategies.fed_loraprune import FedLoRAPrune
 from spinecli.federation.strategies.fedit import FedIT
 from spinecli.federation.strategies.fedspine import FedSpine
@@ -27,9 +28,6 @@ STRATEGIES: dict[str, Callable[[StrategyContext], Strategy]] = {
     "fedspine": FedSpine,
     "fedspine-model": FedSpineModel,
 }
-
-SPLITTING = ("mergesfl", "sfl-fm", "sfl-br", "splitfed", "fedavg")
-"""Further names that --strategy takes: those of `spinecli.federation.split`, which builds on this package."""
 
 
 def strategy_of(name: str) -> Callable[[StrategyContext], Strategy]:

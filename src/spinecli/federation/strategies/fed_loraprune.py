@@ -17,14 +17,14 @@ class FedLoRAPrune(PruningServer):
     """All devices follow one schedule, whatever their speed."""
 
     def __init__(self, setting: StrategyContext) -> None:
-        super().__init__(setting, [setting.tuning.rank] * setting.blocks, "lora")
+        super().__init__(setting, [setting.config.lora.rank] * setting.blocks, "lora")
 
     def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """A ratio that rises evenly with the rounds until the target is due."""
-        rounds = self.setting.tuning.rounds
+        rounds = self.setting.config.train.rounds
         cutting = max((PRUNED_BY - WARM_UP) * rounds, 1.0)
         target = self.sparsity * min(1.0, (round_number + 1 - WARM_UP * rounds) / cutting)
-        ranks = [self.setting.tuning.rank] * self.setting.blocks
+        ranks = [self.setting.config.lora.rank] * self.setting.blocks
         return {device: self.pruning_order(round_number, device, ranks, target) for device in cohort}
 
     def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:

@@ -14,11 +14,11 @@ class FedIT(AdapterServer):
     """The plain way, and the measure of the others."""
 
     def __init__(self, setting: StrategyContext) -> None:
-        super().__init__(setting, [setting.tuning.rank] * setting.blocks)
+        super().__init__(setting, [setting.config.lora.rank] * setting.blocks)
 
     def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """The same for all."""
-        ranks = [self.setting.tuning.rank] * self.setting.blocks
+        ranks = [self.setting.config.lora.rank] * self.setting.blocks
         return {device: self.ordered(ranks) for device in cohort}
 
     def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:

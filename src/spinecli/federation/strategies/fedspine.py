@@ -13,11 +13,12 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from spinecli.federation.bandit import BanditState, Interval, Point, SmoothUCB, kept_importance, reward
+from spinecli.federation.config import LoraConfig
 from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.seeding import random_generator
 from spinecli.federation.strategies.pruning_server import PruningServer
-from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.aggregation.coverage import average_covered, heterogeneity_weight
 
@@ -32,15 +33,15 @@ class FedSpine(PruningServer):
 
     @classmethod
     def menu(
-        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, lora: LoraConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The allowed ranks, in all blocks."""
-        return [[rank] * blocks for rank in allowed_ranks(tuning.smallest_rank, tuning.largest_rank)]
+        return [[rank] * blocks for rank in allowed_ranks(lora.smallest_rank, lora.largest_rank)]
 
     def __init__(self, setting: StrategyContext) -> None:
-        tuning = setting.tuning
-        super().__init__(setting, [tuning.largest_rank] * setting.blocks, "lora")
-        self.ranks = allowed_ranks(tuning.smallest_rank, tuning.largest_rank)
+        lora = setting.config.lora
+        super().__init__(setting, [lora.largest_rank] * setting.blocks, "lora")
+        self.ranks = allowed_ranks(lora.smallest_rank, lora.largest_rank)
         self._held = self.choices(setting)
         self._learners: dict[str, SmoothUCB] = {}
         self._played: dict[str, tuple[Point, float]] = {}
@@ -52,7 +53,9 @@ class FedSpine(PruningServer):
         """
         assignments = {}
         for device in (each for each in cohort if self._held[each]):
-            point = self._learner(device).pick(random_generator(self.setting.seed, "bandit", device, round_number))
+            point = self._learner(device).pick(
+                random_generator(self.setting.config.seed, "bandit", device, round_number)
+            )
             step = self.largest_step(round_number, device)
             rise = step if self.may_only_tune(round_number) else point[0] * step
             ranks = min(self._held[device], key=lambda each: abs(each[0] - point[1]))
@@ -84,7 +87,7 @@ class FedSpine(PruningServer):
             )
             self._learner(update.device).observe(point, worth)
         self._played.clear()
-        largest = self.setting.tuning.largest_rank
+        largest = self.setting.config.lora.largest_rank
         self.adapter = average_covered(heterogeneous(updates, largest), self.adapter, largest)
         self.average_head(updates)
 

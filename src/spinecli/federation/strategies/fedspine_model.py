@@ -13,12 +13,13 @@ from typing import ClassVar
 from pydantic import JsonValue
 from torch import Tensor
 
+from spinecli.federation.config import LoraConfig
 from spinecli.federation.deadline_planner import MenuSettings, plan_under_deadline, pruning_menu
 from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.strategies.fedspine import allowed_ranks, heterogeneous
 from spinecli.federation.strategies.pruning_server import LARGEST_STEP, PruningServer
-from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.federation.time_model import TimeModel, TimeModelState
 from spinecli.lora.aggregation.coverage import average_covered
 
@@ -30,21 +31,21 @@ class FedSpineModel(PruningServer):
 
     @classmethod
     def menu(
-        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, lora: LoraConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The allowed ranks, in all blocks."""
-        return [[rank] * blocks for rank in allowed_ranks(tuning.smallest_rank, tuning.largest_rank)]
+        return [[rank] * blocks for rank in allowed_ranks(lora.smallest_rank, lora.largest_rank)]
 
     def __init__(self, setting: StrategyContext) -> None:
-        tuning = setting.tuning
-        super().__init__(setting, [tuning.largest_rank] * setting.blocks, "salience", shared=True)
+        lora = setting.config.lora
+        super().__init__(setting, [lora.largest_rank] * setting.blocks, "salience", shared=True)
         self._menu = MenuSettings(
-            ranks=allowed_ranks(tuning.smallest_rank, tuning.largest_rank),
+            ranks=allowed_ranks(lora.smallest_rank, lora.largest_rank),
             largest_step=LARGEST_STEP,
-            saturation=tuning.rank / 2,
+            saturation=lora.rank / 2,
         )
-        self._first_menu = replace(self._menu, ranks=(tuning.smallest_rank,))
-        self._times = TimeModel(tuning.largest_rank)
+        self._first_menu = replace(self._menu, ranks=(lora.smallest_rank,))
+        self._times = TimeModel(lora.largest_rank)
         self._ranks = {device: tuple(ranks[0] for ranks in held) for device, held in self.choices(setting).items()}
 
     def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
@@ -81,7 +82,7 @@ class FedSpineModel(PruningServer):
             for name in (update.device, self._class_name(update.device)):
                 self._times.observe(name, update.ratio, max(update.ranks), update.timing.seconds)
         if updates:
-            largest = self.setting.tuning.largest_rank
+            largest = self.setting.config.lora.largest_rank
             self.adapter = average_covered(heterogeneous(updates, largest), self.adapter, largest, by_component=True)
             self.average_head(updates)
 
@@ -99,4 +100,6 @@ class FedSpineModel(PruningServer):
     def recall(self, values: Mapping[str, JsonValue], tensors: Mapping[str, Tensor]) -> None:
         """With the completion times seen so far."""
         super().recall(values, tensors)
-        self._times = TimeModel(self.setting.tuning.largest_rank, state=TimeModelState.model_validate(values["times"]))
+        self._times = TimeModel(
+            self.setting.config.lora.largest_rank, state=TimeModelState.model_validate(values["times"])
+        )

@@ -36,7 +36,7 @@ class FLoRA(HetLoRA):
                 projection.d_out,
                 projection.d_in,
                 self.largest,
-                torch_generator(self.setting.seed, "lora", name, round_number),
+                torch_generator(self.setting.config.seed, "lora", name, round_number),
             )
             for name, projection in self.setting.projections.items()
         }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
+from spinecli.federation.config import LoraConfig
 from spinecli.federation.engine import Lost, Node
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.stacking import average_padded
 
 
@@ -43,11 +44,11 @@ class HetLoRA(AdapterServer):
 
     @classmethod
     def menu(
-        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, lora: LoraConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The rank of its tier and all below, down to the smallest."""
-        tier = rank_by_memory(limit, limits, tuning.smallest_rank, tuning.largest_rank)
-        return [[rank] * blocks for rank in range(tuning.smallest_rank, tier + 1)]
+        tier = rank_by_memory(limit, limits, lora.smallest_rank, lora.largest_rank)
+        return [[rank] * blocks for rank in range(lora.smallest_rank, tier + 1)]
 
     def __init__(self, setting: StrategyContext) -> None:
         self.ranks = {device: held[-1][0] for device, held in self.choices(setting).items() if held}

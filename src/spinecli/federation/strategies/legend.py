@@ -13,11 +13,12 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from spinecli.federation.config import LoraConfig
 from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.planning.config import COVERAGE, MAX_WAITING
 from spinecli.federation.strategies.server import AdapterServer
-from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainConfig, TrainInstruction
+from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.averaging import average_factors
 from spinecli.lora.planning.capacity import Capacities, Capacity, Observation
 from spinecli.lora.planning.configuration import Goals, configure
@@ -31,15 +32,15 @@ class Legend(AdapterServer):
 
     @classmethod
     def menu(
-        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, lora: LoraConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """The last block, the last two, and so on."""
-        ranks = _rank_distribution(tuning, blocks, plan)
+        ranks = _rank_distribution(lora, blocks, plan)
         placed: list[Sequence[int]] = ranks_by_device(ranks, torch.arange(1, blocks + 1)).tolist()
         return placed
 
     def __init__(self, setting: StrategyContext) -> None:
-        self.ranks = _rank_distribution(setting.tuning, setting.blocks, setting.plan)
+        self.ranks = _rank_distribution(setting.config.lora, setting.blocks, setting.plan)
         super().__init__(setting, self.ranks.tolist())
         self.classes = {node.name: node.device_class for node in setting.nodes}
         self.memory = {node.name: node.memory_bytes for node in setting.nodes}
@@ -55,7 +56,7 @@ class Legend(AdapterServer):
         if self.capacities:
             known = [self._capacity(device) for device in cohort]
             previous = torch.tensor([self._last_depths.get(device, 0) for device in cohort])
-            steps = self.setting.tuning.local_steps
+            steps = self.setting.config.train.local_steps
             chosen = configure(
                 lambda ranks: completion_table(Capacities.of(known), ranks, steps, holding),
                 self.ranks,
@@ -84,7 +85,7 @@ class Legend(AdapterServer):
             observed = Observation(
                 depth=sum(rank > 0 for rank in update.ranks),
                 rank_sum=sum(update.ranks),
-                steps=self.setting.tuning.local_steps,
+                steps=self.setting.config.train.local_steps,
                 forward_seconds=update.forward_seconds,
                 backward_seconds=update.backward_seconds,
                 transferred_bytes=update.timing.bytes_down + update.timing.bytes_up,
@@ -128,10 +129,10 @@ class Legend(AdapterServer):
         self._last_depths = {name: int(str(depth)) for name, depth in depths.items()}
 
 
-def _rank_distribution(tuning: TrainConfig, blocks: int, plan: LoraPlan | None) -> Tensor:
+def _rank_distribution(lora: LoraConfig, blocks: int, plan: LoraPlan | None) -> Tensor:
     if plan is not None:
         return plan.tensors.rank_distribution
-    return rank_distribution(blocks, tuning.rank * blocks)
+    return rank_distribution(blocks, lora.rank * blocks)
 
 
 def _goals(setting: StrategyContext) -> Goals:
@@ -141,7 +142,9 @@ def _goals(setting: StrategyContext) -> Goals:
     planned = setting.plan.goals()
     if planned.traffic_budget is None:
         return planned
-    return replace(planned, traffic_budget=planned.traffic_budget * min(1.0, setting.cohort / len(setting.nodes)))
+    return replace(
+        planned, traffic_budget=planned.traffic_budget * min(1.0, setting.config.train.cohort / len(setting.nodes))
+    )
 
 
 def _planned_capacities(setting: StrategyContext) -> dict[str, Capacity]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
 from spinecli.federation.client.device import importance_from, importance_tensors, mask_tensors, masks_from
-from spinecli.federation.client.importance import ScoreName
 from spinecli.federation.client.local_pruning import Importance, narrowed
+from spinecli.federation.config import ScoreName
 from spinecli.federation.strategies.server import AdapterServer
 from spinecli.federation.strategies.strategy import (
     ClientUpdate,
@@ -48,7 +48,7 @@ class PruningServer(AdapterServer):
         self, setting: StrategyContext, ranks: Sequence[int], score: ScoreName, *, shared: bool = False
     ) -> None:
         super().__init__(setting, ranks)
-        chosen = setting.tuning.score or score
+        chosen = setting.config.pruning.score or score
         if chosen == "lora":
             _require_all_groups(setting)
         self.score: ScoreName = chosen
@@ -62,7 +62,7 @@ class PruningServer(AdapterServer):
     def sparsity(self) -> float:
         """The pruning ratio that all devices end at: what whole units make of the sparsity that was asked for."""
         cuts = self.setting.cuts
-        return cuts.ratio_of(cuts.widths_at(self.setting.tuning.sparsity))
+        return cuts.ratio_of(cuts.widths_at(self.setting.config.pruning.sparsity))
 
     def ratio(self, device: str) -> float:
         """Where a device stands."""
@@ -71,11 +71,11 @@ class PruningServer(AdapterServer):
 
     def is_warming_up(self, round_number: int) -> bool:
         """Whether devices only measure importance yet."""
-        return round_number < WARM_UP * self.setting.tuning.rounds
+        return round_number < WARM_UP * self.setting.config.train.rounds
 
     def may_only_tune(self, round_number: int) -> bool:
         """Whether the target is due: who is not there yet goes there at once."""
-        return round_number >= PRUNED_BY * self.setting.tuning.rounds
+        return round_number >= PRUNED_BY * self.setting.config.train.rounds
 
     def largest_step(self, round_number: int, device: str) -> float:
         """The most that a device's ratio may rise in this round.
@@ -88,8 +88,8 @@ class PruningServer(AdapterServer):
 
     def visits_left(self, round_number: int) -> float:
         """Rounds in which a device can expect to be cut until the target is due, this one included."""
-        rounds = self.setting.tuning.rounds
-        share = min(1.0, self.setting.cohort / len(self.setting.nodes))
+        rounds = self.setting.config.train.rounds
+        share = min(1.0, self.setting.config.train.cohort / len(self.setting.nodes))
         return max(1.0, (PRUNED_BY * rounds - max(round_number, WARM_UP * rounds)) * share)
 
     def pruning_order(self, round_number: int, device: str, ranks: Sequence[int], target: float) -> TrainInstruction:

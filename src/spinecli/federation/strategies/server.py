@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spinecli.checkpoints.masks import Masks
 from spinecli.federation.client.wire import adapter_from, adapter_tensors, head_from, head_tensors, shared_a
+from spinecli.federation.config import LoraConfig
 from spinecli.federation.engine import Snapshot
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.federation.strategies.strategy import (
@@ -17,7 +18,6 @@ from spinecli.federation.strategies.strategy import (
     DeployedModel,
     GlobalModel,
     StrategyContext,
-    TrainConfig,
     TrainInstruction,
 )
 from spinecli.lora.aggregation.averaging import average_tensors
@@ -37,7 +37,7 @@ class AdapterServer:
 
     @classmethod
     def menu(
-        cls, tuning: TrainConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
+        cls, lora: LoraConfig, blocks: int, plan: LoraPlan | None, limit: int, limits: Collection[int]
     ) -> list[Sequence[int]]:
         """What it may order a device to train, as ranks of the blocks, the least memory first.
 
@@ -45,14 +45,16 @@ class AdapterServer:
             limit: bytes of memory that the device has.
             limits: those of all devices.
         """
-        return [[tuning.rank] * blocks]
+        return [[lora.rank] * blocks]
 
     @classmethod
     def choices(cls, setting: StrategyContext) -> dict[str, list[Sequence[int]]]:
         """By device, what of its menu its memory holds."""
         limits = sorted({node.memory_bytes for node in setting.nodes})
         held = {
-            limit: setting.memory.fitting(cls.menu(setting.tuning, setting.blocks, setting.plan, limit, limits), limit)
+            limit: setting.memory.fitting(
+                cls.menu(setting.config.lora, setting.blocks, setting.plan, limit, limits), limit
+            )
             for limit in limits
         }
         return {node.name: held[node.memory_bytes] for node in setting.nodes}
@@ -61,7 +63,7 @@ class AdapterServer:
         self.setting = setting
         self.adapter: dict[str, Factors] = {
             name: Factors(
-                shared_a(setting.seed, name, ranks[projection.block], projection.d_in),
+                shared_a(setting.config.seed, name, ranks[projection.block], projection.d_in),
                 empty_b(projection.d_out, ranks[projection.block]),
             )
             for name, projection in setting.projections.items()

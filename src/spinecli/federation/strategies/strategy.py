@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.federation.client.importance import ScoreName
 from spinecli.federation.client.local_pruning import Importance, PrunableUnits, kept_units
+from spinecli.federation.config import FederateConfig, ScoreName
 from spinecli.federation.engine import Lost, Node, Snapshot, Timing
 from spinecli.federation.memory import TrainingMemory
 from spinecli.federation.planning.artifact import LoraPlan
 from spinecli.lora.aggregation.contribution import Contribution
 from spinecli.lora.cost import TrainingCosts
-from spinecli.lora.factors import DEFAULT_SCALE, Adapter
+from spinecli.lora.factors import Adapter
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,11 @@ class Projection:
     d_in: int
 
 
-Weighting = Literal["examples", "equal"]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What the user chose for every strategy alike."""
-
-    rank: int = 8
-    """Rank where a strategy has one for all, LEGEND's mean rank without a plan, the scale of fedspine-model's gain."""
-    smallest_rank: int = 4
-    largest_rank: int = 16
-    scale: float = DEFAULT_SCALE
-    """LoRA's alpha / rank, the same at every rank."""
-    rounds: int = 50
-    local_steps: int = 20
-    batch_size: int = 16
-    length: int = 128
-    """Longest row in tokens; planners count with it until they know better."""
-    learning_rate: float = 1e-3
-    weighting: Weighting = "examples"
-    """Whether an answer counts by its device's examples or as any other."""
-    sparsity: float = 0.5
-    """Where pruning strategies end."""
-    prune_interval: int = 20
-    score: ScoreName | None = None
-    """None: the strategy's own."""
-
-
 @dataclass(frozen=True, eq=False)
 class StrategyContext:
     """What every strategy knows before the first round."""
 
+    config: FederateConfig
     nodes: Sequence[Node]
     projections: Mapping[str, Projection]
     """By full name, in the model's order."""
@@ -74,12 +47,8 @@ class StrategyContext:
     uniform_cuts: Callable[[], PrunableUnits]
     """What can leave the blocks; raises OptionError where they differ in width."""
     costs: TrainingCosts
-    tuning: TrainConfig
-    seed: int
     head: Mapping[str, Tensor]
     """Where the classification head starts; empty for language models."""
-    cohort: int
-    """Devices in a round."""
     family: Family
     bytes_per_weight: int = 4
     plan: LoraPlan | None = None
@@ -93,8 +62,8 @@ class StrategyContext:
     @property
     def memory(self) -> TrainingMemory:
         """What training takes on a device, uncut, with whole batches of the longest rows."""
-        tuning = self.tuning
-        return TrainingMemory(self.costs, self.shapes, tuning.batch_size, tuning.length, self.bytes_per_weight)
+        rows, length = self.config.train.batch_size, self.config.data.max_length
+        return TrainingMemory(self.costs, self.shapes, rows, length, self.bytes_per_weight)
 
     @property
     def cuts(self) -> PrunableUnits:
@@ -146,7 +115,7 @@ class ClientUpdate:
     """Its factors, with the same weight."""
     head: Mapping[str, Tensor]
     weight: float
-    """Its share in a mean before it is normalised: the number of its examples, or 1; see `Tuning.weighting`."""
+    """Its share in a mean before it is normalised: the number of its examples, or 1; see `TrainConfig.weighting`."""
     loss_before: float
     loss_after: float
     forward_seconds: float

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field, JsonValue
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spinecli.artifacts.record import FiniteRecord
 from spinecli.errors import OptionError
+from spinecli.federation.config import SelectionName, SplitConfig, TrainConfig
 from spinecli.federation.seeding import torch_generator
 from spinecli.federation.split.control.batches import idle_share, priorities, regulated_batches, scaled_up
 from spinecli.federation.split.control.estimates import RETENTION, Pace, Paces, paces_of
@@ -28,37 +29,34 @@ from spinecli.federation.split.control.selection.registry import selection_of
 class ControlOptions:
     """Limits and choices that hold in every round.
 
-    Raises: OptionError if one of them is out of range.
+    Raises: OptionError if the server takes less than a row.
     """
 
-    largest_batch: int = 64
-    """D."""
-    divergence_limit: float = 0.05
-    """eps, in nats; infinite leaves the batches as their paces give them."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     budget_rows: float = math.inf
     """Most rows of features that the server takes in an iteration: its ingress budget over the bytes of a row."""
-    largest_cohort: int = 10
-    """Most devices in a round."""
-    equal_batch: int = 16
-    """Everybody's batch before any pace is known, and in all rounds without regulation."""
-    selection: str = "greedy"
-    """The name of a selection."""
     regulation: bool = True
     """Whether batches follow paces and labels; without it all are equal, as in plain split federated learning."""
+    by_labels: bool = True
+    """Whether labels decide at all; without that devices are drawn, and batches stay as their paces give them."""
 
     def __post_init__(self) -> None:
-        selection_of(self.selection)
         if not self.budget_rows >= 1:
             raise OptionError(
                 f"--ingress holds {self.budget_rows:.2g} rows of features an iteration; raise it to at least one, or "
                 "send smaller features with --feature-dtype."
             )
-        rows = {"--largest-batch": self.largest_batch, "--batch-size": self.equal_batch}
-        for name, value in {**rows, "--cohort": self.largest_cohort}.items():
-            if value < 1:
-                raise OptionError(f"{name} must be at least 1, not {value}.")
-        if not self.divergence_limit >= 0:
-            raise OptionError(f"--divergence-limit must be at least 0 nats, not {self.divergence_limit:g}.")
+
+    @property
+    def selection(self) -> SelectionName:
+        """How a cohort is looked for."""
+        return self.split.selection if self.by_labels else "random"
+
+    @property
+    def divergence_limit(self) -> float:
+        """eps, in nats."""
+        return self.split.divergence_limit if self.by_labels else math.inf
 
 
 class ControlState(FiniteRecord):
@@ -171,7 +169,7 @@ class _Planner:
         self._population, self._options, self._generator = population, options, generator
         self._priorities = priorities(state.counts(population))
         # Nobody alone may exceed the budget.
-        self.largest = math.floor(min(options.largest_batch, options.budget_rows))
+        self.largest = math.floor(min(options.split.largest_batch, options.budget_rows))
         self._limits = population.limits.clamp(max=self.largest)
         self.paced = options.regulation and known is not None
 
@@ -179,8 +177,8 @@ class _Planner:
         """The largest batch that the first attempt starts from."""
         options = self._options
         if self._paces is None or not self.paced:
-            return min(options.equal_batch, self.largest)
-        devices = min(options.largest_cohort, len(self._limits))
+            return min(options.train.batch_size, self.largest)
+        devices = min(options.train.cohort, len(self._limits))
         low, high = 1, self.largest
         while low < high:
             middle = (low + high + 1) // 2
@@ -200,7 +198,7 @@ class _Planner:
             reference=population.reference,
             priorities=self._priorities,
             budget_rows=options.budget_rows,
-            largest_cohort=options.largest_cohort,
+            largest_cohort=options.train.cohort,
         )
         cohort = selection_of(options.selection).select(candidates, self._generator)
         unknown = torch.ones(len(cohort), dtype=torch.float64)
@@ -214,7 +212,7 @@ class _Planner:
             divergence_limit=options.divergence_limit,
         )
         refinement = refined(problem) if options.regulation else Refinement.of(problem.batches, problem)
-        full = len(cohort) == min(options.largest_cohort, candidates.devices)
+        full = len(cohort) == min(options.train.cohort, candidates.devices)
         return _Attempt(start, cohort, problem, refinement, full)
 
     def plan(self, attempt: _Attempt) -> ControlPlan:

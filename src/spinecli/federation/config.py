@@ -1,0 +1,318 @@
+"""What `spine fed-launch` and `spine fed-server` are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from spinecli.config import Config, Device, Dtype, Model, Option, Seed
+from spinecli.data.config import ExamplesConfig
+
+Schedule = Literal["constant", "linear", "cosine"]
+Weighting = Literal["examples", "equal"]
+ScoreName = Literal["lora", "salience"]
+TrainMode = Literal["lora", "full"]
+"""Train LoRA factors beside frozen weights, or the weights themselves."""
+FeatureDtype = Literal["fp32", "bf16", "int8"]
+Optimizer = Literal["adamw", "sgd"]
+SelectionName = Literal["greedy", "genetic", "priority", "random"]
+Clock = Literal["fleet", "wall"]
+"""Whose seconds an engine counts: those that a simulated fleet would have needed, or those that pass."""
+
+SPLITTING = ("mergesfl", "sfl-fm", "sfl-br", "splitfed", "fedavg")
+"""Strategies of `spinecli.federation.split`; all others send adapters."""
+
+LEARNING_RATE = 1e-3
+SPLIT_LEARNING_RATE = 2e-4
+"""Where the model is split: lower than LoRA's, since the top's weights themselves are trained."""
+SMALLEST_RATE = 1e-30
+"""Of learning: steps of a tenth of it, where schedules end, still are numbers in float32."""
+
+
+class DataConfig(Config):
+    """Which examples are learned from, how they lie on the devices, and what the model is measured on."""
+
+    train: Annotated[
+        str,
+        Option(
+            "Training data: a .csv, .jsonl, .parquet or .txt file, a directory, a hub data set, or "
+            "builtin:tiny-topics. For spine fed-server, whose devices have their own: held-out data to measure on.",
+            name="data",
+            decides=False,
+        ),
+    ]
+    partition: Annotated[
+        str, Option("How data is dealt out: iid, dirichlet:ALPHA, shards:LABELS, column or column:NAME.")
+    ] = "iid"
+    evaluation: Annotated[
+        str | None,
+        Option("Held-out data.", default="found beside the training data, or a share of it", decides=False),
+    ] = None
+    evaluation_share: Annotated[
+        float,
+        Field(gt=0, lt=1),
+        Option("Share to hold out where there is no held-out data.", decides=False),
+    ] = 0.1
+    examples: ExamplesConfig = ExamplesConfig()
+    max_length: Annotated[int, Field(ge=2), Option("Longest row in tokens; longer texts are shortened.")] = 128
+
+
+class TrainConfig(Config):
+    """What happens in a round, and how often."""
+
+    rounds: Annotated[int, Field(ge=1), Option("Rounds to run.")] = 50
+    cohort: Annotated[
+        int, Field(ge=1), Option("Devices that take part in a round; in split training at most so many.")
+    ] = 10
+    local_steps: Annotated[
+        int, Field(ge=1), Option("Training steps of a device in a round; in split training, iterations.")
+    ] = 20
+    batch_size: Annotated[
+        int,
+        Field(ge=1),
+        Option("Rows in a training step. mergesfl and sfl-br begin with it, and reckon --ingress and the cut by it."),
+    ] = 16
+    learning_rate: Annotated[
+        float | None,
+        Field(gt=0),
+        Option(
+            "Of AdamW, without weight decay.",
+            default=f"{LEARNING_RATE:g}, or {SPLIT_LEARNING_RATE:g} where the model is split",
+        ),
+    ] = None
+    schedule: Annotated[
+        Schedule, Option("The learning rate over the rounds: constant, or falling to a tenth of it.")
+    ] = "linear"
+    clip_norm: Annotated[float, Field(gt=0), Option("Gradients of a step are scaled down to this norm.")] = 1.0
+    weighting: Annotated[
+        Weighting, Option("Whether a device counts by its examples, or all alike. No effect where the model is split.")
+    ] = "examples"
+    deadline: Annotated[
+        float | None,
+        Field(gt=0),
+        Option("Seconds after which missing answers are given up, of a round, or in split training of each exchange."),
+    ] = None
+    evaluate_every: Annotated[
+        int, Field(ge=1), Option("Rounds between two evaluations; the last round is measured, too.")
+    ] = 1
+    evaluation_limit: Annotated[int, Field(ge=1), Option("At most so many held-out examples, spread evenly.")] = 2000
+    target_accuracy: Annotated[
+        float | None, Field(gt=0, le=1), Option("Stop after the first evaluation that reaches it, 0 to 1.")
+    ] = None
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _changes_weights(cls, rate: float | None) -> float | None:
+        if rate is not None and rate < SMALLEST_RATE:
+            raise ValueError(f"{rate:g} changes no weight in float32; take at least {SMALLEST_RATE:g}.")
+        return rate
+
+    def evaluates(self, round_number: int) -> bool:
+        """Whether the model is measured after this round: every few, and after the last."""
+        return (round_number + 1) % self.evaluate_every == 0 or round_number + 1 == self.rounds
+
+
+class LoraConfig(Config):
+    """Which projections are adapted, and with which ranks."""
+
+    rank: Annotated[
+        int,
+        Field(ge=1),
+        Option(
+            "Rank where a strategy has one for all; the mean rank of legend without a plan; where fedspine-model takes "
+            "the gain to saturate."
+        ),
+    ] = 8
+    smallest_rank: Annotated[int, Field(ge=1), Option("Lowest rank of strategies that vary it.")] = 4
+    largest_rank: Annotated[
+        int,
+        Field(ge=1),
+        Option(
+            "Highest rank of strategies that vary it, and the global adapter's rank of fedspine and fedspine-model."
+        ),
+    ] = 16
+    scale: Annotated[float, Field(gt=0), Option("LoRA's alpha / rank, at every rank.", name="lora-scale")] = 2.0
+    targets: Annotated[
+        str, Option("Projections with LoRA: all, attention, query-value, or names separated by commas.")
+    ] = "all"
+
+    @field_validator("largest_rank")
+    @classmethod
+    def _not_below_the_smallest(cls, largest: int, info: ValidationInfo) -> int:
+        if largest < (smallest := info.data.get("smallest_rank", largest)):
+            raise ValueError(f"{largest} is below --smallest-rank {smallest}; swap them.")
+        return largest
+
+
+class FleetPruningConfig(Config):
+    """How far strategies that prune cut the model on the devices, and when."""
+
+    sparsity: Annotated[
+        float,
+        Field(ge=0, lt=1),
+        Option("Share of the block parameters that pruning strategies end at, 0 to 1."),
+    ] = 0.5
+    prune_interval: Annotated[
+        int,
+        Field(ge=1),
+        Option(
+            "Local steps between two cuts. One more is made after the last; fedspine-model cuts once, before the first."
+        ),
+    ] = 20
+    score: Annotated[
+        ScoreName | None,
+        Option(
+            "How importance is measured: lora, only of what carries LoRA, or salience.", default="the strategy's own"
+        ),
+    ] = None
+    deploy: Annotated[bool, Option("Also write, for each class of devices, the checkpoint it would run.")] = False
+
+
+def _read_cut(value: Any) -> Any:
+    if value == "auto":
+        return value
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is no number of blocks; give one, or auto.") from None
+
+
+class SplitConfig(Config):
+    """Where the model is cut, what is trained of each half, and what crosses the cut. The head is part of the top."""
+
+    cut_layer: Annotated[
+        Literal["auto"] | int,
+        BeforeValidator(_read_cut),
+        Option("Blocks on the devices, or auto: as fits their memory and links. spine fed-server needs a number."),
+    ] = "auto"
+    bottom: Annotated[
+        TrainMode, Option("Train lora beside frozen weights, or full: all weights on the devices, with the embeddings.")
+    ] = "lora"
+    top: Annotated[TrainMode, Option("The same on the server, where the head is always trained.")] = "full"
+    feature_dtype: Annotated[
+        FeatureDtype, Option("How features and their gradients travel; int8 with a scale for each token.")
+    ] = "fp32"
+    ingress: Annotated[
+        float | None,
+        Field(gt=0),
+        Option(
+            "Megabytes (10^6 bytes) of features that the server takes in an iteration.",
+            default="those of --cohort devices with --batch-size rows of mean length each, in fp32",
+        ),
+    ] = None
+    largest_batch: Annotated[
+        int, Field(ge=1), Option("Most rows of a device's batch; a larger --batch-size is lowered to it.")
+    ] = 64
+    divergence_limit: Annotated[
+        float,
+        Field(ge=0),
+        Option("How far, in nats, merged labels may be from the fleet's; rounds that cannot keep it are counted."),
+    ] = 0.05
+    selection: Annotated[
+        SelectionName,
+        Option("How mergesfl looks for a cohort: greedy and genetic look at labels, priority and random do not."),
+    ] = "greedy"
+    optimizer: Annotated[Optimizer, Option("Optimizer of both halves; sgd without momentum.")] = "adamw"
+
+
+class EngineConfig(Config):
+    """What carries messages to devices, how many there are, and whose seconds count."""
+
+    name: Annotated[
+        Literal["local", "nvflare", "flower"],
+        Option(
+            "Simulate the devices in this process (local), or start a process for each on this machine, up to 32 "
+            "(nvflare, flower).",
+            name="engine",
+        ),
+    ] = "local"
+    devices: Annotated[
+        int | None,
+        Field(ge=1),
+        Option("Scale the fleet to so many devices, with the shares of its classes kept.", decides=False),
+    ] = None
+    clock: Annotated[
+        Clock | None,
+        Option(
+            "Whose seconds count: those that the fleet would need, or those that pass.",
+            default="fleet for local, wall for nvflare and flower",
+        ),
+    ] = None
+
+
+class FederateConfig(Config):
+    """Which model to fine-tune over which fleet, and how."""
+
+    model: Model
+    strategy: Annotated[
+        str,
+        Option(
+            "How to federate: fedspine, fedspine-model, fed-loraprune, legend, fedit, hetlora, flexlora, flora or "
+            f"ffa-lora; or split the model: {', '.join(SPLITTING[:-1])} or {SPLITTING[-1]}."
+        ),
+    ] = "fedspine-model"
+    fleet: Annotated[str, Option("A fleet file, or jetson-N, phones-N, uniform-N for N devices.", decides=False)] = (
+        "jetson-80"
+    )
+    plan: Annotated[
+        Path | None,
+        Option(
+            "A directory that spine plan wrote for this fleet and checkpoint; legend starts from it.", decides=False
+        ),
+    ] = None
+    data: Annotated[DataConfig, Option("What is learned.", panel="Data")]
+    train: Annotated[TrainConfig, Option("How it is learned.", panel="Rounds and training")] = TrainConfig()
+    lora: Annotated[LoraConfig, Option("What is trained.", panel="LoRA")] = LoraConfig()
+    pruning: Annotated[
+        FleetPruningConfig,
+        Option("What is cut.", panel="Pruning (fedspine, fedspine-model, fed-loraprune)"),
+    ] = FleetPruningConfig()
+    split: Annotated[
+        SplitConfig,
+        Option(
+            "How the model is split.",
+            panel=f"Split training ({', '.join(SPLITTING[:-1])} or {SPLITTING[-1]})",
+        ),
+    ] = SplitConfig()
+    engine: Annotated[EngineConfig, Option("Where it runs.", panel="Devices and engine")] = EngineConfig()
+    seed: Seed = 0
+    device: Device = "cpu"
+    dtype: Dtype = "float32"
+
+    @property
+    def splits(self) -> bool:
+        """Whether the strategy is one of split training."""
+        return self.strategy in SPLITTING
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the first round: as asked for, or what is usual for the strategy."""
+        usual = SPLIT_LEARNING_RATE if self.splits else LEARNING_RATE
+        return usual if self.train.learning_rate is None else self.train.learning_rate
+
+    @property
+    def clock(self) -> Clock:
+        """Whose seconds count: as asked for, or what is usual for the engine."""
+        return self.engine.clock or ("fleet" if self.engine.name == "local" else "wall")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> FederateConfig:
+        usual = SplitConfig()
+        changed = [found for found in SplitConfig.fields() if self.split.value_of(found) != usual.value_of(found)]
+        if changed and not self.splits:
+            raise ValueError(f"{changed[0].flag} belongs to split training; {self.strategy} has no use for it.")
+        if self.pruning.deploy and self.splits:
+            raise ValueError(f"--deploy has no use with {self.strategy}, which writes the joined checkpoint; drop it.")
+        if self.engine.name == "flower" and self.splits:
+            raise ValueError(
+                f"--engine flower does not run {self.strategy}: Flower starts a process on the device for every "
+                "message, which takes seconds, and split training exchanges messages at every step; take --engine "
+                "nvflare or local."
+            )
+        if self.engine.name == "local" and self.engine.clock == "wall":
+            raise ValueError(
+                "--clock wall needs devices that take their own time; add --engine nvflare or flower, or drop it."
+            )
+        return self
