@@ -11,49 +11,72 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spinecli.api import Result, export, inspect, plan, prune, tune
+    from spinecli.api import (
+        EvaluationResult,
+        Result,
+        bench,
+        evaluate,
+        export,
+        federate,
+        inspect,
+        plan,
+        prune,
+        sweep,
+        tune,
+    )
     from spinecli.data.config import CalibrationConfig
+    from spinecli.evaluation.bench.config import BenchConfig
+    from spinecli.evaluation.config import EvaluateConfig
+    from spinecli.evaluation.sweep.config import SweepConfig
     from spinecli.exports.config import ExportConfig
+    from spinecli.federation.config import FederateConfig
     from spinecli.federation.planning.config import PlanConfig
     from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 
 __version__ = "0.1.0"
-
-_PLACES = {
-    "prune": "api",
-    "tune": "api",
-    "plan": "api",
-    "export": "api",
-    "inspect": "api",
-    "Result": "api",
-    "PruneConfig": "pruning.config",
-    "TuneConfig": "pruning.config",
-    "TuneMethod": "pruning.config",
-    "CalibrationConfig": "data.config",
-    "PlanConfig": "federation.planning.config",
-    "ExportConfig": "exports.config",
-}
 __all__ = [
+    "BenchConfig",
     "CalibrationConfig",
+    "EvaluateConfig",
+    "EvaluationResult",
     "ExportConfig",
+    "FederateConfig",
     "PlanConfig",
     "PruneConfig",
     "Result",
+    "SweepConfig",
     "TuneConfig",
     "TuneMethod",
     "__version__",
+    "bench",
+    "evaluate",
     "export",
+    "federate",
     "inspect",
     "plan",
     "prune",
+    "sweep",
     "tune",
 ]
 
+_CONFIGS = {
+    "BenchConfig": "evaluation.bench.config",
+    "CalibrationConfig": "data.config",
+    "EvaluateConfig": "evaluation.config",
+    "ExportConfig": "exports.config",
+    "FederateConfig": "federation.config",
+    "PlanConfig": "federation.planning.config",
+    "PruneConfig": "pruning.config",
+    "SweepConfig": "evaluation.sweep.config",
+    "TuneConfig": "pruning.config",
+    "TuneMethod": "pruning.config",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_CONFIGS.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,11 +11,12 @@ be named as the input of the next.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,16 +29,22 @@ from spinecli.progress import Progress, silent
 
 if TYPE_CHECKING:
     from spinecli.artifacts.manifest import Manifest
+    from spinecli.evaluation.bench.config import BenchConfig
+    from spinecli.evaluation.config import EvaluateConfig
+    from spinecli.evaluation.results import Evaluation
+    from spinecli.evaluation.sweep.config import SweepConfig
     from spinecli.exports.config import ExportConfig
+    from spinecli.federation.config import FederateConfig
     from spinecli.federation.planning.config import PlanConfig
     from spinecli.pruning.config import PruneConfig, TuneConfig
 
 _Kind = TypeVar("_Kind", bound=Config)
+_log = logging.getLogger(__name__)
 _PathLike = str | os.PathLike[str]
 _OUTPUT = {"--out": "out", "--overwrite": "overwrite=True", "--resume": "resume=True", "--dry-run": "no out"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a command has found, and written if it was told where.
 
@@ -75,6 +82,51 @@ class Result:
             for name, value in plain.items()
         )
         return f"<p>{escape(self.summary)}</p><table>{rows}</table>"
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationResult(Result):
+    """Models measured side by side."""
+
+    evaluation: Evaluation | None = None
+
+    @property
+    def summary(self) -> str:
+        """Where it lies, if anywhere, and what was measured."""
+        return super().summary if self.manifest else "an evaluation"
+
+    def rows(self) -> list[list[str]]:
+        """A head and a line a figure: its name, its value of each model, and the ratios to the first one's."""
+        from spinecli.evaluation.report import cell, ratio_cell
+
+        assert self.evaluation is not None
+        models = self.evaluation.models
+        head = ["", *(found.label for found in models), *(f"{found.label} ×" for found in models[1:])]
+        lines = [
+            [
+                row.figure,
+                *(cell(row, index) for index in range(len(models))),
+                *(ratio_cell(row, index) for index in range(1, len(models))),
+            ]
+            for row in self.evaluation.comparison
+        ]
+        return [head, *lines]
+
+    def table(self) -> str:
+        """The comparison as text in columns."""
+        rows = self.rows()
+        widths = [max(len(line[column]) for line in rows) for column in range(len(rows[0]))]
+        first, *others = widths
+        return "\n".join(
+            "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+            for name, *cells in rows
+        )
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: the comparison."""
+        head, *lines = self.rows()
+        drawn = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+        return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{drawn}</table>"
 
 
 def prune(
@@ -153,6 +205,128 @@ def plan(
         return Result(config, manifest.report, Path(out), manifest)
 
 
+def federate(
+    model: _PathLike | FederateConfig,
+    *,
+    out: _PathLike | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+    **fields: Any,
+) -> Result:
+    """Fine-tune over a fleet of devices; see `FederateConfig`. Without `out` nothing is trained.
+
+    What is found without training is where the labels lie and what memory the strategy asks of each class of devices.
+
+    Raises: OptionError that names a field, FleetError, DataError, FederationError, and what opening the model raises.
+    """
+    from spinecli.artifacts.directory import OutputOptions
+    from spinecli.federation import run
+    from spinecli.federation.config import FederateConfig
+    from spinecli.federation.history import RoundRecord
+    from spinecli.federation.request import open_request
+    from spinecli.federation.setup import memory_needs, memory_objection
+    from spinecli.federation.split import run as split_run
+    from spinecli.federation.split.request import split_request
+    from spinecli.remote.engines import require_engine, starting_devices
+
+    with _asked(FederateConfig, model, fields) as config:
+        require_engine(config.engine.name)
+        request = open_request(config)
+        split = split_request(request) if config.splits else None
+        if out is None:
+            needs = memory_needs(request) if split is None else split.needs()
+            refused = memory_objection(request, needs) if split is None else split.memory_objection(needs)
+            figures = asdict(request.label_table()) | {"memory": [asdict(need) for need in needs], "refused": refused}
+            return Result(config, figures)
+
+        def heard(record: RoundRecord) -> None:
+            progress("rounds", record.round + 1, config.train.rounds)
+
+        output, connect = OutputOptions(Path(out), overwrite, resume), starting_devices(request, split, _log.info)
+        if split is not None:
+            manifest = split_run.launch(split, output, listener=heard, connect=connect)
+        else:
+            manifest = run.launch(request, output, listener=heard, connect=connect)
+        return Result(config, manifest.report, Path(out), manifest)
+
+
+def evaluate(
+    model: _PathLike | EvaluateConfig,
+    *,
+    out: _PathLike | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+    **fields: Any,
+) -> EvaluationResult:
+    """Measure models side by side; see `EvaluateConfig`. With `resume`, what is there already is not measured again.
+
+    Raises: OptionError that names a field, MeasurementError, and what reading a model, a text or data can raise.
+    """
+    from spinecli.artifacts.directory import OutputOptions
+    from spinecli.evaluation import run
+    from spinecli.evaluation.config import EvaluateConfig
+    from spinecli.evaluation.session import Listeners
+
+    with _asked(EvaluateConfig, model, fields) as config:
+        output = None if out is None else OutputOptions(Path(out), overwrite, resume)
+        evaluation, manifest = run.evaluate(config, output, Listeners(progress, _log.info))
+        return EvaluationResult(
+            config, evaluation.model_dump(mode="json"), None if out is None else Path(out), manifest, evaluation
+        )
+
+
+def bench(
+    *models: _PathLike | BenchConfig,
+    out: _PathLike | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+    **fields: Any,
+) -> Result:
+    """Time models side by side in torch and llama.cpp; see `BenchConfig`.
+
+    Raises: OptionError that names a field, MeasurementError, and what reading a model can raise.
+    """
+    from spinecli.artifacts.directory import OutputOptions
+    from spinecli.evaluation.bench import run
+    from spinecli.evaluation.bench.config import BenchConfig
+    from spinecli.evaluation.session import Listeners
+
+    asked = models[0] if len(models) == 1 and isinstance(models[0], Config) else [_plain(each) for each in models]
+    with _asked(BenchConfig, asked, fields) as config:
+        output = None if out is None else OutputOptions(Path(out), overwrite, resume)
+        results, manifest = run.bench(config, output, Listeners(progress, _log.info))
+        return Result(config, results.model_dump(mode="json"), None if out is None else Path(out), manifest)
+
+
+def sweep(
+    model: _PathLike | SweepConfig,
+    *,
+    out: _PathLike,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+    **fields: Any,
+) -> Result:
+    """Prune a model by several ratios and methods and compare what is left; see `SweepConfig`.
+
+    Raises: OptionError that names a field, MeasurementError, and what reading a checkpoint or a text can raise.
+    """
+    from spinecli.artifacts.directory import OutputOptions
+    from spinecli.evaluation.session import Listeners
+    from spinecli.evaluation.sweep import run
+    from spinecli.evaluation.sweep.config import SweepConfig
+    from spinecli.evaluation.sweep.request import open_request
+
+    with _asked(SweepConfig, model, fields) as config:
+        listeners = Listeners(progress, _log.info)
+        request = open_request(config, listeners)
+        manifest, results = run.sweep(request, OutputOptions(Path(out), overwrite, resume), listeners=listeners)
+        return Result(config, results.model_dump(mode="json"), Path(out), manifest)
+
+
 def export(
     model: _PathLike | ExportConfig,
     *,
@@ -187,10 +361,10 @@ def inspect(directory: _PathLike, *, verify: bool = False) -> dict[str, JsonValu
 
 
 @contextmanager
-def _asked(kind: type[_Kind], config: _PathLike | _Kind, fields: dict[str, Any]) -> Iterator[_Kind]:
+def _asked(kind: type[_Kind], config: object, fields: dict[str, Any]) -> Iterator[_Kind]:
     """The config that is asked for; errors inside name its fields where the command line names flags."""
     try:
-        ready = config if isinstance(config, Config) else os.fspath(config)
+        ready = config if isinstance(config, Config) else _plain(config)
         given = {name: _plain(value) for name, value in fields.items()}
         yield make_config(kind, ready, given)
     except SpineError as error:

@@ -171,7 +171,7 @@ def read_config(kind: type[_Kind], file: Path | None, given: Mapping[str, Any]) 
     return _build(kind, values, given, lambda found: found.flag, "" if file is None else f" ({file})")
 
 
-def make_config(kind: type[_Kind], config: Config | str, given: Mapping[str, Any]) -> _Kind:
+def make_config(kind: type[_Kind], config: Any, given: Mapping[str, Any]) -> _Kind:
     """A config as Python code asks for it: one that is ready, or the value of its first field; and others by name.
 
     Raises: OptionError that names the field of a wrong value.
@@ -199,7 +199,7 @@ def in_words(value: Any) -> str:
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, (tuple, list)):
         return ",".join(map(in_words, value)) or "none"
     return str(value)

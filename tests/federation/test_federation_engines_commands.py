@@ -18,14 +18,14 @@ from spinecli.app import app
 from spinecli.errors import MissingPackageError, OptionError
 from spinecli.federation.config import DataConfig, FederateConfig
 from spinecli.federation.simulation.fleet import load_fleet
-from spinecli.remote.available import require_flower, require_nvflare
+from spinecli.remote.engines import require_flower, require_nvflare
 
 FLARE = find_spec("nvflare") is not None
 needs_nvflare = pytest.mark.skipif(not FLARE, reason="needs the extra nvflare")
 
 
 def test_without_the_extra_every_door_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spinecli.remote.available.find_spec", lambda name: None)
+    monkeypatch.setattr("spinecli.remote.engines.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'spinecli\[nvflare\]'"):
         require_nvflare("--engine nvflare")
     launched = ["fed-launch", "builtin:tiny", "--data", "builtin:tiny-topics", "--out", "o", "--engine", "nvflare"]
@@ -46,7 +46,7 @@ def launched_with_flower(*more: str) -> str:
 
 
 def test_without_flower_a_sentence_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spinecli.remote.available.find_spec", lambda name: None)
+    monkeypatch.setattr("spinecli.remote.engines.find_spec", lambda name: None)
     assert "needs Flower; install it with pip install 'spinecli[flower]'" in launched_with_flower()
 
 
@@ -54,13 +54,13 @@ def test_without_flower_a_sentence_names_the_command_that_installs_it(monkeypatc
 def test_another_version_of_flower_is_told_from_the_one_that_is_used(
     monkeypatch: pytest.MonkeyPatch, found: str
 ) -> None:
-    monkeypatch.setattr("spinecli.remote.available.find_spec", lambda name: object())
-    monkeypatch.setattr("spinecli.remote.available.version", lambda name: found)
+    monkeypatch.setattr("spinecli.remote.engines.find_spec", lambda name: object())
+    monkeypatch.setattr("spinecli.remote.engines.version", lambda name: found)
     with pytest.raises(
         MissingPackageError, match=rf"{found} is here; install it with pip install 'spinecli\[flower\]'"
     ):
         require_flower("--engine flower")
-    monkeypatch.setattr("spinecli.remote.available.version", lambda name: "1.41.7")
+    monkeypatch.setattr("spinecli.remote.engines.version", lambda name: "1.41.7")
     require_flower("--engine flower")
 
 

@@ -26,7 +26,7 @@ def fed_certify(
     """Make the certificates that DIRECTORY lacks: of an authority, of the server, and of each device."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
-        from spinecli.remote.available import require_nvflare
+        from spinecli.remote.engines import require_nvflare
 
         require_nvflare("spine fed-certify")
         from spinecli.federation.engines.nvflare.certificates import certify

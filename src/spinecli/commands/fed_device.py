@@ -49,7 +49,7 @@ def fed_device(
     name: Name = None,
 ) -> None:
     """Train MODEL on this machine's examples for a server, until its run is over. Only what is learned is sent."""
-    from spinecli.remote.available import require_nvflare
+    from spinecli.remote.engines import require_nvflare
 
     require_nvflare("spine fed-device")
     from spinecli.errors import OptionError

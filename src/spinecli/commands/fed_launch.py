@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +13,6 @@ from spinecli.console import Terminal
 from spinecli.federation.config import FederateConfig
 
 if TYPE_CHECKING:
-    from spinecli.federation.engine import Connect, Engine
     from spinecli.federation.request import FederatedRequest
     from spinecli.federation.split.request import SplitRequest
 
@@ -44,7 +41,7 @@ def fed_launch(
     from spinecli.evaluation.quiet import quiet_libraries
     from spinecli.federation.request import open_request
     from spinecli.federation.split.request import split_request
-    from spinecli.remote.available import require_engine
+    from spinecli.remote.engines import require_engine, starting_devices
 
     require_engine(config.engine.name)
     stopwatch = Stopwatch()
@@ -69,7 +66,7 @@ def fed_launch(
         )
     if split is not None:
         terminal.note(split_opening(split))
-    connect = None if config.engine.name == "local" else _launcher(request, split, terminal)
+    connect = starting_devices(request, split, terminal.note)
     launched(request, split, OutputOptions(out, overwrite, resume), stopwatch, terminal, connect)
 
 
@@ -82,21 +79,3 @@ def _show_needs(request: FederatedRequest, split: SplitRequest | None, terminal:
     refused = memory_objection(request, needs) if split is None else split.memory_objection(needs)
     value = {**asdict(labels), "memory": need_values(needs), "refused": refused}
     terminal.result(value, *label_view(labels), "", *memory_view(needs, request.config.strategy, refused))
-
-
-def _launcher(request: FederatedRequest, split: SplitRequest | None, terminal: Terminal) -> Connect:
-    """Starts a process for each device when the run begins."""
-    from spinecli.remote.client_dir import require_few
-
-    require_few(request)
-
-    def connect(state: Path) -> AbstractContextManager[Engine]:
-        if request.config.engine.name == "flower":
-            from spinecli.remote import launch_flower
-
-            return launch_flower.on_this_machine(request, state, terminal.note)
-        from spinecli.remote import launch
-
-        return launch.on_this_machine(request, split, state, terminal.note)
-
-    return connect

@@ -42,7 +42,7 @@ def fed_server(
     resume: Resume = False,
 ) -> None:
     """Fine-tune MODEL over devices that join with `spine fed-device`; the run begins when all of them are ready."""
-    from spinecli.remote.available import require_nvflare
+    from spinecli.remote.engines import require_nvflare
 
     require_nvflare("spine fed-server")
     from spinecli.artifacts.directory import OutputOptions, check_output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -46,6 +47,24 @@ def provenance(session: Session) -> EvaluationInputs:
     return EvaluationInputs(inputs, lineage_behind(main.path, inputs["model"]))
 
 
+def run_of(session: Session, source: EvaluationInputs) -> Run:
+    """What decides an evaluation's result."""
+    return Run(
+        kind="evaluation",
+        command="eval",
+        config=session.asked,
+        parameters=session.config.parameters(),
+        seed=session.config.tasks.seed if session.config.tasks else 0,
+        inputs=source.inputs,
+        lineage=source.lineage,
+    )
+
+
+def read_evaluation(directory: Path) -> Evaluation:
+    """The results of a finished evaluation."""
+    return Evaluation.model_validate_json((directory / RESULTS_NAME).read_text(encoding="utf-8"))
+
+
 def write_evaluation(
     session: Session, source: EvaluationInputs, evaluation: Evaluation, output: OutputOptions
 ) -> Manifest:
@@ -58,15 +77,7 @@ def write_evaluation(
     """
     measured = session.stopwatch.measured()
     check_output(output)
-    run = Run(
-        kind="evaluation",
-        command="eval",
-        config=session.asked,
-        parameters=session.config.parameters(),
-        seed=session.config.tasks.seed if session.config.tasks else 0,
-        inputs=source.inputs,
-        lineage=source.lineage,
-    )
+    run = run_of(session, source)
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")

@@ -20,7 +20,11 @@ import yaml
 from spinecli.artifacts.manifest import read_manifest
 from spinecli.config import Config, read_config
 from spinecli.errors import ForeignArtifactError, MissingPathError, OptionError, RecipeError, reason_of
+from spinecli.evaluation.bench.config import BenchConfig
+from spinecli.evaluation.config import EvaluateConfig
+from spinecli.evaluation.sweep.config import SweepConfig
 from spinecli.exports.config import ExportConfig, Format
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.planning.config import PlanConfig
 from spinecli.pruning.config import PruneConfig, TuneConfig
 
@@ -28,6 +32,10 @@ KINDS: Mapping[str, type[Config]] = {
     "prune": PruneConfig,
     "tune": TuneConfig,
     "plan": PlanConfig,
+    "fed-launch": FederateConfig,
+    "eval": EvaluateConfig,
+    "sweep": SweepConfig,
+    "bench": BenchConfig,
     "export": ExportConfig,
 }
 """What each command that a step may name is asked for."""

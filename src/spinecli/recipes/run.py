@@ -13,7 +13,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.config import Config
-from spinecli.errors import OptionError, RecipeError, SpineError
+from spinecli.errors import OptionError, SpineError
 from spinecli.exports.config import ExportConfig, Format, Quantization
 from spinecli.progress import Progress, silent
 from spinecli.pruning.config import PruneConfig, TuneConfig
@@ -23,6 +23,10 @@ _CALLS: Mapping[str, Callable[..., api.Result]] = {
     "prune": api.prune,
     "tune": api.tune,
     "plan": api.plan,
+    "fed-launch": api.federate,
+    "eval": api.evaluate,
+    "sweep": api.sweep,
+    "bench": api.bench,
     "export": api.export,
 }
 _BYTES = {Quantization.f32: 4.0, Quantization.f16: 2.0, Quantization.q8_0: 8.5 / 8, Quantization.q4_0: 4.5 / 8}
@@ -115,13 +119,8 @@ def command_line(step: RecipeStep, config: Config, place: Path) -> str:
 
 
 def _call(step: RecipeStep, config: Config, place: Path, progress: Progress) -> api.Result:
-    call = _CALLS.get(step.command)
-    if call is None:
-        raise RecipeError(f"No recipe can run spine {step.command}.")
-    more = {"overwrite": True}
-    if step.command != "export":
-        more["resume"] = True
-    return call(config, out=place, progress=progress, **more)
+    resume = {} if step.command == "export" else {"resume": True}
+    return _CALLS[step.command](config, out=place, overwrite=True, progress=progress, **resume)
 
 
 def _started(place: Path) -> str | None:

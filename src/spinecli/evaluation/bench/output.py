@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from spinecli.artifacts.directory import OutputOptions, check_output
 from spinecli.artifacts.manifest import Manifest, Source, Step, lineage_behind, record_file
@@ -40,14 +41,9 @@ def provenance(models: Sequence[Model]) -> BenchInputs:
     return BenchInputs(inputs, lineage)
 
 
-def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults, output: OutputOptions) -> Manifest:
-    """Write the output directory, whole or not at all.
-
-    Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
-    """
-    measured = bench.stopwatch.measured()
-    check_output(output)
-    run = Run(
+def run_of(bench: BenchSession, source: BenchInputs) -> Run:
+    """What decides a benchmark's result, but for the machine."""
+    return Run(
         kind="benchmark",
         command="bench",
         config=bench.asked,
@@ -56,6 +52,21 @@ def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults,
         inputs=source.inputs,
         lineage=source.lineage,
     )
+
+
+def read_bench(directory: Path) -> BenchResults:
+    """The results of a finished benchmark."""
+    return BenchResults.model_validate_json((directory / RESULTS_NAME).read_text(encoding="utf-8"))
+
+
+def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults, output: OutputOptions) -> Manifest:
+    """Write the output directory, whole or not at all.
+
+    Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
+    """
+    measured = bench.stopwatch.measured()
+    check_output(output)
+    run = run_of(bench, source)
     # nothing is written while measuring, so what a kill leaves here holds nothing to continue
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False)

@@ -1,11 +1,20 @@
-"""Whether what remote devices need is installed."""
+"""The engines beyond this process, by their names: what they need, and how a run starts one on this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spinecli.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from spinecli.federation.engine import Connect, Engine
+    from spinecli.federation.request import FederatedRequest
+    from spinecli.federation.split.request import SplitRequest
 
 _FLOWER = "1.41."
 """The versions that the Flower engine is made for; it uses parts of Flower that change with every minor version."""
@@ -40,3 +49,31 @@ def require_engine(name: str) -> None:
         require_nvflare("--engine nvflare")
     elif name == "flower":
         require_flower("--engine flower")
+
+
+def starting_devices(
+    request: FederatedRequest, split: SplitRequest | None, note: Callable[[str], None]
+) -> Connect | None:
+    """Starts a process for each device when the run begins; None for the engine that simulates them in this process.
+
+    Args:
+        note: told in a line what runs where.
+
+    Raises: OptionError if the fleet has more devices than this machine is asked to start.
+    """
+    if request.config.engine.name == "local":
+        return None
+    from spinecli.remote.client_dir import require_few
+
+    require_few(request)
+
+    def connect(state: Path) -> AbstractContextManager[Engine]:
+        if request.config.engine.name == "flower":
+            from spinecli.remote import launch_flower
+
+            return launch_flower.on_this_machine(request, state, note)
+        from spinecli.remote import launch
+
+        return launch.on_this_machine(request, split, state, note)
+
+    return connect
