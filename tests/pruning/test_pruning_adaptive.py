@@ -22,7 +22,6 @@ from spinecli.checkpoints.counting import BlockCosts
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.verify import streamed_logits
-from spinecli.choice import choice
 from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
@@ -214,6 +213,6 @@ def test_who_cannot_vary_is_told(options: Callable[..., PruneConfig], change: di
 
 
 def test_the_choice_of_widths_has_two_names() -> None:
-    assert choice("--widths", Widths, "adaptive") is Widths.adaptive
+    assert PruneConfig(model="m", sparsity=0.3, widths="adaptive").widths is Widths.adaptive  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="uniform, adaptive"):
-        choice("--widths", Widths, "free")
+        read_config(PruneConfig, None, {"model": "m", "sparsity": 0.3, "widths": "free"})

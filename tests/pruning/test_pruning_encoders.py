@@ -20,7 +20,6 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.stream.verify import streamed_logits
-from spinecli.choice import choice
 from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
@@ -129,7 +128,7 @@ def test_the_choice_of_heads_decides_what_may_leave(options: Callable[..., Prune
     with pytest.raises(OptionError, match="--heads cut is not possible with opt"):
         open_request(options(recipe("opt", blocks=4), heads=Heads.cut))
     with pytest.raises(OptionError, match="--heads must be one of auto, cut, keep"):
-        choice("--heads", Heads, "some")
+        read_config(PruneConfig, None, {"model": "m", "sparsity": 0.3, "heads": "some"})
 
 
 class Killed(BaseException):

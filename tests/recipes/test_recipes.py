@@ -33,7 +33,7 @@ def written(tmp_path: Path, steps: dict[str, Any]) -> Path:
 
 def ran(recipe: Recipe, out: Path) -> dict[str, bool]:
     """Which steps were left as they were."""
-    done: list[StepResult] = run_recipe(recipe, out, lambda line: None, lambda result: None)
+    done: list[StepResult] = run_recipe(recipe, out)
     return {each.step.name: each.unchanged for each in done}
 
 

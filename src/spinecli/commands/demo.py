@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spinecli.commands import options
+from spinecli.commands.flags import Debug, Json, Quiet
 from spinecli.console import Terminal
 
 
@@ -16,33 +16,32 @@ def demo(
     sparsity: Annotated[
         float, typer.Option("--sparsity", help="Share of the block parameters to remove, between 0 and 1.")
     ] = 0.5,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Prune, tune, evaluate and fine-tune a small built-in model: all that spine does, in a minute or two, offline."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         from spinecli.commands.eval import comparison_table
         from spinecli.demo.chain import run_demo
-        from spinecli.federation.results import FederatedResult
 
         with terminal.progress() as progress:
             result = run_demo(out, sparsity, lambda line: terminal.note(f"$ {line}"), progress)
         dense, pruned, tuned = (model.perplexity[0].perplexity for model in result.evaluation.models)
         verdict = (
-            f"Cutting {result.pruned.report['achieved_sparsity']:.0%} of the block parameters took perplexity from "
+            f"Cutting {result.pruned['achieved_sparsity']:.0%} of the block parameters took perplexity from "
             f"{dense:.2f} to {pruned:.2f}; tuning, without training, brought it back to {tuned:.2f}."
         )
-        planned: dict[str, Any] = result.fleet.plan.report
+        planned: Any = result.plan
         gain = {
             "seconds": planned["plan"]["seconds"],
             "uniform_seconds": planned["uniform"]["seconds"],
             "traffic_bytes": planned["plan"]["traffic_bytes"],
             "uniform_traffic_bytes": planned["uniform"]["traffic_bytes"],
         }
-        federated = FederatedResult.model_validate(result.fleet.federated.report)
-        before, after = result.fleet.accuracy_before, federated.accuracy
+        federated = result.federated
+        before, after = result.accuracy_before, federated.accuracy
         value = {
             "out": str(out),
             "perplexity": {"dense": dense, "pruned": pruned, "tuned": tuned},

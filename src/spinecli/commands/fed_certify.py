@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spinecli.commands import options
+from spinecli.commands.flags import Debug, Json, Quiet
 from spinecli.console import Terminal
 
 
@@ -19,9 +19,9 @@ def fed_certify(
         typer.Option("--host", help="Name or number of the server as devices reach it; may be repeated."),
     ] = None,
     days: Annotated[int, typer.Option("--days", help="How long certificates are valid.", min=1, max=3650)] = 365,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Make the certificates that DIRECTORY lacks: of an authority, of the server, and of each device."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)

@@ -1,73 +1,74 @@
-"""The demo's chain of steps on the built-in model, as the commands would run them.
-
-Prune, tune and evaluate; then plan LoRA for a small fleet and fine-tune the tuned model over it.
-"""
+"""The demo: a recipe on the built-in model, up to a classifier that is trained over ten simulated boards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 
-from spinecli.artifacts.directory import OutputOptions
-from spinecli.artifacts.manifest import Manifest
-from spinecli.data.config import CalibrationConfig
-from spinecli.demo.fleet import FleetResult, run_fleet
-from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
+from spinecli.api import EvaluationResult, Result
+from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.evaluation.results import Evaluation
-from spinecli.evaluation.run import evaluate
-from spinecli.evaluation.session import Listeners
+from spinecli.federation.config import FederateConfig
+from spinecli.federation.evaluation import evaluate
+from spinecli.federation.request import open_request
+from spinecli.federation.results import FederatedResult
+from spinecli.federation.setup import set_up
 from spinecli.progress import Progress, silent
-from spinecli.pruning.config import PruneConfig, TuneConfig
-from spinecli.pruning.recovery.tune import open_request as open_tune
-from spinecli.pruning.recovery.tune import tune
-from spinecli.pruning.request import open_request as open_prune
-from spinecli.pruning.run import prune
+from spinecli.recipes.recipe import Recipe, read_recipe
+from spinecli.recipes.run import run_recipe
 
-MODEL = "builtin:tiny"
-TEXT = "builtin:tiny-evaluation"
-ROWS = 64
-WINDOW = 128
+RECIPE = Path(__file__).parent / "assets" / "recipe.yaml"
 
 
 @dataclass(frozen=True)
 class DemoResult:
     """What the five steps produced."""
 
-    pruned: Manifest
-    tuned: Manifest
+    pruned: Mapping[str, JsonValue]
     evaluation: Evaluation
-    fleet: FleetResult
+    plan: Mapping[str, JsonValue]
+    federated: FederatedResult
+    accuracy_before: float
+    """Of the same model on the same held-out data before the first round, with a head that knows nothing yet."""
+
+
+def demo_recipe(sparsity: float) -> Recipe:
+    """The demo's chain with another share to remove."""
+    recipe = read_recipe(RECIPE)
+    steps = [
+        replace(step, values={**step.values, "sparsity": sparsity}) if step.command == "prune" else step
+        for step in recipe.steps
+    ]
+    return Recipe(tuple(steps))
 
 
 def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progress: Progress = silent) -> DemoResult:
     """Run the chain into `out/pruned`, `out/tuned`, `out/results`, `out/plan` and `out/fed`.
 
-    What an earlier demo left there is replaced.
+    What an earlier demo left there and would be the same stays, anything else of it is replaced.
 
     Args:
         announce: called before each step with the command line that does the same.
     """
-    out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the built-in model's matrices are too small to share
-    pruned, tuned, results = out / "pruned", out / "tuned", out / "results"
-    announce(f"spine prune {MODEL} --sparsity {sparsity:g} --method comp --calibration-rows {ROWS} --out {pruned}")
-    options = PruneConfig(model=MODEL, sparsity=sparsity, method="comp", calibration=CalibrationConfig(rows=ROWS))
-    pruned_manifest = prune(open_prune(options), OutputOptions(pruned, overwrite=True), progress=progress)
-    announce(f"spine tune {pruned} --out {tuned}")
-    tuned_manifest = tune(open_tune(TuneConfig(pruned=pruned)), OutputOptions(tuned, overwrite=True), progress=progress)
-    announce(
-        f"spine eval {tuned} --against {MODEL} --against {pruned} --perplexity {TEXT} --window {WINDOW} --latency "
-        f"--out {results}"
+    with quiet_libraries():
+        done = run_recipe(demo_recipe(sparsity), out, announce, progress=progress)
+        results: dict[str, Result] = {found.step.name: found.result for found in done}
+        measured, federated = results["results"], results["fed"]
+        assert isinstance(measured, EvaluationResult)
+        assert isinstance(federated.config, FederateConfig)
+        request = open_request(federated.config)
+        untrained = set_up(request)
+        before = evaluate(untrained.base, untrained.strategy.model(), request.evaluation)
+    assert measured.evaluation is not None
+    return DemoResult(
+        pruned=results["pruned"].figures,
+        evaluation=measured.evaluation,
+        plan=results["plan"].figures,
+        federated=FederatedResult.model_validate(federated.figures),
+        accuracy_before=before.accuracy,
     )
-    measures = EvaluateConfig(
-        model=str(tuned),
-        against=(MODEL, str(pruned)),
-        perplexity=PerplexityConfig(texts=(TEXT,), window=WINDOW),
-        latency=True,
-    )
-    evaluation, _ = evaluate(measures, OutputOptions(results, overwrite=True), Listeners(progress))
-    fleet = run_fleet(tuned, out / "plan", out / "fed", announce, progress)
-    return DemoResult(pruned_manifest, tuned_manifest, evaluation, fleet)

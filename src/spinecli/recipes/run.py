@@ -54,11 +54,15 @@ class ExpectedStep:
     """Of the checkpoint that it would write, by its parameters; None of what is no checkpoint."""
 
 
+def _unheard(told: object) -> None:
+    """Nobody listens."""
+
+
 def run_recipe(
     recipe: Recipe,
     out: Path,
-    announce: Callable[[str], None],
-    finished: Callable[[StepResult], None],
+    announce: Callable[[str], None] = _unheard,
+    finished: Callable[[StepResult], None] = _unheard,
     progress: Progress = silent,
 ) -> list[StepResult]:
     """Run a recipe into the directories `out/NAME`, one for each step.

@@ -19,7 +19,6 @@ from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.objective import NEXT_TOKEN_LOSS, OUTPUT_DISTANCE
 from spinecli.checkpoints.stream.verify import streamed_logits
-from spinecli.choice import choice
 from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
@@ -312,6 +311,6 @@ def test_masks_of_another_checkpoint_are_refused(pruned: Pruned, tmp_path: Path)
 
 
 def test_unknown_methods_are_told_with_the_known_ones() -> None:
-    assert choice("--method", TuneMethod, "mask+bias") is TuneMethod.mask_bias
+    assert read_config(TuneConfig, None, {"pruned": "x", "method": "mask+bias"}).method is TuneMethod.mask_bias
     with pytest.raises(OptionError, match=r"mask, mask\+bias, lsq, auto"):
-        choice("--method", TuneMethod, "magic")
+        read_config(TuneConfig, None, {"pruned": "x", "method": "magic"})

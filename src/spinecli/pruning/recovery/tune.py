@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from spinecli.artifacts.directory import OutputOptions, check_output, require_space
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, Step, expect_kind, lineage_behind
@@ -14,7 +14,6 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions, compute_options
-from spinecli.choice import choice
 from spinecli.data.config import CalibrationConfig, SpecialTokens
 from spinecli.data.rows import TokenRows, calibration_rows
 from spinecli.errors import (
@@ -25,7 +24,7 @@ from spinecli.errors import (
     OptionError,
 )
 from spinecli.progress import Progress, silent
-from spinecli.pruning.config import TuneConfig, TuneMethod
+from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
 
 
@@ -129,20 +128,18 @@ def _teacher(config: TuneConfig, manifest: Manifest) -> tuple[Checkpoint, Source
 
 def _calibration(config: TuneConfig, manifest: Manifest) -> CalibrationConfig:
     """The prune run's own calibration, unless the user names another."""
-
-    def recorded(key: str) -> int:
-        value = manifest.parameters.get(key)
-        if not isinstance(value, int):
-            raise DamagedArtifactError(f"{config.pruned} does not say its {key}; prune again.")
-        return value
-
+    try:
+        recorded = PruneConfig.model_validate(manifest.config).calibration
+    except ValidationError as error:
+        raise DamagedArtifactError(
+            f"{config.pruned / MANIFEST_NAME} does not say what its text was; prune again."
+        ) from error
     asked = config.calibration
-    recorded_tokens = str(manifest.parameters.get("special_tokens", SpecialTokens.none.value))
     return CalibrationConfig(
         text=asked.text or manifest.inputs["calibration"].reference,
-        rows=asked.rows or recorded("calibration_rows"),
-        length=asked.length or recorded("calibration_length"),
-        special_tokens=asked.special_tokens or choice("special_tokens", SpecialTokens, recorded_tokens),
+        rows=asked.rows or recorded.rows,
+        length=asked.length or recorded.length,
+        special_tokens=asked.special_tokens or recorded.special_tokens,
     )
 
 
