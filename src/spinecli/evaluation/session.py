@@ -13,6 +13,7 @@ from spinecli.checkpoints.stream.block_stream import compute_options
 from spinecli.errors import MeasurementError, OptionError
 from spinecli.evaluation.classification import classify
 from spinecli.evaluation.comparison import compare
+from spinecli.evaluation.continuations import continuations, prompts_for
 from spinecli.evaluation.labelled import LabelledSet, read_labelled
 from spinecli.evaluation.latency import fit_generation, measure_forward, measure_latency, random_prompt
 from spinecli.evaluation.machine import machine_facts, torch_threads
@@ -117,6 +118,7 @@ class Session:
     def _measure_loaded(self) -> list[ModelResult]:
         models = self._load_all()
         speeds = self._speeds(models)
+        prompts = prompts_for(self.subjects[-1])
         results = []
         for index, (subject, model, speed) in enumerate(zip(self.subjects, models, speeds, strict=True)):
             found = _result(
@@ -126,6 +128,7 @@ class Session:
             )
             update = {
                 "classification": self._classification(index, model),
+                "continuations": continuations(subject, model, prompts),
                 "forward" if subject.classifies else "latency": speed,
             }
             results.append(found.model_copy(update=update))
