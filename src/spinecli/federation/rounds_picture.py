@@ -77,7 +77,7 @@ def _draw_quality(axes: Any, rounds: Sequence[RoundRecord]) -> None:
     scale, unit = _scaled(rounds[-1].ended, _CLOCK)
     sent = list(accumulate(record.bytes for record in rounds))
     size, size_unit = _scaled(sent[-1], _TRAFFIC)
-    places = [
+    places: list[tuple[str, Sequence[float]]] = [
         ("round", [record.round + 1 for record in rounds]),
         (f"{unit} since the start", [record.ended / scale for record in rounds]),
         (f"{size_unit}, up and down", [total / size for total in sent]),

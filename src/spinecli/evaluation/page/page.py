@@ -138,7 +138,7 @@ def page_html(page: Page) -> str:
 
 
 def plot_svg(drawing: Drawing) -> str:
-    """One plot as an SVG file of its own, light or dark as its reader's screen."""
+    """One plot as an SVG file of its own, light or dark as its reader's screen. Its points say what they are."""
     return _template("plot.svg.jinja").render(drawing=drawing)
 
 
