@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Annotated
+
 from spinecli.artifacts.manifest import Step
+from spinecli.config import Config, Option
 from spinecli.evaluation.chain import command_line, commands_behind
 from spinecli.pruning.config import PruneConfig
 
@@ -17,6 +20,23 @@ def test_a_command_names_what_differs_from_the_defaults() -> None:
     assert command_line("prune", config, "out").line == (
         "spine prune 'my model' --sparsity 0.3 --calibration a.txt --calibration-rows 64 --out out"
     )
+
+
+class Inner(Config):
+    names: Annotated[tuple[str, ...], Option("", name="tasks")]
+    limit: Annotated[int, Option("")] = 3
+
+
+class Outer(Config):
+    models: Annotated[tuple[str, ...], Option("", argument=True)] = ()
+    inner: Inner | None = None
+    fast: Annotated[bool, Option("")] = False
+
+
+def test_parts_of_a_config_that_were_not_asked_for_have_no_flags() -> None:
+    assert command_line("bench", Outer(models=("a", "b"))).line == "spine bench a b --out bench"
+    whole = Outer(models=("a",), inner=Inner(names=("x", "y")), fast=True)
+    assert command_line("bench", whole, "there").line == "spine bench a --tasks x --tasks y --fast --out there"
 
 
 def test_the_commands_behind_a_result_come_in_their_order_and_once() -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from spinecli.artifacts.manifest import DENSE_KIND, Step
-from spinecli.config import Config, in_words
+from spinecli.config import Config, ConfigField, in_words
 from spinecli.evaluation.page.page import Command
 from spinecli.pruning.config import PruneConfig, TuneConfig
 
@@ -29,7 +29,9 @@ def command_line(command: str, config: Config, out: str | None = None) -> Comman
     """The command that was asked for by a config: what differs from the defaults, and where it wrote."""
     arguments, flags = [], []
     for found in type(config).fields():
-        value = config.value_of(found)
+        value = _value(config, found)
+        if value is None:
+            continue
         if found.option.argument:
             arguments += [in_words(each) for each in (value if isinstance(value, tuple) else (value,))]
         elif value != found.info.get_default(call_default_factory=True, validated_data={}):
@@ -58,6 +60,14 @@ def _config(command: str, values: Mapping[str, JsonValue]) -> Config | None:
         return kind.model_validate(dict(values))
     except ValidationError:  # another version of spine wrote it; its file says what it says
         return None
+
+
+def _value(config: Config, found: ConfigField) -> Any:
+    """The value of a field; None if it, or the part of the config that it stands in, was not asked for."""
+    value: Any = config
+    for name in found.path:
+        value = None if value is None else getattr(value, name)
+    return value
 
 
 def _flag(name: str, value: Any, *, repeated: bool) -> list[str]:
