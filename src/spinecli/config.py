@@ -7,6 +7,7 @@ model of their own, which is the same class wherever the same is asked.
 
 from __future__ import annotations
 
+import shlex
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,10 @@ class Config(BaseModel):
             elif value is not None and (found.required or value != found.default):
                 words += _flags(found, value)
         return words
+
+    def command_line(self, command: str, out: str) -> str:
+        """What a person would type to ask for the same, written to `out`."""
+        return shlex.join(["spine", command, *self.arguments(), "--out", out])
 
     def as_yaml(self) -> str:
         """A file for `--config` that asks for the same."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +10,22 @@ from spinecli.checkpoints.cut_picture import BlockCut, block_cuts
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
-from spinecli.evaluation.report_page import cut_chart, report_html
+from spinecli.evaluation.report_page import cut_of_model, report_html
 from spinecli.evaluation.session import open_session
 
 
-def test_a_column_is_as_high_as_what_is_kept() -> None:
-    drawn = cut_chart("<cut>", [BlockCut(2, 4, 40, 40), BlockCut(0, 4, 0, 40)])
-    assert "<cut>" not in drawn
-    heights = [float(height) for height in re.findall(r'height="([\d.]+)"/>', drawn)]
-    whole = max(heights)
-    assert [height / whole for height in heights] == [1, 0.5, 1, 0, 1, 1, 1, 0]
-    assert drawn.count("<path") == 1
+def test_blocks_that_were_cut_alike_share_a_line() -> None:
+    whole, less, none = BlockCut(4, 4, 40, 40), BlockCut(2, 4, 30, 40), BlockCut(0, 4, 0, 40)
+    cut = cut_of_model("cut", [whole, less, less, none, less])
+    assert [(row.blocks, row.removed) for row in cut.rows] == [
+        ("0", False),
+        ("1 to 2", False),
+        ("3", True),
+        ("4", False),
+    ]
+    assert [(row.heads.percent, row.channels.percent) for row in cut.rows[:2]] == [(100, 100), (50, 75)]
+    assert cut.summary == "Keeps 4 of 5 blocks, 10 of 20 heads and 130 of 200 channels."
+    assert cut_of_model("whole", [whole]).summary == "Keeps everything."
 
 
 def test_the_report_shows_the_cut_of_pruned_models_alone(
@@ -39,6 +43,9 @@ def test_the_report_shows_the_cut_of_pruned_models_alone(
     config = EvaluateConfig(model=str(tmp_path / "cut"), against=(str(dense.path),), perplexity=texts)
     evaluation = open_session(config).measure()
     assert [model.cut for model in evaluation.models] == [(), block_cuts(masks)]
-    assert "What was cut where" in report_html(evaluation, "now")
+    shown = report_html(evaluation, "now")
+    assert "What was cut where" in shown
+    for words in ("removed", f"8 of {len(first.channels)}", f"{len(first.heads)} of {len(first.heads)}"):
+        assert f">{words}<" in shown
     alone = open_session(EvaluateConfig(model=str(dense.path), perplexity=texts)).measure()
     assert "What was cut where" not in report_html(alone, "now")

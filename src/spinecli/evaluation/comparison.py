@@ -8,6 +8,9 @@ from spinecli.evaluation.latency import paired_ratio
 from spinecli.evaluation.results import Better, ComparisonRow, Form, ModelResult, Rates, Weights
 from spinecli.evaluation.tasks import TaskFigure, task_figures
 
+# Metrics of lm-eval that are shares of the examples.
+_SHARES = ("acc", "acc_norm", "exact_match")
+
 
 def compare(models: Sequence[ModelResult]) -> tuple[ComparisonRow, ...]:
     """All figures that at least one model has, in the order of the table."""
@@ -84,7 +87,7 @@ def _tasks(models: Sequence[ModelResult]) -> list[ComparisonRow]:
             ComparisonRow(
                 figure=f"{task} {metric}",
                 better="neither" if higher is None else "higher" if higher else "lower",
-                form="score",
+                form="share" if metric in _SHARES else "score",
                 values=tuple(values),
                 deviations=tuple(figure.deviation if figure else None for figure in figures),
                 ratios=_ratios(values),
@@ -98,11 +101,11 @@ def _classification(models: Sequence[ModelResult]) -> list[ComparisonRow]:
     if not results:
         return []
     data = results[0].description
-    accuracy = _row(f"accuracy, {data}", "higher", "score", [result.accuracy for result in results])
+    accuracy = _row(f"accuracy, {data}", "higher", "share", [result.accuracy for result in results])
     errors = tuple(result.accuracy_error for result in results)
     return [
         accuracy.model_copy(update={"deviations": errors}),
-        _row(f"macro F1, {data}", "higher", "score", [result.macro_f1 for result in results]),
+        _row(f"macro F1, {data}", "higher", "share", [result.macro_f1 for result in results]),
         _row(f"loss, {data}", "lower", "score", [result.nll for result in results]),
     ]
 

@@ -13,8 +13,11 @@ from spinecli.artifacts.manifest import Manifest, Source, Step, lineage_behind, 
 from spinecli.artifacts.run import Run
 from spinecli.checkpoints.source import describe_source
 from spinecli.data.rows import TokenRows
+from spinecli.errors import UserError
+from spinecli.evaluation.chain import commands_behind
+from spinecli.evaluation.page.page import REPORT_NAME, Command
 from spinecli.evaluation.plots import PICTURE_NAME, can_plot, save_picture
-from spinecli.evaluation.report_page import REPORT_NAME, report_html
+from spinecli.evaluation.report_page import report_html
 from spinecli.evaluation.results import RESULTS_NAME, Evaluation
 from spinecli.evaluation.session import Session
 from spinecli.lora.peft_format import CONFIG_NAME, WEIGHTS_NAME
@@ -81,11 +84,24 @@ def write_evaluation(
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
-        (work.files / REPORT_NAME).write_text(report_html(evaluation, measured.started), encoding="utf-8")
+        own = Command(run.config.command_line(run.command, str(output.path)))
+        commands = (*commands_behind(_steps(session, source)), own)
+        (work.files / REPORT_NAME).write_text(report_html(evaluation, measured.started, commands), encoding="utf-8")
         if can_plot():
             save_picture(evaluation, work.files / PICTURE_NAME)
         report: dict[str, JsonValue] = {"comparison": [row.model_dump(mode="json") for row in evaluation.comparison]}
         return run.publish(work, _summary(evaluation), report, measured)
+
+
+def _steps(session: Session, source: EvaluationInputs) -> tuple[Step, ...]:
+    """The steps behind all models, as far as their files are those that their commands wrote."""
+    found: list[Step] = []
+    for index, subject in enumerate(session.subjects[:-1], start=1):
+        try:
+            found += lineage_behind(subject.path, source.inputs[f"against {index}"])
+        except UserError:  # a model to compare with may be anything
+            continue
+    return (*found, *source.lineage)
 
 
 def _summary(evaluation: Evaluation) -> str:

@@ -104,4 +104,5 @@ _FORMATS: dict[Form, Callable[[float], str]] = {
     "bytes": lambda value: _scaled(value, 1000, (" B", " kB", " MB", " GB")),
     "rate": _significant,
     "score": _significant,
+    "share": lambda value: f"{value:.1%}",
 }

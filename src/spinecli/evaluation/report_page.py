@@ -1,171 +1,148 @@
-"""report.html: one file with everything in it, for a screen of any width, light or dark."""
+"""report.html of an evaluation: what came of it, quality against size, all figures, and how to do it again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from itertools import groupby
 
 from spinecli.checkpoints.cut_picture import BlockCut
-from spinecli.evaluation.report import cell, conditions, ratio_cell
-from spinecli.evaluation.results import ComparisonRow, Evaluation
+from spinecli.evaluation.findings import cut_in_words, findings, is_quality, quality_rows
+from spinecli.evaluation.page.page import (
+    Answers,
+    Cell,
+    Command,
+    Cut,
+    CutRow,
+    FigureTable,
+    Group,
+    KeptUnits,
+    Page,
+    Row,
+    page_html,
+)
+from spinecli.evaluation.page.plot import Plot, Point
+from spinecli.evaluation.report import cell, conditions, formatted, ratio_cell
+from spinecli.evaluation.results import ComparisonRow, Evaluation, ModelResult
 
-_WIDTH = 320
-_WIDEST = 28.0
-_HEIGHT = 44
-_CAPTION = 16
+_MOST_PLOTS = 7
+# Within half a percent nothing is called better or worse.
+_UNDECIDED = 0.005
 
 
-def cut_chart(label: str, cut: Sequence[BlockCut]) -> str:
-    """One section with an SVG: what each block keeps before what it had, and a cross where nothing is left of it."""
-    step = min(_WIDEST, _WIDTH / len(cut))
-    heads = _columns([(block.heads, block.of_heads) for block in cut], step, 0)
-    channels = _columns([(block.channels, block.of_channels) for block in cut], step, _HEIGHT + _CAPTION)
-    crosses = "".join(_cross(index * step, step) for index, block in enumerate(cut) if block.removed)
-    height = 2 * (_HEIGHT + _CAPTION)
-    return (
-        f"<section><h3>{escape(label)} <small>blocks of the dense model, input to output</small></h3>"
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="what {escape(label)} keeps of each block">'
-        f"{heads}{channels}{crosses}{_caption('heads', _HEIGHT)}{_caption('channels', height - _CAPTION)}"
-        "</svg></section>"
+def report_html(evaluation: Evaluation, started: str, commands: Sequence[Command] = ()) -> str:
+    """The report as one HTML document.
+
+    Args:
+        started: the time of the measurement.
+        commands: the way to the models and to this evaluation.
+    """
+    return page_html(_page(evaluation, started, commands))
+
+
+def cut_of_model(label: str, cut: Sequence[BlockCut]) -> Cut:
+    """What every block keeps; neighbours that were cut alike share a line."""
+    rows = []
+    for (heads, channels), run in groupby(enumerate(cut), key=lambda numbered: _units(numbered[1])):
+        numbers = [number for number, _ in run]
+        rows.append(CutRow(numbers[0], numbers[-1], heads, channels))
+    return Cut(label, f"Keeps {cut_in_words(cut)}.", tuple(rows))
+
+
+def _units(block: BlockCut) -> tuple[KeptUnits, KeptUnits]:
+    return KeptUnits(block.heads, block.of_heads), KeptUnits(block.channels, block.of_channels)
+
+
+def _page(evaluation: Evaluation, started: str, commands: Sequence[Command]) -> Page:
+    labels = tuple(model.label for model in evaluation.models)
+    return Page(
+        title="Evaluation of " + ", ".join(labels),
+        findings=findings(evaluation),
+        plots=_plots(evaluation),
+        tables=(FigureTable("", labels, _groups(evaluation.comparison)),),
+        conditions=tuple(conditions(evaluation)),
+        cuts=tuple(cut_of_model(model.label, model.cut) for model in evaluation.models if model.cut),
+        answers=_answers(evaluation.models),
+        commands=tuple(commands),
+        facts=_facts(evaluation, started),
     )
 
 
-def _columns(units: Sequence[tuple[int, int]], step: float, top: float) -> str:
-    most = max(1, *(had for _, had in units))
-    drawn = ""
-    for index, (kept, had) in enumerate(units):
-        for kind, count in (("first", had), ("other", kept)):
-            height = count / most * _HEIGHT
-            drawn += (
-                f'<rect class="{kind}" x="{index * step:.1f}" y="{top + _HEIGHT - height:.1f}" '
-                f'width="{0.8 * step:.1f}" height="{height:.1f}"/>'
+def _plots(evaluation: Evaluation) -> tuple[Plot, ...]:
+    """Every figure of quality against the parameters; where there is none, speed. A model alone needs no plot."""
+    if len(evaluation.models) == 1:
+        return ()
+    rows = quality_rows(evaluation)
+    if not rows:
+        rows = [row for row in evaluation.comparison if row.form == "rate" and "prefill" not in row.figure][:1]
+    return tuple(_plot(evaluation.models, row) for row in rows[:_MOST_PLOTS])
+
+
+def _plot(models: Sequence[ModelResult], row: ComparisonRow) -> Plot:
+    direction = {"lower": "lower is better", "higher": "higher is better", "neither": ""}[row.better]
+    points = []
+    for index, (model, value) in enumerate(zip(models, row.values, strict=True)):
+        if value is None:
+            continue
+        parameters = formatted(model.weights.parameters, "count")
+        said = f"{model.label}: {row.figure} {cell(row, index)}, {parameters} parameters"
+        points.append(
+            Point(
+                name=model.label,
+                x=model.weights.parameters / 1e6,
+                y=value,
+                said=said,
+                value=cell(row, index),
+                series=0 if index == 0 else 1,
             )
-    return drawn
-
-
-def _cross(left: float, step: float) -> str:
-    right, bottom = left + 0.8 * step, 2 * _HEIGHT + _CAPTION
-    return (
-        f'<path d="M{left:.1f} 0L{right:.1f} {bottom}M{right:.1f} 0L{left:.1f} {bottom}" stroke="var(--bad)" '
-        'stroke-width="1.5"/>'
+        )
+    name, _, text = row.figure.partition(", ")
+    figure = f"{name} on {text}" if text and row.form != "rate" else row.figure
+    return Plot(
+        title=f"Size and {figure}",
+        x_title="million parameters",
+        y_title=f"{row.figure if row.form == 'rate' else name}, {direction}",
+        points=tuple(points),
+        y_percent=row.form == "share",
     )
 
 
-def _caption(text: str, bottom: float) -> str:
-    return f'<text x="0" y="{bottom + 12}">{text}</text>'
-
-
-REPORT_NAME = "report.html"
-
-_BAR_HEIGHT = 22
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --faint: #667; --line: #d9dce1; --paper: #fff; --bar: #4472c4;
-  --first: #9aa5b8; --good: #177245; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --faint: #9aa0a8; --line: #3a3d42; --paper: #17191c;
-  --bar: #7da2e8; --first: #6b7482; --good: #6fcf97; --bad: #f28b82; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } h3 { font-size: .95rem; margin: 0 0 .3rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; }
-small { display: block; color: var(--faint); } small.good { color: var(--good); } small.bad { color: var(--bad); }
-ul { padding-left: 1.2rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.4rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; }
-svg rect { fill: var(--bar); } svg rect.first { fill: var(--first); }
-"""
-
-
-def report_html(evaluation: Evaluation, started: str) -> str:
-    """The report as one HTML document; `started` is the time of the measurement."""
-    labels = [model.label for model in evaluation.models]
-    title = "Evaluation of " + ", ".join(labels)
-    charts = "".join(_chart(row, labels) for row in evaluation.comparison)
-    notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in conditions(evaluation))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<div class="scroll">{_table(evaluation.comparison, labels)}</div>
-<h2>How it was measured</h2>
-<ul>{notes}</ul>
-<h2>Side by side</h2>
-<div class="bars">{charts}</div>
-{_cuts(evaluation)}<h2>Models</h2>
-<div class="scroll">{_models(evaluation)}</div>
-<h2>Machine</h2>
-<dl>{_machine(evaluation, started)}</dl>
-</body>
-</html>
-"""
-
-
-def _table(rows: Sequence[ComparisonRow], labels: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(label)}</th>" for label in ["", *labels])
-    body = ""
+def _groups(rows: Sequence[ComparisonRow]) -> tuple[Group, ...]:
+    grouped: dict[str, list[Row]] = {"Quality": [], "Speed": [], "Memory": [], "Size": []}
     for row in rows:
-        cells = "".join(f"<td>{escape(cell(row, index))}{_ratio(row, index)}</td>" for index in range(len(labels)))
-        body += f"<tr><td>{escape(row.figure)}</td>{cells}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        kind = "Quality" if is_quality(row) else "Speed" if row.form == "rate" else _kind_of_size(row)
+        grouped[kind].append(Row(row.figure, tuple(_cell(row, index) for index in range(len(row.values)))))
+    return tuple(Group(name, tuple(found)) for name, found in grouped.items() if found)
 
 
-def _ratio(row: ComparisonRow, index: int) -> str:
+def _kind_of_size(row: ComparisonRow) -> str:
+    return "Memory" if "memory" in row.figure or row.figure.startswith("of this") else "Size"
+
+
+def _cell(row: ComparisonRow, index: int) -> Cell:
     ratio = row.ratios[index]
     if index == 0 or ratio is None:
-        return ""
-    # within half a percent nothing is called better or worse
+        return Cell(cell(row, index))
     better = ratio > 1 if row.better == "higher" else ratio < 1
-    judged = row.better != "neither" and abs(ratio - 1) > 0.005
-    kind = ("good" if better else "bad") if judged else ""
-    return f'<small class="{kind}">× {ratio_cell(row, index)}</small>'
+    judged = row.better != "neither" and abs(ratio - 1) > _UNDECIDED
+    return Cell(cell(row, index), f"× {ratio_cell(row, index)}", ("good" if better else "bad") if judged else "")
 
 
-def _chart(row: ComparisonRow, labels: Sequence[str]) -> str:
-    largest = max((value for value in row.values if value is not None), default=0)
-    if largest <= 0:
-        return ""
-    bars = ""
-    for index, (label, value) in enumerate(zip(labels, row.values, strict=True)):
-        top = index * 2 * _BAR_HEIGHT
-        width = (value or 0) / largest * _WIDTH
-        kind = "first" if index == 0 else "other"
-        bars += (
-            f'<text x="0" y="{top + 13}">{escape(label)}: {escape(cell(row, index))}</text>'
-            f'<rect class="{kind}" x="0" y="{top + 18}" width="{width:.1f}" height="14" rx="2"/>'
-        )
-    height = len(labels) * 2 * _BAR_HEIGHT
-    direction = {"lower": "lower is better", "higher": "higher is better", "neither": ""}[row.better]
-    return (
-        f"<section><h3>{escape(row.figure)} <small>{direction}</small></h3>"
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(row.figure)}">{bars}</svg></section>'
+def _answers(models: Sequence[ModelResult]) -> tuple[Answers, ...]:
+    """By prompt; models that say the same share a line."""
+    by_prompt: dict[str, dict[str, list[str]]] = {}
+    for model in models:
+        for said in model.continuations:
+            by_prompt.setdefault(said.prompt, {}).setdefault(said.text or "(ends here)", []).append(model.label)
+    return tuple(
+        Answers(prompt, tuple((", ".join(labels), text) for text, labels in answers.items()))
+        for prompt, answers in by_prompt.items()
     )
 
 
-def _cuts(evaluation: Evaluation) -> str:
-    charts = "".join(cut_chart(model.label, model.cut) for model in evaluation.models if model.cut)
-    return f'<h2>What was cut where</h2>\n<div class="bars">{charts}</div>\n' if charts else ""
-
-
-def _models(evaluation: Evaluation) -> str:
-    body = ""
-    for model in evaluation.models:
-        cells = (model.label, model.reference, model.adapter or "-")
-        body += "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>"
-    return f"<table><thead><tr><th></th><th>checkpoint</th><th>adapter</th></tr></thead><tbody>{body}</tbody></table>"
-
-
-def _machine(evaluation: Evaluation, started: str) -> str:
-    facts = {"measured": started, **{name: value for name, value in evaluation.machine.items() if value is not None}}
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+def _facts(evaluation: Evaluation, started: str) -> tuple[tuple[str, str], ...]:
+    models = [
+        (model.label, model.reference + (f" with the adapter {model.adapter}" if model.adapter else ""))
+        for model in evaluation.models
+    ]
+    machine = [(name, str(value)) for name, value in evaluation.machine.items() if value is not None]
+    return (*models, ("measured", started), *machine)

@@ -15,7 +15,8 @@ RESULTS_FORMAT = 1
 
 Better = Literal["lower", "higher", "neither"]
 Computation = Literal["loaded model", "block stream"]
-Form = Literal["count", "bytes", "rate", "score"]
+Form = Literal["count", "bytes", "rate", "score", "share"]
+"""How a figure is written; a share lies between 0 and 1."""
 Matching = Literal["name", "position"]
 
 
@@ -112,6 +113,14 @@ class MemoryResult(Record):
     """Peak allocated on a CUDA device; None elsewhere."""
 
 
+class Continuation(Record):
+    """What a language model says after a few words."""
+
+    prompt: str
+    text: str
+    """What follows the prompt, each token the likeliest; empty if the model ends there."""
+
+
 class ModelResult(Record):
     """Everything measured of one model."""
 
@@ -128,6 +137,8 @@ class ModelResult(Record):
     forward: ForwardResult | None = None
     """Of a classifier."""
     memory: MemoryResult | None = None
+    continuations: tuple[Continuation, ...] = ()
+    """Of a language model that was loaded to be measured."""
     lm_eval: dict[str, JsonValue] | None = None
     """lm-eval's own results, as it returns them."""
 

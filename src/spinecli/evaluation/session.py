@@ -14,6 +14,7 @@ from spinecli.errors import MeasurementError
 from spinecli.evaluation.classification import classify
 from spinecli.evaluation.comparison import compare
 from spinecli.evaluation.config import EvaluateConfig
+from spinecli.evaluation.continuations import continuations, prompts_for
 from spinecli.evaluation.labelled import LabelledSet, read_labelled
 from spinecli.evaluation.latency import measure_forward, measure_latency, random_prompt
 from spinecli.evaluation.lengths import fit_generation, fit_pass
@@ -108,6 +109,7 @@ class Session:
     def _measure_loaded(self) -> list[ModelResult]:
         models = self._load_all()
         speeds = self._speeds(models)
+        prompts = prompts_for(self.subjects[-1])
         results = []
         for index, (subject, model, speed) in enumerate(zip(self.subjects, models, speeds, strict=True)):
             found = _result(
@@ -117,6 +119,7 @@ class Session:
             )
             update = {
                 "classification": self._classification(index, model),
+                "continuations": continuations(subject, model, prompts),
                 "forward" if subject.classifies else "latency": speed,
             }
             results.append(found.model_copy(update=update))

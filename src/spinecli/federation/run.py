@@ -15,18 +15,11 @@ from spinecli.evaluation.plots import can_plot
 from spinecli.federation.deploy import deploy, merged_checkpoint, verify_deployed
 from spinecli.federation.engine import Connect
 from spinecli.federation.evaluation import evaluate, probe
-from spinecli.federation.history import (
-    HISTORY_NAME,
-    PICTURE_NAME,
-    History,
-    Measurement,
-    RoundRecord,
-    read_history,
-    save_picture,
-)
+from spinecli.federation.history import HISTORY_NAME, History, Measurement, RoundRecord, read_history
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.results import ClassResult, FederatedResult, require_accepted, summarised
 from spinecli.federation.rounds import Listener, Loop
+from spinecli.federation.rounds_picture import PICTURE_NAME, save_picture
 from spinecli.federation.setup import Federation, require_memory, set_up
 from spinecli.federation.state import RunState, forget_state, load_state
 from spinecli.federation.strategies.strategy import GlobalModel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,7 @@ def run_recipe(
     results = []
     for step in recipe.steps:
         config, place = step.config(places), step.place(out)
-        announce(command_line(step, config, place))
+        announce(config.command_line(step.command, str(place)))
         before = _started(place)
         try:
             result = _call(step, config, place, progress)
@@ -112,14 +111,9 @@ def expected(recipe: Recipe, out: Path) -> list[ExpectedStep]:
         places[step.name] = place
         if size is not None:
             sizes[str(place)] = size
-        line = command_line(step, config, place)
+        line = config.command_line(step.command, str(place))
         steps.append(ExpectedStep(step, line, place, place.exists(), None if size is None else round(size.bytes)))
     return steps
-
-
-def command_line(step: RecipeStep, config: Config, place: Path) -> str:
-    """What a person would type for a step."""
-    return shlex.join(["spine", step.command, *config.arguments(), "--out", str(place)])
 
 
 def _call(step: RecipeStep, config: Config, place: Path, progress: Progress) -> api.Result:

@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pages import read_page
 
 from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.sweep.report import columns, conditions
+from spinecli.evaluation.sweep.report_page import sweep_html
 from spinecli.evaluation.sweep.results import Speed, SweepResults, SweepRow, WindowRecord
 
 TEXTS = ("a.txt", "b.txt")
@@ -73,3 +75,43 @@ def test_columns_and_sentences_say_what_was_measured() -> None:
     for words in ("Perplexity on a.txt: 4 windows of 32", "Perplexity on b.txt", "8 + 32 tokens", "flap by auto"):
         assert words in told
     assert "Speed" not in " ".join(conditions(made(timed=False)))
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], ()])
+def test_the_page_names_every_point_whatever_was_measured(timed: bool, texts: tuple[str, ...]) -> None:
+    results = made(timed=timed, texts=texts)
+    page = read_page(sweep_html(results))
+    assert {"dense", "20%", "50%"} <= page.names_beside_points()
+    assert {row.name for row in results.rows} <= set(page.texts)
+    assert {"spine", "flap, tuned by auto"} <= set(page.texts)
+    assert page.text.count("million parameters") == 2 * max(1, len(texts))
+    assert page.text.count("decode speed, ×") == 2 * timed
+    assert sweep_html(results) == page.source
+
+
+def test_the_page_begins_with_the_largest_cut_that_costs_little() -> None:
+    dense, *points = (
+        row(name, size, value, timed=True, texts=TEXTS[:1])
+        for name, size, value in (
+            ("dense", 1.0, 5.0),
+            ("spine-0.2", 0.8, 5.1),
+            ("spine-0.3", 0.7, 5.6),
+            ("flap-0.2", 0.8, 5.2),
+        )
+    )
+    text = read_page(sweep_html(made(texts=TEXTS[:1]).model_copy(update={"rows": (dense, *points)}))).text
+    assert (
+        "spine-0.2 is the largest cut within 10% of the dense model: 20.0% of the block parameters are gone, "
+        "perplexity on a.txt goes from 5 to 5.1 (+2.0%), it generates 1.25 times as fast and takes 3.20 MB instead of "
+        "4.00 MB."
+    ) in text
+    assert "spine-0.3 cuts most: 30.0%" in text
+
+
+def test_the_page_of_a_hostile_sweep_is_a_page() -> None:
+    hostile = "</style><script>'\"&"
+    results = made(texts=TEXTS[:1], worst=float("inf")).model_copy(update={"model": hostile})
+    assert f"Sweep of {hostile}" in read_page(sweep_html(results)).texts
+    alone = results.model_copy(update={"rows": results.rows[:1]})
+    assert "dense" in read_page(sweep_html(alone)).texts

@@ -73,7 +73,7 @@ def test_every_point_has_its_figures(options: Make, tmp_path: Path) -> None:
     assert [step.kind for step in manifest.lineage] == ["dense-checkpoint"]
     assert read_results(tmp_path / "out") == results
     assert damaged_files(tmp_path / "out", read_manifest(tmp_path / "out")) == {}
-    assert {"sweep.json"} <= set(manifest.outputs) <= {"sweep.json", "curve.png"}
+    assert {"sweep.json", "report.html"} <= set(manifest.outputs) <= {"sweep.json", "report.html", "curve.png"}
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"][0]["name"] == "dense"
 
 

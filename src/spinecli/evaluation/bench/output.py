@@ -1,4 +1,4 @@
-"""A benchmark on disk: results.json, and spine.json over it."""
+"""A benchmark on disk: results.json, report.html, and spine.json over them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from spinecli.artifacts.run import Run
 from spinecli.checkpoints.source import describe_source
 from spinecli.evaluation.bench.gguf_file import GgufFile
 from spinecli.evaluation.bench.models import Model
+from spinecli.evaluation.bench.report_page import bench_html
 from spinecli.evaluation.bench.results import BenchResults
 from spinecli.evaluation.bench.session import BenchSession
+from spinecli.evaluation.chain import commands_behind
+from spinecli.evaluation.page.page import REPORT_NAME, Command
 from spinecli.evaluation.results import RESULTS_NAME
 
 
@@ -71,6 +74,8 @@ def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults,
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
+        commands = (*commands_behind(source.lineage), Command(run.config.command_line(run.command, str(output.path))))
+        (work.files / REPORT_NAME).write_text(bench_html(results, measured.started, commands), encoding="utf-8")
         labels = ", ".join(model.label for model in results.models)
         engines = " and ".join(engine.engine for engine in results.engines)
         return run.publish(work, f"{labels} in {engines}", {}, measured)

@@ -99,7 +99,7 @@ def _name_ratios(axis: Any, panel: _Panel, rows: Sequence[SweepRow]) -> None:
     """The asked sparsity beside the first method's points; those of the others come in the same order."""
     for row in rows:
         axis.annotate(
-            f"{row.sparsity:g}",
+            f"{100 * row.sparsity:.4g}%",
             (panel.x(row), panel.y(row)),
             textcoords="offset points",
             xytext=(0, -12),

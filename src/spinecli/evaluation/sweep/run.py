@@ -14,13 +14,16 @@ from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.objective import objective_of
 from spinecli.errors import OptionError
+from spinecli.evaluation.chain import commands_behind
 from spinecli.evaluation.machine import machine_facts, torch_threads
 from spinecli.evaluation.models import Subject
+from spinecli.evaluation.page.page import REPORT_NAME, Command
 from spinecli.evaluation.plots import can_plot
 from spinecli.evaluation.session import Listeners
 from spinecli.evaluation.sweep.build import POINTS, CheckpointBuilder, HeldOut, Label, ResultCache, hold_out, measure
 from spinecli.evaluation.sweep.points import SweepPoint
 from spinecli.evaluation.sweep.report import PICTURE_NAME, save_curve
+from spinecli.evaluation.sweep.report_page import sweep_html
 from spinecli.evaluation.sweep.request import SweepRequest
 from spinecli.evaluation.sweep.results import RESULTS_NAME, Refusal, SweepResults, SweepRow, WindowRecord
 from spinecli.pruning.recovery.recover import held_out_rows
@@ -110,6 +113,9 @@ def sweep(
         results = _results(request, Walk(request, work, stopwatch, listeners).rows())
         text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
+        # without --out: a resumed sweep, and one that is written elsewhere, have the same bytes
+        commands = (*commands_behind(run.lineage), Command(run.config.command_line(run.command, run.command)))
+        (work.files / REPORT_NAME).write_text(sweep_html(results, commands), encoding="utf-8")
         if can_plot():
             save_curve(results, work.files / PICTURE_NAME)
         report = results.model_dump(mode="json", include={"rows", "refused", "held_out_by"})

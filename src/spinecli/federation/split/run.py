@@ -23,9 +23,10 @@ from spinecli.federation.client.objective import tally_of
 from spinecli.federation.deploy import label_settings, verify_answers
 from spinecli.federation.engine import Connect
 from spinecli.federation.evaluation import EVALUATION_BATCH, measurement_of, probe_batch
-from spinecli.federation.history import PICTURE_NAME, History, Measurement, RoundRecord, save_picture
+from spinecli.federation.history import History, Measurement, RoundRecord
 from spinecli.federation.results import FederatedResult, summarised
 from spinecli.federation.rounds import Listener
+from spinecli.federation.rounds_picture import PICTURE_NAME, save_picture
 from spinecli.federation.run import history_so_far, require_learned, summary_of, unheard
 from spinecli.federation.split.control.plan import ControlState
 from spinecli.federation.split.model import Parameters, SplitModel

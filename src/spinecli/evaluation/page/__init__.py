@@ -1,0 +1,1 @@
+"""The page that a person opens: records of what it says, and a template that says it."""
