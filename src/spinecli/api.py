@@ -221,6 +221,7 @@ def federate(
     Raises: OptionError that names a field, FleetError, DataError, FederationError, and what opening the model raises.
     """
     from spinecli.artifacts.directory import OutputOptions
+    from spinecli.evaluation.quiet import quiet_libraries
     from spinecli.federation import run
     from spinecli.federation.config import FederateConfig
     from spinecli.federation.history import RoundRecord
@@ -230,7 +231,7 @@ def federate(
     from spinecli.federation.split.request import split_request
     from spinecli.remote.engines import require_engine, starting_devices
 
-    with _asked(FederateConfig, model, fields) as config:
+    with quiet_libraries(), _asked(FederateConfig, model, fields) as config:
         require_engine(config.engine.name)
         request = open_request(config)
         split = split_request(request) if config.splits else None
@@ -341,11 +342,12 @@ def export(
     an adapter can cause.
     """
     from spinecli.artifacts.stopwatch import Stopwatch
+    from spinecli.evaluation.quiet import quiet_libraries
     from spinecli.exports import run
     from spinecli.exports.config import ExportConfig
     from spinecli.exports.request import open_request
 
-    with _asked(ExportConfig, model, fields) as config:
+    with quiet_libraries(), _asked(ExportConfig, model, fields) as config:
         request = open_request(config, Path(out), overwrite=overwrite)
         return Result(config, run.export(request, Stopwatch(), progress).report, Path(out))
 

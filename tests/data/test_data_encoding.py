@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerBase
 
-from spinecli.checkpoints.tokenizer import load_tokenizer
+from spinecli.checkpoints.tokenizer import load_tokenizer, padding_id
 from spinecli.data import encoding
 from spinecli.data.batches import IGNORED, collate
-from spinecli.data.encoding import Encoded, encode, padding_id
+from spinecli.data.encoding import Encoded, encode
 from spinecli.data.examples import Dataset, Example, load_dataset
 from spinecli.data.instructions import render_prompt
 from spinecli.errors import DataError, OptionError, TokenizerError

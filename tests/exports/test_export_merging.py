@@ -14,13 +14,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.stream.verify import streamed_logits
+from spinecli.checkpoints.tokenizer import padding_id, tokenizer_of
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.errors import DamagedArtifactError, OptionError
 from spinecli.evaluation.models import load_model, open_subjects
 from spinecli.exports.merging import merge
+from spinecli.exports.run import write_huggingface
 
 Opened = Callable[[Recipe], Checkpoint]
 BASE = recipe("llama", grouped=True)
@@ -159,6 +162,26 @@ def test_an_adapter_with_a_head_makes_a_classifier(opened: Opened, tmp_path: Pat
     with torch.no_grad():
         expected = adapted.eval()(tokens).logits
     torch.testing.assert_close(streamed_logits(found, tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_exported_classifier_pads_and_answers_as_the_evaluated_one(opened: Opened, tmp_path: Path) -> None:
+    directory = shutil.copytree(opened(BASE).path, tmp_path / "base")
+    plain = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**plain, "pad_token_id": None}))
+    checkpoint = Checkpoint.open(directory)
+    base = AutoModelForSequenceClassification.from_pretrained(checkpoint.path, num_labels=3, pad_token_id=0)
+    adapter_in(tmp_path / "lora", base, task_type="SEQ_CLS")
+    (tmp_path / "plain").mkdir()
+    write_huggingface(tmp_path / "plain", merge(checkpoint, tmp_path / "lora"), Stopwatch())
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    (subject,) = open_subjects([(str(checkpoint.path), tmp_path / "lora")])
+    evaluated = load_model(subject, device="cpu", dtype="float32")
+    padding = padding_id(tokenizer_of(checkpoint))
+    assert exported.config.pad_token_id == evaluated.config.pad_token_id == padding
+    rows = random_tokens(2, 20).clamp_min(padding + 1)
+    rows[1, 12:] = padding
+    with torch.no_grad():
+        torch.testing.assert_close(exported(rows).logits, evaluated(rows).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_may_tell_more_labels_apart_than_its_classifier(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from spinecli.errors import (
     OptionError,
     OutputExistsError,
 )
+from spinecli.federation.config import FederateConfig
 from spinecli.federation.planning.artifact import PLAN_NAME, read_plan
 from spinecli.federation.planning.config import PlanConfig
 from spinecli.federation.planning.prediction import Predictor, first_speeds, memory_limits
@@ -38,7 +39,6 @@ from spinecli.federation.planning.run import plan as write_plan
 from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import load_fleet
 from spinecli.lora.cost import TrainingCosts
-from spinecli.lora.factors import DEFAULT_SCALE
 from spinecli.lora.planning.ranks import completion_table
 
 Written = Callable[[Recipe], Path]
@@ -280,7 +280,7 @@ def test_peft_puts_the_planned_ranks_on_the_planned_blocks_and_nowhere_else(
             for block in range(4 - depth, 4)
             for target in decision.request.workload.targets
         }
-        assert scales == {float(DEFAULT_SCALE)}
+        assert scales == {FederateConfig.model_fields["lora"].default.scale}
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         others = {name for name in trained if ".lora_" not in name}
         assert all("modules_to_save" in name for name in others)

@@ -98,3 +98,9 @@ def require_fitting_tokenizer(checkpoint: Checkpoint) -> None:
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory has files of a tokenizer."""
     return any(path for pattern in _FILES for path in directory.glob(pattern))
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token to pad with: the tokenizer's own, else its end or beginning of text, else 0."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return next((int(token) for token in known if token is not None), 0)

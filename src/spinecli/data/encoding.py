@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from spinecli.checkpoints.tokenizer import padding_id
 from spinecli.data.config import Task
 from spinecli.data.examples import Dataset
 from spinecli.data.instructions import encode_instructions
@@ -63,12 +64,6 @@ class Encoded:
     def rows_of(self, examples: Sequence[int]) -> list[int]:
         """The rows that these examples became."""
         return [row for example in examples for row in range(self.offsets[example], self.offsets[example + 1])]
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token to pad with: the tokenizer's own, else its end or beginning of text, else 0."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
-    return next((int(token) for token in known if token is not None), 0)
 
 
 def encode(

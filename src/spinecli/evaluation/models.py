@@ -8,31 +8,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Step, read_manifest
-from spinecli.checkpoints.checkpoint import Checkpoint, fine_tuned
+from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import size_of
 from spinecli.checkpoints.cut_picture import BlockCut, block_cuts
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
-from spinecli.checkpoints.skeleton import auto_class, build_skeleton
+from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.source import resolve_checkpoint
-from spinecli.checkpoints.tokenizer import fitting_tokenizer, has_tokenizer, require_fitting_tokenizer, tokenizer_of
-from spinecli.data.encoding import padding_id
+from spinecli.checkpoints.tokenizer import (
+    fitting_tokenizer,
+    has_tokenizer,
+    padding_id,
+    require_fitting_tokenizer,
+    tokenizer_of,
+)
 from spinecli.data.rows import opening_of
 from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
 from spinecli.evaluation.results import Weights
+from spinecli.lora.classifier import adapted_classifier
 from spinecli.lora.peft_adapter import (
     adapter_config,
     adapter_shapes,
     attach_adapter,
-    classifying_head,
     embedding_rows,
-    labels_of,
 )
 from spinecli.lora.peft_format import PEFT_PREFIX
 
@@ -55,38 +58,6 @@ def padded_classifier(checkpoint: Checkpoint) -> Checkpoint:
     config = copy.deepcopy(config)
     config.pad_token_id = padding_id(tokenizer_of(checkpoint))
     return replace(checkpoint, config=config)
-
-
-def adapted_classifier(checkpoint: Checkpoint, adapter: Path, reference: str) -> Checkpoint:
-    """The checkpoint, called `reference` by the user, as a classifier with the head that an adapter brings.
-
-    Where the checkpoint has no classifier of its own, or fed-launch wrote the adapter, the padding is the tokenizer's,
-    as fed-launch trains; and then nothing says what the labels are called.
-
-    Raises: OptionError if neither checkpoint nor adapter has the whole head; TokenizerError, DamagedArtifactError.
-    """
-    skeleton = build_skeleton(checkpoint.config, Task.classification)
-    head = classifying_head(adapter, skeleton)
-    misfit = f"The adapter {adapter} does not fit {reference}"
-    labels = labels_of(checkpoint.family.classification_head, skeleton, head) or checkpoint.labels
-    if labels is None:
-        raise OptionError(f"{misfit}: neither of them has a classifier; name the checkpoint that it was trained on.")
-    own = checkpoint.labels == labels and not (adapter / MANIFEST_NAME).is_file()
-    settings: dict[str, Any] = {}
-    if not own:
-        unnamed = {str(index): f"LABEL_{index}" for index in range(labels)}
-        settings = {
-            "id2label": unnamed,
-            "label2id": {name: int(index) for index, name in unnamed.items()},
-            "num_labels": labels,
-            "problem_type": None,
-            "pad_token_id": padding_id(tokenizer_of(checkpoint)),
-        }
-    try:
-        # the values serve counting only: PEFT puts the head into the loaded model
-        return padded_classifier(fine_tuned(checkpoint, Task.classification, head, settings))
-    except ValueError as error:
-        raise OptionError(f"{misfit} ({error}); name the checkpoint that it was trained on.") from error
 
 
 def label_names(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -179,7 +150,8 @@ def _open(reference: str, adapter: Path | None) -> Checkpoint:
     checkpoint = Checkpoint.open(resolve_checkpoint(reference))
     require_fitting_tokenizer(checkpoint)
     if adapter is not None and adapter_config(adapter).classifies:
-        return adapted_classifier(checkpoint, adapter, reference)
+        # PEFT puts the head into the loaded model; this one's values serve counting only
+        return padded_classifier(adapted_classifier(checkpoint, adapter, reference))
     if checkpoint.task is Task.classification:
         return padded_classifier(checkpoint)
     if checkpoint.task is not Task.causal_lm:

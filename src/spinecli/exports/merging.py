@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -22,21 +21,18 @@ from peft.utils.other import TrainableTokensWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from spinecli.checkpoints.checkpoint import Checkpoint, config_from, fine_tuned
-from spinecli.checkpoints.family import Task
-from spinecli.checkpoints.skeleton import build_skeleton
+from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.tensors import ComputedTensor, TensorSource, held
 from spinecli.checkpoints.tokenizer import has_tokenizer
 from spinecli.errors import OptionError
+from spinecli.lora.classifier import adapted_classifier
 from spinecli.lora.peft_adapter import (
     AdapterConfig,
     adapter_config,
     adapter_shapes,
     attach_adapter,
-    classifying_head,
     embedding_rows,
     finite_values,
-    labels_of,
 )
 from spinecli.lora.peft_format import PEFT_PREFIX, WEIGHTS_NAME
 
@@ -61,7 +57,7 @@ def merge(checkpoint: Checkpoint, adapter: Path, *, rounded: bool = False) -> Ch
     """
     config, shapes = adapter_config(adapter), adapter_shapes(adapter)
     config.require_mergeable()
-    base = _classifier(checkpoint, adapter, config)
+    base = adapted_classifier(checkpoint, adapter, str(checkpoint.path)) if config.classifies else checkpoint
     skeleton = base.skeleton()
     ties = dict(skeleton.all_tied_weights_keys)
     rows = embedding_rows(skeleton, shapes)
@@ -217,26 +213,3 @@ def _plain(wrapped: str) -> str:
     for wrapping in _WRAPPINGS:
         wrapped = wrapped.replace(wrapping, "")
     return wrapped
-
-
-def _classifier(checkpoint: Checkpoint, adapter: Path, config: AdapterConfig) -> Checkpoint:
-    """The checkpoint as the classifier that the adapter makes of it, with its head; else as it is."""
-    if not config.classifies:
-        return checkpoint
-    skeleton = build_skeleton(checkpoint.config, Task.classification)
-    values = classifying_head(adapter, skeleton)
-    labels = labels_of(checkpoint.family.classification_head, skeleton, values)
-    settings: dict[str, Any] = {}
-    if labels is not None and checkpoint.labels != labels:
-        names = [f"LABEL_{index}" for index in range(labels)]
-        settings = {
-            "id2label": {str(index): name for index, name in enumerate(names)},
-            "label2id": {name: index for index, name in enumerate(names)},
-        }
-    try:
-        return fine_tuned(checkpoint, Task.classification, values, settings)
-    except ValueError as error:
-        raise OptionError(
-            f"The adapter {adapter} does not fit {checkpoint.path} ({error}); name the checkpoint that it was trained "
-            "on."
-        ) from error

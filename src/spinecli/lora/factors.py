@@ -16,9 +16,6 @@ from torch import Tensor
 from spinecli.checkpoints.family import Family
 from spinecli.errors import OptionError
 
-DEFAULT_SCALE = 2.0
-"""LoRA's alpha / rank, the same at every rank, so that a block's learning rate does not depend on its rank."""
-
 
 @dataclass(frozen=True, eq=False)
 class Factors:

@@ -18,11 +18,11 @@ from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.family import Family
 from spinecli.errors import OptionError
+from spinecli.federation.config import LoraConfig
 from spinecli.federation.planning.artifact import PLAN_KIND, PlanTensors
 from spinecli.federation.planning.outcome import FleetFigures, PlanOutcome, uniform_outcome
 from spinecli.federation.planning.prediction import Prediction, Predictor, first_speeds, memory_limits
 from spinecli.federation.planning.request import PlanRequest
-from spinecli.lora.factors import DEFAULT_SCALE
 from spinecli.lora.peft_format import CONFIG_NAME, plain_config
 from spinecli.lora.planning.configuration import Configuration, configure
 from spinecli.lora.planning.ranks import rank_distribution, ranks_by_device
@@ -46,7 +46,7 @@ def adapter_config(
     pattern: dict[str, JsonValue] = {rf"{container}\.{index}\..+": rank for index, rank in held.items()}
     highest = max(held.values())
     return {
-        **plain_config("CAUSAL_LM" if labels is None else "SEQ_CLS", base, highest, pattern, int(DEFAULT_SCALE)),
+        **plain_config("CAUSAL_LM" if labels is None else "SEQ_CLS", base, highest, pattern, int(LoraConfig().scale)),
         "target_modules": list(targets),
         "exclude_modules": list(_also_matched(family, targets)) or None,
         "layers_to_transform": list(held),
