@@ -36,8 +36,7 @@ from spinecli.data.rows import token_rows
 from spinecli.data.text import load_text
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.exports import llamacpp
-from spinecli.exports.request import ExportConfig, open_request
-from spinecli.exports.run import export
+from spinecli.exports.run import ExportConfig, export, open_request
 from spinecli.exports.verification import relative_difference
 from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune

@@ -27,7 +27,7 @@ from spinecli.federation.history import History, Measurement, RoundRecord
 from spinecli.federation.request import open_request
 from spinecli.federation.results import summarised
 from spinecli.federation.rounds import Loop
-from spinecli.federation.setup import set_up
+from spinecli.federation.run import set_up
 from spinecli.federation.strategies import STRATEGIES
 from spinecli.federation.strategies.strategy import GlobalModel
 

@@ -20,13 +20,13 @@ from spinecli.artifacts.stopwatch import peak_memory
 from spinecli.config import make_config
 from spinecli.data.batches import Batch, batches
 from spinecli.evaluation.quiet import quiet_libraries
-from spinecli.federation.client.objective import loss_of
+from spinecli.federation.client.training import loss_of
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.history import History, Measurement, RoundRecord
 from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.rounds import Loop, draw_cohort
+from spinecli.federation.run import Federation, set_up
 from spinecli.federation.seeding import torch_generator
-from spinecli.federation.setup import Federation, set_up
 from spinecli.lora.factors import fresh_factors
 
 

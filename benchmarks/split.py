@@ -28,8 +28,7 @@ from spinecli.federation.history import History
 from spinecli.federation.request import open_request
 from spinecli.federation.results import summarised
 from spinecli.federation.split.request import SPLIT_STRATEGIES, split_request
-from spinecli.federation.split.run import loop_of
-from spinecli.federation.split.setup import set_up
+from spinecli.federation.split.run import loop_of, set_up
 
 
 def arguments() -> argparse.Namespace:

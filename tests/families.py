@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.skeleton import auto_class
-from spinecli.checkpoints.stream.model_parts import answer
+from spinecli.checkpoints.stream.block_stream import answer
 
 VOCABULARY = 320
 HIDDEN = 32

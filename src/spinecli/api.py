@@ -226,7 +226,7 @@ def federate(
     from spinecli.federation.config import FederateConfig
     from spinecli.federation.history import RoundRecord
     from spinecli.federation.request import open_request
-    from spinecli.federation.setup import memory_needs, memory_objection
+    from spinecli.federation.run import memory_needs, memory_objection
     from spinecli.federation.split import run as split_run
     from spinecli.federation.split.request import split_request
     from spinecli.remote.engines import require_engine, starting_devices
@@ -345,7 +345,7 @@ def export(
     from spinecli.evaluation.quiet import quiet_libraries
     from spinecli.exports import run
     from spinecli.exports.config import ExportConfig
-    from spinecli.exports.request import open_request
+    from spinecli.exports.run import open_request
 
     with quiet_libraries(), _asked(ExportConfig, model, fields) as config:
         request = open_request(config, Path(out), overwrite=overwrite)

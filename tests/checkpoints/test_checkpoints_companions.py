@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spinecli.checkpoints.companions import companions
+from spinecli.checkpoints.writer import companions
 from spinecli.errors import UnsafeFileError
 
 WEIGHTS = "config.json model.safetensors README.md .gitattributes"

@@ -16,7 +16,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.skeleton import auto_class
-from spinecli.checkpoints.stream.model_parts import answer, answering_by_last_token
+from spinecli.checkpoints.stream.block_stream import answer, answering_by_last_token
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.errors import UserError
 

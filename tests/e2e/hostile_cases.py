@@ -607,10 +607,8 @@ _pruned("spine.json nested without end", lambda pruned: (pruned / "spine.json").
 _pruned("spine.json of another format", _manifest(spine_format=99), "spine.json", "99")
 _pruned("spine.json of another kind", _manifest(kind="cake"), "spine.json", "kind")
 _pruned("spine.json without inputs", _manifest(inputs={}), "spine.json")
-_pruned("spine.json without parameters", _manifest(parameters={}), "pruned", "calibration_rows")
-_pruned(
-    "spine.json with a parameter of another type", _manifest(parameters={"calibration_rows": "x"}), "calibration_rows"
-)
+_pruned("spine.json without a config", _manifest(config={}), "spine.json", "prune again")
+_pruned("spine.json with an option of another type", _manifest(config={"model": 3}), "spine.json", "prune again")
 _pruned("spine.json that climbs out", _manifest(outputs={"../../secret": _A_RECORD}), "spine.json", "'../../secret'")
 _pruned(
     "spine.json with an absolute path", _manifest(outputs={"/etc/passwd": _A_RECORD}), "spine.json", "'/etc/passwd'"

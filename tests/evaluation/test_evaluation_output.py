@@ -8,10 +8,10 @@ import pytest
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.errors import OptionError, OutputExistsError
-from spinecli.evaluation import output
+from spinecli.evaluation import run
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
-from spinecli.evaluation.output import provenance, write_evaluation
 from spinecli.evaluation.results import Evaluation
+from spinecli.evaluation.run import provenance, write_evaluation
 from spinecli.evaluation.session import Listeners, Session, open_session
 
 
@@ -76,11 +76,11 @@ def test_what_a_killed_run_left_is_thrown_away(
         raise KeyboardInterrupt
 
     evaluation, source = session.measure(), provenance(session)
-    whole_report = output.report_html
-    monkeypatch.setattr(output, "report_html", killed)
+    whole_report = run.report_html
+    monkeypatch.setattr(run, "report_html", killed)
     with pytest.raises(KeyboardInterrupt):
         write_evaluation(session, source, evaluation, OutputOptions(tmp_path / "out"))
-    monkeypatch.setattr(output, "report_html", whole_report)
+    monkeypatch.setattr(run, "report_html", whole_report)
     assert [path.name for path in tmp_path.iterdir()] == [".out.spine-work"]
     manifest = write_evaluation(session, source, evaluation, OutputOptions(tmp_path / "out"))
     assert damaged_files(tmp_path / "out", manifest) == {}

@@ -22,8 +22,15 @@ from spinecli.errors import CalibrationTextError, MeasurementError, OptionError,
 from spinecli.evaluation import perplexity
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.models import load_model, open_subjects
-from spinecli.evaluation.passages import read_passages
-from spinecli.evaluation.perplexity import LoadedLogits, StreamedLogits, Windowing, score, text_windows, token_losses
+from spinecli.evaluation.perplexity import (
+    LoadedLogits,
+    StreamedLogits,
+    Windowing,
+    read_passages,
+    score,
+    text_windows,
+    token_losses,
+)
 from spinecli.evaluation.session import open_session
 from spinecli.progress import silent
 

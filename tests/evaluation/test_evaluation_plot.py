@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinecli.evaluation.page.axis import axis_of, tick_texts
 from spinecli.evaluation.page.labels import Box, place_labels, shortened, width_of
-from spinecli.evaluation.page.plot import Plot, Point
+from spinecli.evaluation.page.plot import Plot, Point, axis_of, tick_texts
 
 NUMBERS = st.floats(min_value=-1e9, max_value=1e9).filter(lambda value: value == 0 or abs(value) > 1e-9)
 

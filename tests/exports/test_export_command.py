@@ -20,7 +20,7 @@ from spinecli.app import app
 from spinecli.artifacts.manifest import sha256_file
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream import verify as reload
-from spinecli.exports import llamacpp, request
+from spinecli.exports import llamacpp, run
 from spinecli.exports.merging import merge
 
 Written = Callable[[Recipe], Path]
@@ -212,7 +212,7 @@ def test_mistakes_get_one_sentence_and_leave_nothing(
     assert "classification" in refusal(written(recipe("llama", task="classification")), *gguf)
     assert "is not a directory" in refusal(base, *gguf, "--adapter", tmp_path / "nothing")
     assert "has no adapter_config.json" in refusal(base, *gguf, "--adapter", base)
-    monkeypatch.setattr(request, "find_spec", lambda name: None)
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
     assert "pip install 'spinecli[gguf]'" in refusal(base, *gguf)
     assert list(tmp_path.iterdir()) == []
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import UnexportableError
-from spinecli.exports import storage
+from spinecli.exports import gguf_file
 from spinecli.exports.config import Quantization
+from spinecli.exports.gguf_file import GgmlType, encode, falls_back, storage_type, stored_bytes
 from spinecli.exports.layout import GgufTensor
-from spinecli.exports.storage import GgmlType, encode, falls_back, storage_type, stored_bytes
 
 
 def tensor(name: str, *shape: int) -> GgufTensor:
@@ -39,7 +39,7 @@ def test_errors_stay_below_half_a_step(seed: int, blocks: int, scale: float) -> 
 def test_large_tensors_are_packed_piece_by_piece_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     value = torch.randn(37, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     whole = {stored: encode("x", value, stored).tobytes() for stored in (GgmlType.F16, GgmlType.F32, GgmlType.Q8_0)}
-    monkeypatch.setattr(storage, "_CHUNK_VALUES", 64 * 5)
+    monkeypatch.setattr(gguf_file, "_CHUNK_VALUES", 64 * 5)
     assert {stored: encode("x", value, stored).tobytes() for stored in whole} == whole
 
 
@@ -83,7 +83,7 @@ def test_a_file_of_each_kind(tmp_path: Path) -> None:
         model = written_gguf(path, checkpoint, quantization)
         assert model.fallen_back() == []
         assert sum(model.tensors_by_type().values()) == len(tensors_of(path))
-        assert field_of(path, "general.file_type") == storage.FILE_TYPES[quantization]
+        assert field_of(path, "general.file_type") == gguf_file.FILE_TYPES[quantization]
         sizes[quantization] = path.stat().st_size
     assert sizes[Quantization.f32] > sizes[Quantization.f16] > sizes[Quantization.q8_0] > sizes[Quantization.q4_0]
     exact = tensors_of(tmp_path / "f32.gguf")

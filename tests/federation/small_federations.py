@@ -16,11 +16,10 @@ from spinecli.config import make_config, read_config
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.engine import Lost
 from spinecli.federation.evaluation import evaluate
-from spinecli.federation.history import History, RoundRecord
+from spinecli.federation.history import History, RoundRecord, RunState
 from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.rounds import Loop
-from spinecli.federation.setup import Federation, set_up
-from spinecli.federation.state import RunState
+from spinecli.federation.run import Federation, set_up
 from spinecli.federation.strategies.strategy import ClientUpdate, TrainInstruction
 from spinecli.lora.factors import Adapter
 

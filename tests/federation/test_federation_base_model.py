@@ -18,7 +18,7 @@ from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.data.batches import Batch
 from spinecli.errors import OptionError
 from spinecli.federation.client.base_model import BaseModel
-from spinecli.federation.client.objective import loss_of
+from spinecli.federation.client.training import loss_of
 from spinecli.lora.aggregation.contribution import embedded
 from spinecli.lora.factors import Factors
 

@@ -27,7 +27,7 @@ SMALLEST: dict[str, Any] = {"model": "builtin:tiny", "data": "texts.jsonl"}
 
 # what an order tells a device, and who obeys it
 CLIPPING = {
-    "federation/client/order.py",
+    "federation/client/device.py",
     "federation/client/training.py",
     "federation/split/messages.py",
     "federation/split/device.py",
@@ -45,7 +45,7 @@ def config_of(**given: Any) -> FederateConfig:
         ("prune_interval", {"federation/rounds.py"}),
         ("evaluation_limit", {"federation/request.py"}),
         ("divergence_limit", {"federation/split/control/plan.py", "federation/split/control/refinement.py"}),
-        ("clip_norm", {"federation/rounds.py", "federation/split/rounds.py", "federation/split/setup.py", *CLIPPING}),
+        ("clip_norm", {"federation/rounds.py", "federation/split/rounds.py", "federation/split/run.py", *CLIPPING}),
     ],
 )
 def test_an_option_is_named_on_its_field_and_where_it_is_used(name: str, uses: set[str]) -> None:

@@ -20,9 +20,8 @@ from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
 from spinecli.federation.engines.nvflare.connection import Address
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
-from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import load_fleet
-from spinecli.federation.simulation.virtual_clock import VirtualClock
+from spinecli.federation.simulation.virtual_clock import VirtualClock, conditions
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from spinecli.data.batches import Batch
 from spinecli.federation.client.base_model import BaseModel
 from spinecli.federation.client.importance import SCORES, lora_sensitivity, moments, product_kurtosis
 from spinecli.federation.client.local_pruning import Importance
-from spinecli.federation.client.objective import loss_of
+from spinecli.federation.client.training import loss_of
 from spinecli.federation.config import ScoreName
 from spinecli.lora.factors import Factors, fresh_factors
 

@@ -11,8 +11,7 @@ from small_federations import Watched
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.errors import FederationError, OptionError
 from spinecli.federation.memory import DeviceGroup, MemoryNeed, objection, places_of
-from spinecli.federation.run import launch
-from spinecli.federation.setup import memory_needs, memory_objection
+from spinecli.federation.run import launch, memory_needs, memory_objection
 from spinecli.federation.strategies import STRATEGIES
 from spinecli.federation.strategies.fedit import FedIT
 

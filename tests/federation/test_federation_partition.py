@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from spinecli.data.example_columns import GroupColumn
 from spinecli.data.examples import Dataset, Example, load_dataset
 from spinecli.errors import DataError, OptionError
-from spinecli.federation.simulation.label_table import label_divergence, label_table
 from spinecli.federation.simulation.partition import (
     IID,
     ByColumn,
@@ -22,6 +21,8 @@ from spinecli.federation.simulation.partition import (
     Partition,
     Shards,
     group_column,
+    label_divergence,
+    label_table,
     parse_partition,
     partition,
 )

@@ -18,13 +18,11 @@ from spinecli.artifacts.manifest import Manifest, damaged_files, read_manifest
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import FederationError, OptionError, SpineError, UnfinishedRunError
 from spinecli.federation import run as federated_run
-from spinecli.federation.history import HISTORY_NAME, read_history
+from spinecli.federation.history import HISTORY_NAME, load_state, read_history
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.results import FederatedResult
-from spinecli.federation.run import MASKS_DIRECTORY, launch
-from spinecli.federation.setup import set_up
-from spinecli.federation.state import load_state
+from spinecli.federation.run import MASKS_DIRECTORY, launch, set_up
 from spinecli.federation.strategies import STRATEGIES
 from spinecli.federation.strategies.fedit import FedIT
 from spinecli.lora.factors import Factors

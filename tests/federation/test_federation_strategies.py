@@ -15,9 +15,8 @@ from torch import Tensor
 
 from spinecli.errors import OptionError
 from spinecli.federation.engine import Node
-from spinecli.federation.history import History
-from spinecli.federation.setup import set_up
-from spinecli.federation.state import load_state
+from spinecli.federation.history import History, load_state
+from spinecli.federation.run import set_up
 from spinecli.federation.strategies import STRATEGIES, strategy_of
 from spinecli.federation.strategies.fedspine import allowed_ranks
 from spinecli.federation.strategies.hetlora import ranks_by_memory

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_federations import Maker, Watched, adapter_digest
 
-from spinecli.federation.state import load_state
+from spinecli.federation.history import load_state
 from spinecli.federation.strategies import STRATEGIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"

@@ -22,7 +22,7 @@ from spinecli.federation.request import open_request
 from spinecli.federation.run import launch
 from spinecli.federation.split.request import split_request
 from spinecli.federation.split.run import launch as launch_split
-from spinecli.lora.block_cost import BlockLayout
+from spinecli.lora.cost import BlockLayout
 from spinecli.lora.factors import target_projections
 
 

@@ -8,7 +8,7 @@ from aggregation_cases import SEEDS, assert_same_product, random_factors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinecli.lora.aggregation.compression import compress, decompose
+from spinecli.lora.aggregation.stacking import compress, decompose
 from spinecli.lora.factors import Factors
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))

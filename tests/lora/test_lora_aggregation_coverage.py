@@ -13,12 +13,7 @@ from torch import Tensor
 
 from spinecli.lora.aggregation.averaging import average_factors
 from spinecli.lora.aggregation.contribution import Contribution, embedded, full_shape, resized, restricted
-from spinecli.lora.aggregation.coverage import (
-    COVERAGE_FLOOR,
-    average_covered,
-    covered_stack,
-    heterogeneity_weight,
-)
+from spinecli.lora.aggregation.coverage import COVERAGE_FLOOR, average_covered, covered_stack, heterogeneity_weight
 from spinecli.lora.factors import Adapter, Factors
 
 AXES = st.sampled_from(["rows", "columns"])

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spinecli.lora.planning.capacity import Capacities
-from spinecli.lora.planning.configuration import Configuration, Goals, configure
-from spinecli.lora.planning.deadlines import Window, deadlines, depths_under
+from spinecli.lora.planning.configuration import Configuration, Goals, Window, configure, deadlines, depths_under
 from spinecli.lora.planning.ranks import CostTable, completion_table, rank_distribution
 
 BLOCK_BYTES, WEIGHT_BYTES = 10.0, 100.0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spinecli.pruning.elimination import RIDGE, eliminate
+from spinecli.pruning.method import RIDGE, eliminate
 
 
 def layer(seed: int, units: int, unit_size: int, tokens: int = 40) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from families import Recipe, recipe
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
-from spinecli.pruning.plan import engines
+from spinecli.pruning.decision import engines
 
 Opened = Callable[[Recipe], Checkpoint]
 

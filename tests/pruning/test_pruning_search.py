@@ -11,11 +11,10 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.stream.verify import streamed_logits
-from spinecli.pruning.allocation import Allocation
+from spinecli.pruning.allocation import Allocation, select
 from spinecli.pruning.method import UnitScores
 from spinecli.pruning.scoring import Scores
 from spinecli.pruning.search import Candidate, score_candidates
-from spinecli.pruning.selection import select
 
 TOKENS = random_tokens(12, 16)
 HELD_OUT = 3

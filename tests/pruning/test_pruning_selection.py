@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.pruning.allocation import Allocation
+from spinecli.pruning.allocation import Allocation, last_of_their_kind, protected_blocks, select
 from spinecli.pruning.method import UnitScores
 from spinecli.pruning.scoring import Scores
-from spinecli.pruning.selection import last_of_their_kind, protected_blocks, select
 
 SHAPE = BlockShape(heads=6, kv_heads=3, head_dim=4, channels=10)
 BLOCKS = 5

@@ -26,8 +26,8 @@ def export(config: ExportConfig, terminal: Terminal, out: ExportOut, overwrite: 
     """Write MODEL as GGUF for llama.cpp, tokenizer included, or as a plain Hugging Face directory."""
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.evaluation.quiet import quiet_libraries
-    from spinecli.exports.request import open_request
     from spinecli.exports.run import export as run_export
+    from spinecli.exports.run import open_request
 
     stopwatch = Stopwatch()
     with quiet_libraries(terminal.debug):

@@ -72,7 +72,7 @@ def fed_launch(
 
 def _show_needs(request: FederatedRequest, split: SplitRequest | None, terminal: Terminal) -> None:
     """Where the labels lie and what memory the strategy asks for."""
-    from spinecli.federation.setup import memory_needs, memory_objection
+    from spinecli.federation.run import memory_needs, memory_objection
 
     labels = request.label_table()
     needs = memory_needs(request) if split is None else split.needs()

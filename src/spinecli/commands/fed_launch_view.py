@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spinecli.federation.request import FederatedRequest
     from spinecli.federation.results import FederatedResult
     from spinecli.federation.rounds import Listener
-    from spinecli.federation.simulation.label_table import LabelTable
+    from spinecli.federation.simulation.partition import LabelTable
     from spinecli.federation.split.request import SplitRequest
 
 _SHOWN_ROUNDS = 12

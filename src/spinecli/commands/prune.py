@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from spinecli.commands.flags import DryRun, OutUnlessDry, Overwrite, Resume, from_config
-from spinecli.commands.prune_view import rendered
-from spinecli.console import Terminal
+from spinecli.console import Terminal, number, size, table
 from spinecli.pruning.config import PruneConfig
 
 
@@ -45,3 +46,107 @@ def prune(
     measured = stopwatch.measured()
     value = {"out": None if dry_run else str(out), **report, "measured": measured.model_dump(mode="json")}
     terminal.result(value, *rendered(report, None if dry_run else out, measured.peak_memory_bytes))
+
+
+def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list[Any]:
+    """Tables and lines for the terminal, from a prune report.
+
+    Args:
+        out: what was written; None after a dry run.
+        peak: of the process' memory, in bytes.
+    """
+    lines = [
+        f"{report['achieved_sparsity']:.2%} of the block parameters removed"
+        + (f"; without blocks {', '.join(map(str, removed))}, counted from 0" if (removed := _removed(report)) else ""),
+        f"written as {report['model_type']}; "
+        + "; ".join(f"{engine}: {verdict}" for engine, verdict in report["engines"].items()),
+    ]
+    if last := report["kept_for_their_kind"]:
+        kinds = ", ".join(f"block {index} ({kind})" for index, kind in last.items())
+        lines.append(f"stays so that no kind of attention leaves the model: {kinds}")
+    if refit := report.get("refit"):
+        key = "loss" if "held_out_loss_before" in refit else "distance"
+        before, after = refit[f"held_out_{key}_before"], refit[f"held_out_{key}_after"]
+        answer = "the re-fit" if refit["kept"] == "tuned" else "the bare cut"
+        lines.append(f"held-out {key} of the cut {before:.4f}, re-fitted {after:.4f}; {answer} is kept")
+    if out is None:
+        lines.append(f"a run needs about {size(report['memory_bytes'])} of memory; nothing was written")
+    else:
+        lines.append(f"{out}" + (f", peak memory {size(peak)}" if peak else ""))
+    drawn = [_sizes(report), "", _leaving(report)]
+    if report["compared"]:
+        drawn += ["", _compared(report["compared"])]
+        if "distance" in report["compared"][0]:
+            lines.insert(0, f"allocations compared by the {report['compared_by']}, relative and squared")
+    return [*drawn, "", *lines]
+
+
+def _removed(report: dict[str, Any]) -> list[int]:
+    removed: list[int] = report["removed_blocks"]
+    return removed
+
+
+def _sizes(report: dict[str, Any]) -> Any:
+    before, after = report["dense"], report["cut"]
+    old, new = report["shapes_before"], report["shapes_after"]
+    widths = [
+        (f"{label} a block", _span(shape[key] for shape in old), _span(shape[key] for shape in new))
+        for label, key in (("heads", "heads"), ("KV heads", "kv_heads"), ("channels", "channels"))
+    ]
+    figures = [
+        ("blocks", str(len(old)), str(len(new))),
+        *widths,
+        ("block parameters", number(before["block_parameters"]), number(after["block_parameters"])),
+        ("all parameters", number(before["total_parameters"]), number(after["total_parameters"])),
+        ("FLOPs a token", number(before["flops_per_token"]), number(after["flops_per_token"])),
+        ("size on disk", size(before["bytes"]), size(after["bytes"])),
+    ]
+    return table("What is cut", ("", "dense", "cut"), figures)
+
+
+def _leaving(report: dict[str, Any]) -> Any:
+    units = [
+        (
+            str(block["block"]),
+            _leaving_heads(block, shape, gone := block["block"] in _removed(report)),
+            "all" if gone or (shape["channels"] and block["channels"] == shape["channels"]) else str(block["channels"]),
+        )
+        for block, shape in zip(report["removed_by_block"], report["shapes_before"], strict=True)
+    ]
+    return table("What leaves each block, counted from 0", ("block", "KV heads", "channels"), units, words=(0, 1))
+
+
+def _leaving_heads(block: dict[str, Any], shape: dict[str, Any], gone: bool) -> str:
+    groups = block["kv_heads"]
+    if gone or (groups and len(groups) == shape["kv_heads"]):
+        return "all"
+    return ", ".join(map(str, groups)) or "none"
+
+
+def _compared(compared: list[dict[str, Any]]) -> Any:
+    key = "loss" if "loss" in compared[0] else "distance"
+    best = min(judged[key] for judged in compared)
+    rows = [
+        (
+            judged["widths"],
+            str(judged["removed_blocks"]),
+            _span(shape["heads"] for shape in _kept(judged)),
+            _span(shape["channels"] for shape in _kept(judged)),
+            f"{judged[key]:.4f}" + (" *" if judged[key] == best else "  "),
+        )
+        for judged in compared
+    ]
+    columns = ("widths", "blocks removed", "heads", "channels", f"{key} after recovery")
+    return table("Allocations compared on held-out calibration rows", columns, rows)
+
+
+def _kept(judged: dict[str, Any]) -> list[dict[str, Any]]:
+    """Shapes of the blocks that stay."""
+    shapes = judged.get("shapes") or [judged["shape"]]
+    return [shape for shape in shapes if shape["heads"] or shape["channels"]]
+
+
+def _span(values: Iterable[int]) -> str:
+    """One number, or the smallest and the largest."""
+    found = set(values)
+    return str(min(found)) if len(found) == 1 else f"{min(found)} to {max(found)}"

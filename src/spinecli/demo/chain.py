@@ -16,7 +16,7 @@ from spinecli.federation.config import FederateConfig
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.request import open_request
 from spinecli.federation.results import FederatedResult
-from spinecli.federation.setup import set_up
+from spinecli.federation.run import set_up
 from spinecli.progress import Progress, silent
 from spinecli.recipes.recipe import Recipe, read_recipe
 from spinecli.recipes.run import run_recipe

@@ -30,8 +30,8 @@ from spinecli.checkpoints.tokenizer import (
 from spinecli.data.rows import opening_of
 from spinecli.errors import NonFiniteWeightsError, OptionError, UnsupportedFamilyError, UserError
 from spinecli.evaluation.results import Weights
-from spinecli.lora.classifier import adapted_classifier
 from spinecli.lora.peft_adapter import (
+    adapted_classifier,
     adapter_config,
     adapter_shapes,
     attach_adapter,

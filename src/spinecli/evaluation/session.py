@@ -30,8 +30,7 @@ from spinecli.evaluation.models import (
     open_subjects,
     weights_of,
 )
-from spinecli.evaluation.passages import Passage, read_passages
-from spinecli.evaluation.perplexity import LoadedLogits, LogitSource, StreamedLogits, score
+from spinecli.evaluation.perplexity import LoadedLogits, LogitSource, Passage, StreamedLogits, read_passages, score
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.evaluation.results import (
     ClassificationResult,

@@ -25,9 +25,9 @@ from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.tensors import ComputedTensor, TensorSource, held
 from spinecli.checkpoints.tokenizer import has_tokenizer
 from spinecli.errors import OptionError
-from spinecli.lora.classifier import adapted_classifier
 from spinecli.lora.peft_adapter import (
     AdapterConfig,
+    adapted_classifier,
     adapter_config,
     adapter_shapes,
     attach_adapter,

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from spinecli.artifacts.directory import sync
-from spinecli.checkpoints.companions import is_companion
+from spinecli.checkpoints.writer import is_companion
 from spinecli.errors import (
     MissingPathError,
     NoSpaceError,

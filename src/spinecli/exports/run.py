@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -11,16 +12,56 @@ from spinecli.artifacts.directory import require_space
 from spinecli.artifacts.manifest import record_files, sha256_file
 from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.stream.verify import random_rows, streamed_logits, verify_reading, verify_written
-from spinecli.checkpoints.tokenizer import tokenizer_of
+from spinecli.checkpoints.tokenizer import require_fitting_tokenizer, tokenizer_of
 from spinecli.checkpoints.writer import write_checkpoint
-from spinecli.exports.config import Format, Quantization
-from spinecli.exports.merging import adapted_modules
-from spinecli.exports.output import whole_directory, whole_file
-from spinecli.exports.request import ExportRequest
+from spinecli.errors import MissingPackageError, OptionError
+from spinecli.exports.config import ExportConfig, Format, Quantization
+from spinecli.exports.merging import adapted_modules, merge
+from spinecli.exports.output import check_directory_output, check_file_output, whole_directory, whole_file
 from spinecli.lora.peft_adapter import adapter_shapes
 from spinecli.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """An export that can be carried out."""
+
+    config: ExportConfig
+    out: Path
+    base: Checkpoint
+    """As it lies on disk."""
+    checkpoint: Checkpoint
+    """With the adapter merged, if there is one."""
+    quantization: Quantization | None
+    """None for a format that keeps the stored dtype."""
+
+
+def open_request(config: ExportConfig, out: Path, *, overwrite: bool = False) -> ExportRequest:
+    """Check what is asked for and open what it names; no weight is read.
+
+    Args:
+        out: the file or directory to write.
+        overwrite: whether an earlier export there may be replaced.
+
+    Raises: OptionError, MissingPackageError, OutputExistsError, and what opening a checkpoint or an adapter raises.
+    """
+    gguf = config.format is Format.gguf
+    if gguf and find_spec("gguf") is None:
+        raise MissingPackageError("--format gguf needs the package gguf; install it with: pip install 'spinecli[gguf]'")
+    if config.quantize is not None and not gguf:
+        raise OptionError("--quantize is for --format gguf; --format hf keeps the precision of the checkpoint.")
+    path = resolve_checkpoint(config.model)
+    check = check_file_output if gguf else check_directory_output
+    check(out, overwrite, path)
+    base = checkpoint = Checkpoint.open(path)
+    require_fitting_tokenizer(base)
+    if config.adapter is not None:
+        checkpoint = merge(base, config.adapter, rounded=not gguf)
+    quantization = (config.quantize or Quantization.f16) if gguf else None
+    return ExportRequest(config, out, base, checkpoint, quantization)
 
 
 def write_huggingface(

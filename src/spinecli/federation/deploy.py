@@ -21,7 +21,7 @@ from spinecli.data.batches import IGNORED, Batch
 from spinecli.data.encoding import Encoded
 from spinecli.errors import VerificationError
 from spinecli.federation.client.base_model import BaseModel
-from spinecli.federation.client.objective import answers_of
+from spinecli.federation.client.training import answers_of
 from spinecli.federation.evaluation import adapter_for, probe_batch
 from spinecli.federation.strategies.strategy import DeployedModel, GlobalModel
 

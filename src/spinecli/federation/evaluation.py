@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spinecli.data.batches import Batch, collate, evaluation_batches
 from spinecli.data.encoding import Encoded
 from spinecli.federation.client.base_model import BaseModel
-from spinecli.federation.client.objective import Tally, tally
+from spinecli.federation.client.training import Tally, tally
 from spinecli.federation.history import Measurement
 from spinecli.federation.strategies.strategy import DeployedModel, GlobalModel
 from spinecli.lora.aggregation.contribution import restricted

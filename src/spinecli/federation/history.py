@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from spinecli.artifacts.whole_file import whole_file
-from spinecli.federation.engine import LossReason
+from spinecli.federation.engine import LossReason, Snapshot
+from spinecli.federation.messages import Message
 
 HISTORY_NAME = "history.jsonl"
 
@@ -162,3 +164,48 @@ def read_history(path: Path) -> list[RoundRecord]:
             break
         rounds.append(RoundRecord.model_validate_json(line))
     return rounds
+
+
+_NAME = "rounds.safetensors"
+_STRATEGY, _ENGINE = "strategy", "engine"
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """After `rounds` finished rounds."""
+
+    rounds: int
+    strategy: Snapshot
+    engine: Snapshot
+
+    def save(self, directory: Path) -> None:
+        """Replace the saved state; a kill leaves the old one or the new one."""
+        parts = {_STRATEGY: self.strategy, _ENGINE: self.engine}
+        tensors = {f"{part}/{name}": value for part, each in parts.items() for name, value in each.tensors.items()}
+        header: dict[str, JsonValue] = {"rounds": self.rounds, **{part: each.values for part, each in parts.items()}}
+        with whole_file(directory / _NAME) as part:
+            part.write_bytes(Message(header, tensors).pack())
+
+
+def forget_state(directory: Path) -> None:
+    """Let a resumed run begin with its first round."""
+    (directory / _NAME).unlink(missing_ok=True)
+
+
+def load_state(directory: Path) -> RunState | None:
+    """The newest saved state; None before the first round. Raises MessageError if it is damaged."""
+    path = directory / _NAME
+    if not path.is_file():
+        return None
+    message = Message.unpack(path.read_bytes())
+    rounds = message.header["rounds"]
+    assert isinstance(rounds, int)
+    return RunState(rounds, _part(message, _STRATEGY), _part(message, _ENGINE))
+
+
+def _part(message: Message, part: str) -> Snapshot:
+    values = message.header[part]
+    assert isinstance(values, dict)
+    prefix = f"{part}/"
+    tensors = {name.removeprefix(prefix): value for name, value in message.tensors.items() if name.startswith(prefix)}
+    return Snapshot(values, tensors)

@@ -19,8 +19,7 @@ from spinecli.federation.config import FederateConfig
 from spinecli.federation.memory import DeviceGroup, places_of
 from spinecli.federation.planning.artifact import LoraPlan, read_plan
 from spinecli.federation.simulation.fleet import Fleet, load_fleet
-from spinecli.federation.simulation.label_table import LabelTable, label_table
-from spinecli.federation.simulation.partition import group_column, parse_partition, partition
+from spinecli.federation.simulation.partition import LabelTable, group_column, label_table, parse_partition, partition
 from spinecli.federation.strategies import strategy_of
 from spinecli.lora.factors import target_projections
 

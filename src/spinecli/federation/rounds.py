@@ -12,17 +12,15 @@ import torch
 
 from spinecli.artifacts.stopwatch import return_freed_memory
 from spinecli.errors import FederationError, MessageError
-from spinecli.federation.client.device import importance_tensors
+from spinecli.federation.client.device import PruningOrder, TrainingOrder, importance_tensors
 from spinecli.federation.client.handle import TRAIN
-from spinecli.federation.client.order import PruningOrder, TrainingOrder
 from spinecli.federation.client.wire import FOLDED, adapter_tensors, head_tensors, outputs_tensors
 from spinecli.federation.config import TrainConfig
 from spinecli.federation.engine import Engine, Job, Lost, Node, Reply
-from spinecli.federation.history import DeviceRecord, History, Measurement, RoundRecord
+from spinecli.federation.history import DeviceRecord, History, Measurement, RoundRecord, RunState
 from spinecli.federation.messages import Message, require_finite
 from spinecli.federation.schedule import learning_rate
 from spinecli.federation.seeding import random_generator
-from spinecli.federation.state import RunState
 from spinecli.federation.strategies.strategy import (
     ClientUpdate,
     GlobalModel,

@@ -17,12 +17,11 @@ from spinecli.checkpoints.stream.block_stream import ComputeOptions, compute_opt
 from spinecli.data.rows import TokenRows, calibration_rows
 from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget
-from spinecli.pruning.allocation import Budget
+from spinecli.pruning.allocation import Budget, protected_blocks
 from spinecli.pruning.config import PruneConfig, Widths
 from spinecli.pruning.method import Method
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.methods.comp import DEFAULT_METRIC, METRICS
-from spinecli.pruning.selection import protected_blocks
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,7 @@ from spinecli.federation.client.part import load_part
 from spinecli.federation.engines.envelope import Ready, explained
 from spinecli.federation.messages import Message
 from spinecli.federation.planning.workload import Head, head_of
-from spinecli.federation.simulation.conditions import Conditions
-from spinecli.federation.simulation.virtual_clock import VirtualMeter
+from spinecli.federation.simulation.virtual_clock import Conditions, VirtualMeter
 from spinecli.federation.split.cost import SplitCosts
 from spinecli.federation.split.device import SplitDevice
 from spinecli.federation.split.device import handle as handle_split

@@ -13,7 +13,7 @@ from families import load, random_tokens
 
 from spinecli.errors import MeasurementError, NoSpaceError
 from spinecli.evaluation.bench.config import BenchConfig
-from spinecli.evaluation.bench.llama_cpp_model import load_llama_cpp
+from spinecli.evaluation.bench.llama_cpp_engine import load_llama_cpp
 from spinecli.evaluation.bench.session import open_bench
 from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.memory import run_probe
@@ -40,7 +40,7 @@ def test_every_row_of_a_batch_goes_on_as_torch_goes_on_alone(dense: Path, gguf_f
 def test_nothing_is_said_on_the_terminal(gguf_file: Path) -> None:
     script = (
         "from pathlib import Path\n"
-        "from spinecli.evaluation.bench.llama_cpp_model import load_llama_cpp\n"
+        "from spinecli.evaluation.bench.llama_cpp_engine import load_llama_cpp\n"
         f"with load_llama_cpp(\n"
         f"    Path({str(gguf_file)!r}), reference='dense', rows=1, length=2, new_tokens=2, threads=1\n"
         ") as model:\n"

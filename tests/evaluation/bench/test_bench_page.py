@@ -4,7 +4,7 @@ import pytest
 from pages import read_page
 
 from spinecli.evaluation.bench.cost import compared, spread
-from spinecli.evaluation.bench.report_page import bench_html
+from spinecli.evaluation.bench.report import bench_html
 from spinecli.evaluation.bench.results import (
     BenchConfig,
     BenchResults,

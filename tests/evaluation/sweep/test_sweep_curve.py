@@ -6,8 +6,7 @@ import pytest
 from pages import read_page
 
 from spinecli.evaluation.config import GenerationConfig
-from spinecli.evaluation.sweep.report import columns, conditions
-from spinecli.evaluation.sweep.report_page import sweep_html
+from spinecli.evaluation.sweep.report import columns, conditions, sweep_html
 from spinecli.evaluation.sweep.results import Speed, SweepResults, SweepRow, WindowRecord
 
 TEXTS = ("a.txt", "b.txt")

@@ -24,7 +24,7 @@ from spinecli.data.batches import IGNORED, Batch, batches
 from spinecli.data.config import Task
 from spinecli.federation.config import FederateConfig, LoraConfig, SplitConfig
 from spinecli.federation.engine import Job, Lost, Reply
-from spinecli.federation.history import History, RoundRecord
+from spinecli.federation.history import History, RoundRecord, RunState
 from spinecli.federation.messages import Message
 from spinecli.federation.request import open_request
 from spinecli.federation.seeding import torch_generator
@@ -35,9 +35,7 @@ from spinecli.federation.split.messages import PROBE
 from spinecli.federation.split.model import Parameters, SplitModel
 from spinecli.federation.split.request import SplitRequest, split_request
 from spinecli.federation.split.rounds import SplitLoop
-from spinecli.federation.split.run import loop_of
-from spinecli.federation.split.setup import SplitFederation, set_up
-from spinecli.federation.state import RunState
+from spinecli.federation.split.run import SplitFederation, loop_of, set_up
 
 LLAMA = recipe("llama", grouped=True)
 LABELS = ("calm", "loud")

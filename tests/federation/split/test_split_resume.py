@@ -14,11 +14,10 @@ from sums import contents, digest
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.errors import UnfinishedRunError
-from spinecli.federation.history import HISTORY_NAME, History, read_history
+from spinecli.federation.history import HISTORY_NAME, History, load_state, read_history
 from spinecli.federation.results import FederatedResult
 from spinecli.federation.split import run as split_run
 from spinecli.federation.split.run import launch
-from spinecli.federation.state import load_state
 
 FAILING = {"dropout": 0.2}
 

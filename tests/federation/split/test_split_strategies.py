@@ -20,8 +20,7 @@ from spinecli.federation.split import rounds
 from spinecli.federation.split.control.batches import whole_rows
 from spinecli.federation.split.messages import TRAINED
 from spinecli.federation.split.request import SPLIT_STRATEGIES, rows_within
-from spinecli.federation.split.run import evaluate
-from spinecli.federation.split.setup import set_up
+from spinecli.federation.split.run import evaluate, set_up
 from spinecli.federation.strategies import STRATEGIES
 
 every_strategy = pytest.mark.parametrize("strategy", SPLIT_STRATEGIES)

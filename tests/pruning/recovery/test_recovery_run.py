@@ -24,9 +24,8 @@ from spinecli.data.config import CalibrationConfig
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
 from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 from spinecli.pruning.recovery.block import projections
-from spinecli.pruning.recovery.recover import SCALES_NAME, RecoveryOutcome, recover_student
+from spinecli.pruning.recovery.recover import SCALES_NAME, RecoveryOutcome, TunedWeights, recover_student
 from spinecli.pruning.recovery.tune import TuneRequest, open_request, tune
-from spinecli.pruning.recovery.tuned_weights import TunedWeights
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 

@@ -15,8 +15,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.skeleton import auto_class
-from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions
-from spinecli.checkpoints.stream.model_parts import answer, answering_by_last_token
+from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions, answer, answering_by_last_token
 from spinecli.checkpoints.stream.observation import masked
 from spinecli.errors import VerificationError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spinecli.artifacts.stopwatch import peak_memory
 from spinecli.errors import SpineError
-from spinecli.evaluation.bench.llama_cpp_model import import_llama_cpp, load_llama_cpp
+from spinecli.evaluation.bench.llama_cpp_engine import import_llama_cpp, load_llama_cpp
 from spinecli.evaluation.memory_probe import FAILURE_MARK, REPORT_MARK
 
 

@@ -2,14 +2,93 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 from spinecli.artifacts.directory import OutputOptions, check_output
-from spinecli.artifacts.manifest import Manifest
+from spinecli.artifacts.manifest import Manifest, Source, Step, lineage_behind, record_file
+from spinecli.artifacts.run import Run
 from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.checkpoints.source import describe_source
 from spinecli.evaluation.bench.config import BenchConfig
-from spinecli.evaluation.bench.output import provenance, read_bench, run_of, write_bench
+from spinecli.evaluation.bench.gguf_file import GgufFile
+from spinecli.evaluation.bench.models import Model
+from spinecli.evaluation.bench.report import bench_html
 from spinecli.evaluation.bench.results import BenchResults
-from spinecli.evaluation.bench.session import open_bench
+from spinecli.evaluation.bench.session import BenchSession, open_bench
+from spinecli.evaluation.chain import commands_behind
+from spinecli.evaluation.page.page import REPORT_NAME, Command
+from spinecli.evaluation.results import RESULTS_NAME
 from spinecli.evaluation.session import Listeners
+
+
+@dataclass(frozen=True)
+class BenchInputs:
+    """What is benched and where that comes from."""
+
+    inputs: dict[str, Source]
+    lineage: tuple[Step, ...]
+    """Of the last checkpoint."""
+
+
+def provenance(models: Sequence[Model]) -> BenchInputs:
+    """Sums of all models. Reads every file once, so before measuring.
+
+    Raises: DamagedArtifactError if a checkpoint's files are not those that its spine.json lists.
+    """
+    inputs: dict[str, Source] = {}
+    lineage: tuple[Step, ...] = ()
+    for index, model in enumerate(models, start=1):
+        inputs[f"model {index}"] = source = _source(model)
+        if model.subject is not None:
+            lineage = lineage_behind(model.subject.path, source)
+    return BenchInputs(inputs, lineage)
+
+
+def run_of(bench: BenchSession, source: BenchInputs) -> Run:
+    """What decides a benchmark's result, but for the machine."""
+    return Run(
+        kind="benchmark",
+        command="bench",
+        config=bench.asked,
+        parameters=bench.config.parameters(),
+        seed=0,
+        inputs=source.inputs,
+        lineage=source.lineage,
+    )
+
+
+def read_bench(directory: Path) -> BenchResults:
+    """The results of a finished benchmark."""
+    return BenchResults.model_validate_json((directory / RESULTS_NAME).read_text(encoding="utf-8"))
+
+
+def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults, output: OutputOptions) -> Manifest:
+    """Write the output directory, whole or not at all.
+
+    Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
+    """
+    measured = bench.stopwatch.measured()
+    check_output(output)
+    run = run_of(bench, source)
+    # nothing is written while measuring, so what a kill leaves here holds nothing to continue
+    with run.working(replace(output, overwrite=True)) as work:
+        text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
+        commands = (*commands_behind(source.lineage), Command(run.config.command_line(run.command, str(output.path))))
+        (work.files / REPORT_NAME).write_text(bench_html(results, measured.started, commands), encoding="utf-8")
+        labels = ", ".join(model.label for model in results.models)
+        engines = " and ".join(engine.engine for engine in results.engines)
+        return run.publish(work, f"{labels} in {engines}", {}, measured)
+
+
+def _source(model: Model) -> Source:
+    if isinstance(model.source, GgufFile):
+        path = model.source.path
+        return Source(reference=model.reference, files={path.name: record_file(path)})
+    return describe_source(model.reference, model.source.path)
 
 
 def bench(

@@ -13,8 +13,7 @@ from spinecli.checkpoints.stream.block_stream import compute_options
 from spinecli.errors import MissingPackageError, OptionError, UserError
 from spinecli.evaluation.bench.config import BenchConfig
 from spinecli.evaluation.bench.cost import checkpoint_cost, compared, spread
-from spinecli.evaluation.bench.llama_cpp_engine import LabelledFile, bench_llama_cpp
-from spinecli.evaluation.bench.llama_cpp_model import import_llama_cpp
+from spinecli.evaluation.bench.llama_cpp_engine import LabelledFile, bench_llama_cpp, import_llama_cpp
 from spinecli.evaluation.bench.models import Convertible, Model, convertible, gguf_files, open_models
 from spinecli.evaluation.bench.results import BenchResults, EngineResult, EngineRun, PromisedWork
 from spinecli.evaluation.config import EvaluateConfig, GenerationConfig

@@ -22,8 +22,7 @@ from spinecli.evaluation.plots import can_plot
 from spinecli.evaluation.session import Listeners
 from spinecli.evaluation.sweep.build import POINTS, CheckpointBuilder, HeldOut, Label, ResultCache, hold_out, measure
 from spinecli.evaluation.sweep.points import SweepPoint
-from spinecli.evaluation.sweep.report import PICTURE_NAME, save_curve
-from spinecli.evaluation.sweep.report_page import sweep_html
+from spinecli.evaluation.sweep.report import PICTURE_NAME, save_curve, sweep_html
 from spinecli.evaluation.sweep.request import SweepRequest
 from spinecli.evaluation.sweep.results import RESULTS_NAME, Refusal, SweepResults, SweepRow, WindowRecord
 from spinecli.pruning.recovery.recover import held_out_rows

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from spinecli.errors import MessageError
-from spinecli.federation.client.device import Device
-from spinecli.federation.client.order import TrainingOrder
+from spinecli.federation.client.device import Device, TrainingOrder
 from spinecli.federation.client.training import train
 from spinecli.federation.messages import Message, checked_header, require_finite
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
+from torch.nn import functional
 
 from spinecli.checkpoints.masks import Masks
-from spinecli.data.batches import Batch, batches
+from spinecli.data.batches import IGNORED, Batch, batches
 from spinecli.federation.client.base_model import BaseModel
 from spinecli.federation.client.device import (
     Device,
+    PruningOrder,
+    TrainingOrder,
     importance_from,
     importance_shapes,
     importance_tensors,
@@ -22,8 +25,6 @@ from spinecli.federation.client.device import (
 )
 from spinecli.federation.client.importance import SCORES, ImportanceScore
 from spinecli.federation.client.local_pruning import narrowed, ramp
-from spinecli.federation.client.objective import loss_at_ends, loss_of
-from spinecli.federation.client.order import PruningOrder, TrainingOrder
 from spinecli.federation.client.wire import (
     FOLDED,
     adapter_from,
@@ -36,6 +37,55 @@ from spinecli.federation.client.wire import (
 from spinecli.federation.messages import require_shapes
 from spinecli.federation.seeding import torch_generator
 from spinecli.lora.factors import Factors
+
+_ENDS = 4
+"""The loss before and after local training are means over the first and the last quarter of its steps."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over answers: labels of rows, or next tokens."""
+
+    loss: float
+    """Negative log-likelihood in nats."""
+    correct: int
+    answers: int
+
+
+def answers_of(base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits and targets, one row an answer: (answers, choices) float32 and (answers,) int64."""
+    inputs = {name: value.to(base.device) for name, value in batch.model_inputs().items()}
+    labels = batch.labels.to(base.device)
+    if base.task == "classification":
+        return base.model(**inputs).logits.float(), labels
+    logits = base.model(**inputs, use_cache=False).logits[:, :-1]
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    return logits[counted].float(), targets[counted]
+
+
+def loss_of(base: BaseModel, batch: Batch) -> Tensor:
+    """Mean negative log-likelihood of a batch, with its graph."""
+    logits, targets = answers_of(base, batch)
+    return functional.cross_entropy(logits, targets)
+
+
+@torch.no_grad()
+def tally(base: BaseModel, batch: Batch) -> Tally:
+    """Loss and right answers of a batch."""
+    return tally_of(*answers_of(base, batch))
+
+
+def tally_of(logits: Tensor, targets: Tensor) -> Tally:
+    """Loss and right answers of logits (answers, choices) and targets (answers,)."""
+    loss = functional.cross_entropy(logits, targets, reduction="sum")
+    return Tally(float(loss), int((logits.argmax(dim=1) == targets).sum()), len(targets))
+
+
+def loss_at_ends(losses: Sequence[float]) -> tuple[float, float]:
+    """The loss before and after local training, from that of every step, at least one."""
+    end = max(1, len(losses) // _ENDS)
+    return sum(losses[:end]) / end, sum(losses[-end:]) / end
 
 
 @dataclass(frozen=True, eq=False)

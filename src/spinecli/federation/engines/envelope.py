@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from spinecli.artifacts.record import FiniteRecord
 from spinecli.errors import MessageError
 from spinecli.federation.bounds import MOST_EXAMPLES, ClassName, Examples, Seconds
-from spinecli.federation.simulation.conditions import Conditions
+from spinecli.federation.simulation.virtual_clock import Conditions
 
 HELLO, READY, UNREADY, ALIVE, ACCEPTED, ANSWER, FAILED = (
     "hello",

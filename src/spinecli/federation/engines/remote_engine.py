@@ -15,8 +15,7 @@ from spinecli.errors import MessageError
 from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
 from spinecli.federation.engines.envelope import JobHeader, encode_envelope
 from spinecli.federation.engines.pending_request import PendingRequest
-from spinecli.federation.simulation.conditions import Conditions
-from spinecli.federation.simulation.virtual_clock import VirtualClock
+from spinecli.federation.simulation.virtual_clock import Conditions, VirtualClock
 
 
 class RemoteEngine(ABC):

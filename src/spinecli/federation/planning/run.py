@@ -20,8 +20,15 @@ from spinecli.checkpoints.family import Family
 from spinecli.errors import OptionError
 from spinecli.federation.config import LoraConfig
 from spinecli.federation.planning.artifact import PLAN_KIND, PlanTensors
-from spinecli.federation.planning.outcome import FleetFigures, PlanOutcome, uniform_outcome
-from spinecli.federation.planning.prediction import Prediction, Predictor, first_speeds, memory_limits
+from spinecli.federation.planning.prediction import (
+    FleetFigures,
+    PlanOutcome,
+    Prediction,
+    Predictor,
+    first_speeds,
+    memory_limits,
+    uniform_outcome,
+)
 from spinecli.federation.planning.request import PlanRequest
 from spinecli.lora.peft_format import CONFIG_NAME, plain_config
 from spinecli.lora.planning.configuration import Configuration, configure

@@ -16,8 +16,7 @@ from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.federation.config import LoraConfig, SplitConfig
 from spinecli.federation.planning.workload import Head
-from spinecli.lora.block_cost import BlockLayout
-from spinecli.lora.cost import StepCost
+from spinecli.lora.cost import BlockLayout, StepCost
 from spinecli.lora.factors import target_projections
 
 _VALUE_BYTES = 4

@@ -14,7 +14,7 @@ from spinecli.data.batches import Batch, batches, collate
 from spinecli.data.encoding import Encoded
 from spinecli.errors import MessageError
 from spinecli.federation.client.device import DeviceMemory, Meter
-from spinecli.federation.client.objective import loss_at_ends
+from spinecli.federation.client.training import loss_at_ends
 from spinecli.federation.messages import (
     Message,
     checked_header,

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.stream.block_stream import ComputeOptions
-from spinecli.checkpoints.stream.model_parts import Injector, Recorder
+from spinecli.checkpoints.stream.block_stream import ComputeOptions, Injector, Recorder
 from spinecli.data.batches import IGNORED, Batch
 from spinecli.data.config import Task
 from spinecli.errors import OptionError

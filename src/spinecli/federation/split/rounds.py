@@ -25,15 +25,15 @@ from spinecli.federation.history import (
     IterationRecord,
     Measurement,
     RoundRecord,
+    RunState,
     SplitRecord,
 )
 from spinecli.federation.messages import Message
 from spinecli.federation.rounds import Listener, diverged, measured, named, run_rounds
 from spinecli.federation.schedule import learning_rate
 from spinecli.federation.split.channel import Channel, ClientExchange, DivergedDevicesError, exchanged
-from spinecli.federation.split.control.estimates import Iteration, Pace, Transfer, observed_pace
+from spinecli.federation.split.control.estimates import Iteration, Pace, Population, Transfer, observed_pace
 from spinecli.federation.split.control.plan import ControlOptions, ControlPlan, ControlState, plan_round
-from spinecli.federation.split.control.population import Population
 from spinecli.federation.split.cost import SplitCosts
 from spinecli.federation.split.messages import (
     LOCAL,
@@ -49,7 +49,6 @@ from spinecli.federation.split.messages import (
 )
 from spinecli.federation.split.model import Parameters
 from spinecli.federation.split.server import DivergedTopError, Top, UnusableFeaturesError
-from spinecli.federation.state import RunState
 from spinecli.lora.aggregation.averaging import average_tensors
 
 

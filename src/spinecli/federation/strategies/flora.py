@@ -17,8 +17,7 @@ from spinecli.federation.engine import Lost
 from spinecli.federation.seeding import torch_generator
 from spinecli.federation.strategies.hetlora import HetLoRA
 from spinecli.federation.strategies.strategy import ClientUpdate, GlobalModel, StrategyContext, TrainInstruction
-from spinecli.lora.aggregation.compression import compress
-from spinecli.lora.aggregation.stacking import stack, sum_of_products
+from spinecli.lora.aggregation.stacking import compress, stack, sum_of_products
 from spinecli.lora.factors import Factors, fresh_factors
 
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spinecli.lora.aggregation.compression import compress
 from spinecli.lora.aggregation.contribution import Contribution, embedded, full_shape, projection_names
-from spinecli.lora.aggregation.stacking import sum_of_products
+from spinecli.lora.aggregation.stacking import compress, sum_of_products
 from spinecli.lora.factors import Adapter, Factors
 
 COVERAGE_FLOOR = 0.1

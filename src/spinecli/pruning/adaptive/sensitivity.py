@@ -24,10 +24,10 @@ from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
 from spinecli.checkpoints.stream.objective import divergence
 from spinecli.progress import Progress, silent
 from spinecli.pruning.adaptive.damage import Sensitivity
+from spinecli.pruning.allocation import select_shapes
 from spinecli.pruning.recovery.block import TeacherTargets, teach
 from spinecli.pruning.scoring import Scores
 from spinecli.pruning.search import recovered
-from spinecli.pruning.selection import select_shapes
 
 SUB_LAYERS = ("attention", "mlp")
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spinecli.federation.split.control.batches import priorities
-from spinecli.federation.split.control.estimates import Pace
-from spinecli.federation.split.control.population import label_distributions, reference_distribution
+from spinecli.federation.split.control.estimates import Pace, label_distributions, reference_distribution
 from spinecli.federation.split.control.refinement import Problem
 from spinecli.federation.split.control.selection.candidates import Candidates
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinecli.federation.split.control.batches import priorities
-from spinecli.federation.split.control.population import (
+from spinecli.federation.split.control.estimates import (
     divergence,
     label_distributions,
     merged_distribution,

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from spinecli.config import Config
 from spinecli.errors import OptionError
 from spinecli.federation.config import SplitConfig, TrainConfig
-from spinecli.federation.split.control.estimates import Pace
+from spinecli.federation.split.control.estimates import Pace, Population
 from spinecli.federation.split.control.plan import ControlOptions, ControlPlan, ControlState, plan_round
-from spinecli.federation.split.control.population import Population
 
 _SIDES: dict[str, type[Config]] = {"split": SplitConfig, "train": TrainConfig}
 

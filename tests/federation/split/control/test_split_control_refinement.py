@@ -10,7 +10,7 @@ from control_cases import problems, skewed_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinecli.federation.split.control.population import label_distributions, reference_distribution
+from spinecli.federation.split.control.estimates import label_distributions, reference_distribution
 from spinecli.federation.split.control.refinement import Problem, refined, relaxed_batches
 
 

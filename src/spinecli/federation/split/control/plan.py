@@ -18,8 +18,7 @@ from spinecli.errors import OptionError
 from spinecli.federation.config import SelectionName, SplitConfig, TrainConfig
 from spinecli.federation.seeding import torch_generator
 from spinecli.federation.split.control.batches import idle_share, priorities, regulated_batches, scaled_up
-from spinecli.federation.split.control.estimates import RETENTION, Pace, Paces, paces_of
-from spinecli.federation.split.control.population import Population
+from spinecli.federation.split.control.estimates import RETENTION, Pace, Paces, Population, paces_of
 from spinecli.federation.split.control.refinement import Problem, Refinement, refined
 from spinecli.federation.split.control.selection.candidates import Candidates
 from spinecli.federation.split.control.selection.registry import selection_of

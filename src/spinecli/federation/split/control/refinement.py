@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spinecli.federation.split.control.batches import whole_rows
-from spinecli.federation.split.control.population import divergence, merged_distribution
+from spinecli.federation.split.control.estimates import divergence, merged_distribution
 
 
 @dataclass(frozen=True, eq=False)

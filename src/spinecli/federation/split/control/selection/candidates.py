@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spinecli.federation.split.control.batches import whole_rows
-from spinecli.federation.split.control.population import divergence
+from spinecli.federation.split.control.estimates import divergence
 
 
 def trimmed(cohorts: Tensor, orders: Tensor, candidates: Candidates) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinecli.federation.split.control.population import divergence
+from spinecli.federation.split.control.estimates import divergence
 from spinecli.federation.split.control.selection.candidates import Candidates, drawn_orders, filled
 
 _SMALLEST_GAIN = 1e-12
