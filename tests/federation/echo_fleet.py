@@ -25,7 +25,7 @@ NAMES = ("slow-00", "slow-01", "fast-00")
 ROLES = ("rogue", "flood", "crowd")
 """Of devices that are not honest, see `echo_site`."""
 ECHO = Path(__file__).with_name("echo_site.py")
-PATIENCE = Timeouts(gone=2.0, silent=30.0)
+TIMEOUTS = Timeouts(gone=2.0, silent=30.0)
 SOON = 120.0
 """A busy machine needs its time to start processes."""
 
@@ -42,10 +42,10 @@ class Fleet:
         self.engines: list[NvflareEngine] = []
         log_to(folder / "server.txt")
 
-    def serve(self, charter: bytes = b"charter", names: Sequence[str] = NAMES, **options: Any) -> NvflareEngine:
+    def serve(self, run_config: bytes = b"welcome", names: Sequence[str] = NAMES, **options: Any) -> NvflareEngine:
         identity = read_identity(self.identities / "server")
         address = Address("127.0.0.1", self.port)
-        self.engines.append(NvflareEngine(names, charter, address, identity, patience=PATIENCE, **options))
+        self.engines.append(NvflareEngine(names, run_config, address, identity, timeouts=TIMEOUTS, **options))
         return self.engines[-1]
 
     def start(self, device: str, identity: str | None = None, host: str = "127.0.0.1") -> subprocess.Popen[str]:
@@ -80,8 +80,8 @@ class Fleet:
 def wait_for(engine: NvflareEngine) -> None:
     limit = time.monotonic() + SOON
 
-    def look(standing: EnrolmentStatus) -> None:
-        assert not standing.troubles
+    def look(status: EnrolmentStatus) -> None:
+        assert not status.troubles
         assert time.monotonic() < limit
 
     engine.wait_for_all(look)

@@ -111,8 +111,8 @@ def training(number: int) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     frames.get()
-    charter = envelope.decode_envelope(envelope.Empty, frames.get()[1])[1]
-    if charter == b"impossible":
+    run_config = envelope.decode_envelope(envelope.Empty, frames.get()[1])[1]
+    if run_config == b"impossible":
         told = envelope.ServerNotice(explanation="this cannot be loaded")
         connection.send_bytes(frame(envelope.UNREADY, envelope.encode_envelope(told)))
         sys.exit(1)

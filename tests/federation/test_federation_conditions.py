@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinecli.federation.simulation.conditions import Conditions, conditions
 from spinecli.federation.simulation.fleet import DeviceClass, DeviceSpec, load_fleet
-from spinecli.federation.simulation.virtual_clock import Conditions, conditions
 
 MANY = 4000
 

@@ -19,7 +19,7 @@ from spinecli.federation.engines.envelope import (
     encode_envelope,
     explained,
 )
-from spinecli.federation.simulation.virtual_clock import Conditions
+from spinecli.federation.simulation.conditions import Conditions
 
 numbers = st.floats(min_value=1e-9, max_value=1e18)
 conditions = st.builds(

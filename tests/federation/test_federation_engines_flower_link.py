@@ -95,7 +95,7 @@ class Fleet:
         engine = FlowerEngine(TOKENS, self.link, self.ended.get)
         limit = time.monotonic() + SOON
 
-        def look(standing: object) -> None:
+        def look(status: object) -> None:
             assert time.monotonic() < limit
 
         engine.wait_for_all(look)

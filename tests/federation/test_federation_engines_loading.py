@@ -67,7 +67,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[NvflareEngine]:
     for name in "ab":
         come(made, f"{name}.1")
         wire_of(made).receive(f"{name}.1", READY, IS_READY)
-    made.wait_for_all(lambda standing: None)
+    made.wait_for_all(lambda status: None)
     yield made
     made.close()
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("nvflare")
 
-from echo_fleet import NAMES, PATIENCE, SOON, Fleet, all_jobs, eventually, job, listeners, reason
+from echo_fleet import NAMES, SOON, TIMEOUTS, Fleet, all_jobs, eventually, job, listeners, reason
 
 from spinecli.federation.engine import Job, Lost, Reply
 from spinecli.federation.engines.nvflare.certificates import certify
@@ -106,7 +106,7 @@ def test_a_site_that_is_killed_is_lost_and_one_that_is_started_again_is_back(
     outcomes = engine.exchange(all_jobs(), None)
     assert [reason(outcome) for outcome in outcomes] == ["failed", "answered", "answered"]
     assert isinstance(outcomes[0], Lost)
-    assert outcomes[0].seconds >= PATIENCE.gone - 1
+    assert outcomes[0].seconds >= TIMEOUTS.gone - 1
     shared.start("slow-00")
     eventually(lambda: reason(engine.exchange([job("slow-00")], 5.0)[0]) == "answered")
     assert [node.name for node in engine.nodes()] == list(NAMES)

@@ -20,8 +20,9 @@ from spinecli.federation.engines.loopback import free_port
 from spinecli.federation.engines.nvflare.certificates import certify, read_identity
 from spinecli.federation.engines.nvflare.connection import Address
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
+from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import load_fleet
-from spinecli.federation.simulation.virtual_clock import VirtualClock, conditions
+from spinecli.federation.simulation.virtual_clock import VirtualClock
 
 pytestmark = pytest.mark.slow
 
@@ -104,9 +105,9 @@ def test_a_device_that_cannot_load_says_so(fleet: Fleet) -> None:
     engine = fleet.serve(b"impossible")
     fleet.start("slow-00")
 
-    def look(standing: EnrolmentStatus) -> None:
-        if standing.troubles:
-            raise FederationError(standing.troubles["slow-00"])
+    def look(status: EnrolmentStatus) -> None:
+        if status.troubles:
+            raise FederationError(status.troubles["slow-00"])
 
     with pytest.raises(FederationError, match="this cannot be loaded"):
         engine.wait_for_all(look)
@@ -128,12 +129,12 @@ def test_a_device_cannot_pass_for_the_server(tmp_path: Path) -> None:
         folder = Fleet(tmp_path, tmp_path / "keys")
         folder.port = port
         address = Address("localhost", port)
-        engine = NvflareEngine(["alpha"], b"charter", address, read_identity(tmp_path / "keys" / shown))
+        engine = NvflareEngine(["alpha"], b"welcome", address, read_identity(tmp_path / "keys" / shown))
         site = folder.start("alpha", host="localhost")
         try:
             limit = time.monotonic() + (SOON if believed else 15.0)
             with pytest.raises(TimeoutError) if not believed else nullcontext():
-                engine.wait_for_all(lambda standing, limit=limit: _end_at(limit))
+                engine.wait_for_all(lambda status, limit=limit: _end_at(limit))
         finally:
             engine.close()
             folder.end()

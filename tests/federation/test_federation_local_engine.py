@@ -13,9 +13,10 @@ from spinecli.federation.client.device import Device, DeviceMemory
 from spinecli.federation.engine import Job, Lost, Reply
 from spinecli.federation.history import RunState, load_state
 from spinecli.federation.messages import Message
+from spinecli.federation.simulation.conditions import Conditions, conditions
 from spinecli.federation.simulation.fleet import Fleet, load_fleet
 from spinecli.federation.simulation.local_engine import LocalEngine, Simulated
-from spinecli.federation.simulation.virtual_clock import Conditions, VirtualMeter, conditions
+from spinecli.federation.simulation.virtual_clock import VirtualMeter
 
 SEED = 3
 FLOPS = {"forward": 2e8, "backward": 5e8}

@@ -36,8 +36,8 @@ from spinecli.federation.planning.prediction import Predictor, first_speeds, mem
 from spinecli.federation.planning.request import open_request
 from spinecli.federation.planning.run import PlanDecision, adapter_config, decide
 from spinecli.federation.planning.run import plan as write_plan
+from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import load_fleet
-from spinecli.federation.simulation.virtual_clock import conditions
 from spinecli.lora.cost import TrainingCosts
 from spinecli.lora.planning.ranks import completion_table
 

@@ -28,7 +28,8 @@ from spinecli.federation.client.wire import adapter_from, adapter_tensors, head_
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.run import set_up
-from spinecli.federation.simulation.virtual_clock import VirtualMeter, conditions
+from spinecli.federation.simulation.conditions import conditions
+from spinecli.federation.simulation.virtual_clock import VirtualMeter
 from spinecli.lora.factors import Adapter, Factors, empty_b
 
 RANK = 4

@@ -84,12 +84,12 @@ class Loop:
     def _round(self, number: int, acknowledged: dict[str, int]) -> RoundRecord:
         config, setting = self.setting.config, self.setting
         cohort = draw_cohort(setting.nodes, config.train.cohort, config.seed, number)
-        assignments = self.strategy.configure_train(number, cohort)
-        self._require_memory(assignments)
+        instructions = self.strategy.configure_train(number, cohort)
+        self._require_memory(instructions)
         rate = learning_rate(config.learning_rate, config.train.schedule, number, config.train.rounds)
         jobs = [
-            self._job(number, device, assignment, rate, acknowledged.get(device))
-            for device, assignment in assignments.items()
+            self._job(number, device, instruction, rate, acknowledged.get(device))
+            for device, instruction in instructions.items()
         ]
         began = self.engine.now()
         outcomes = self.engine.exchange(jobs, config.train.deadline)
@@ -98,15 +98,15 @@ class Loop:
         lost: list[Lost] = []
         devices = []
         for job, outcome in zip(jobs, outcomes, strict=True):
-            assignment = assignments[job.device]
-            checked = self._checked(outcome, assignment, began)
+            instruction = instructions[job.device]
+            checked = self._checked(outcome, instruction, began)
             if isinstance(checked, ClientUpdate):
                 updates.append(checked)
                 acknowledged[job.device] = number
             else:
                 lost.append(checked)
             ratio = checked.ratio if isinstance(checked, ClientUpdate) else self._ratio(job.device)
-            devices.append(_device_record(job.device, assignment, outcome, checked, ended, ratio))
+            devices.append(_device_record(job.device, instruction, outcome, checked, ended, ratio))
         evaluation = self._absorbed(number, updates, lost)
         return RoundRecord(
             round=number,
@@ -131,12 +131,12 @@ class Loop:
             raise diverged(number, self.setting.config.train.rounds, f"{what}, from {named(answered)}") from error
         return measured(self.setting.config.train, number, self.strategy.model(), answered, self.evaluate, self.probe)
 
-    def _require_memory(self, assignments: Mapping[str, TrainInstruction]) -> None:
+    def _require_memory(self, instructions: Mapping[str, TrainInstruction]) -> None:
         """Whatever a strategy orders, no device is asked for more than it has said that it holds."""
         memory = self.setting.memory
-        needed = {ranks: memory.needed(ranks) for ranks in {each.ranks for each in assignments.values()}}
+        needed = {ranks: memory.needed(ranks) for ranks in {each.ranks for each in instructions.values()}}
         for node in self.setting.nodes:
-            found = assignments.get(node.name)
+            found = instructions.get(node.name)
             if found is not None and needed[found.ranks] > node.memory_bytes:
                 raise FederationError(
                     f"{node.name} has {node.memory_bytes / 1e9:.3g} GB and would need "
@@ -150,16 +150,16 @@ class Loop:
         return cuts.ratio_of(cuts.widths_of(masks)) if masks else 0.0
 
     def _job(
-        self, number: int, device: str, assignment: TrainInstruction, rate: float, acknowledged: int | None
+        self, number: int, device: str, instruction: TrainInstruction, rate: float, acknowledged: int | None
     ) -> Job:
-        config, pruning = self.setting.config, assignment.pruning
+        config, pruning = self.setting.config, instruction.pruning
         order = TrainingOrder(
             round=number,
             seed=config.seed,
             acknowledged=acknowledged,
-            ranks=assignment.ranks,
+            ranks=instruction.ranks,
             scale=config.lora.scale,
-            shared_a=assignment.shared_a,
+            shared_a=instruction.shared_a,
             steps=config.train.local_steps,
             batch_size=config.train.batch_size,
             learning_rate=rate,
@@ -175,17 +175,17 @@ class Loop:
                 cut_first=pruning.importance is not None,
             ),
         )
-        factors = outputs_tensors(assignment.adapter) if assignment.shared_a else adapter_tensors(assignment.adapter)
-        tensors = {**factors, **head_tensors(assignment.head), **adapter_tensors(assignment.folded, FOLDED)}
+        factors = outputs_tensors(instruction.adapter) if instruction.shared_a else adapter_tensors(instruction.adapter)
+        tensors = {**factors, **head_tensors(instruction.head), **adapter_tensors(instruction.folded, FOLDED)}
         if pruning is not None and pruning.importance is not None:
             tensors |= importance_tensors(pruning.importance)
         return Job(device, TRAIN, number, Message(order.model_dump(mode="json"), tensors))
 
-    def _checked(self, outcome: Reply | Lost, assignment: TrainInstruction, began: float) -> ClientUpdate | Lost:
+    def _checked(self, outcome: Reply | Lost, instruction: TrainInstruction, began: float) -> ClientUpdate | Lost:
         if isinstance(outcome, Lost):
             return outcome
         try:
-            return checked_update(outcome, assignment, self.setting, self.strategy.masks_of(outcome.device))
+            return checked_update(outcome, instruction, self.setting, self.strategy.masks_of(outcome.device))
         except MessageError as error:
             timing = outcome.timing
             return Lost(outcome.device, "refused", str(error), timing.arrived - began, timing.bytes_down)
@@ -274,13 +274,13 @@ def _reached_target(rounds: Sequence[RoundRecord], target: float | None) -> bool
 
 def _device_record(
     device: str,
-    assignment: TrainInstruction,
+    instruction: TrainInstruction,
     outcome: Reply | Lost,
     checked: ClientUpdate | Lost,
     ended: float,
     ratio: float,
 ) -> DeviceRecord:
-    held = [rank for rank in assignment.ranks if rank > 0]
+    held = [rank for rank in instruction.ranks if rank > 0]
     depth, rank = len(held), sum(held) / max(len(held), 1)
     update = checked if isinstance(checked, ClientUpdate) else None
     lost = checked if isinstance(checked, Lost) else None

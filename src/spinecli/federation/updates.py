@@ -32,7 +32,7 @@ class Metrics(FiniteRecord):
 
 
 def checked_update(
-    reply: Reply, assignment: TrainInstruction, setting: StrategyContext, before: Masks | None
+    reply: Reply, instruction: TrainInstruction, setting: StrategyContext, before: Masks | None
 ) -> ClientUpdate:
     """Validate an answer against what was ordered.
 
@@ -43,12 +43,12 @@ def checked_update(
     """
     tensors = dict(reply.message.tensors)
     metrics = checked_header(Metrics, reply.message, "Its figures are")
-    masks = _checked_masks(tensors, setting, before) if assignment.pruning else None
+    masks = _checked_masks(tensors, setting, before) if instruction.pruning else None
     carried = mask_shapes(setting.blocks, setting.cuts.dense) if masks else {}
     require_moderate({name: value for name, value in tensors.items() if name not in carried})
     rows, columns = setting.kept_units(masks)
-    require_shapes(tensors, _expected(assignment, setting, rows, columns, with_masks=masks is not None))
-    if assignment.shared_a:
+    require_shapes(tensors, _expected(instruction, setting, rows, columns, with_masks=masks is not None))
+    if instruction.shared_a:
         d_in = {name: projection.d_in for name, projection in setting.projections.items()}
         adapter = outputs_from(tensors, setting.config.seed, d_in)
     else:
@@ -71,7 +71,7 @@ def checked_update(
         ratio=ratio,
         masks=masks,
         importance=importance_from(tensors, setting.blocks) if masks else None,
-        ranks=assignment.ranks,
+        ranks=instruction.ranks,
     )
 
 
@@ -94,7 +94,7 @@ def _checked_masks(tensors: Mapping[str, Tensor], setting: StrategyContext, befo
 
 
 def _expected(
-    assignment: TrainInstruction,
+    instruction: TrainInstruction,
     setting: StrategyContext,
     rows: Mapping[str, Tensor],
     columns: Mapping[str, Tensor],
@@ -103,11 +103,11 @@ def _expected(
 ) -> dict[str, tuple[int, ...]]:
     expected: dict[str, tuple[int, ...]] = {f"head.{name}": tuple(value.shape) for name, value in setting.head.items()}
     for name, projection in setting.projections.items():
-        rank = assignment.ranks[projection.block]
+        rank = instruction.ranks[projection.block]
         if rank == 0:
             continue
         expected[f"lora.{name}.b"] = (len(rows[name]) if name in rows else projection.d_out, rank)
-        if not assignment.shared_a:
+        if not instruction.shared_a:
             expected[f"lora.{name}.a"] = (rank, len(columns[name]) if name in columns else projection.d_in)
     if with_masks:
         blocks, dense = setting.blocks, setting.cuts.dense

@@ -23,16 +23,16 @@ from spinecli.federation.engines.envelope import (
     encode_envelope,
 )
 from spinecli.federation.engines.flower.payload import ENROLLED, Enrolled, packed, unpacked
-from spinecli.remote.client_runtime import ClientRuntime, explanation_of, open_bench
+from spinecli.remote.client_runtime import ClientRuntime, explanation_of, open_runtime
 from spinecli.remote.supernode import SETTING, SuperNodeConfig
 
 
 def enrol(message: Message, context: Context) -> Message:
     """Say who this device is, and whether it can take part."""
-    placement = _placement(context)
-    name, token = placement.home.device, placement.token
+    supernode_config = _supernode_config(context)
+    name, token = supernode_config.client.device, supernode_config.token
     try:
-        enrolled = Enrolled(device=name, token=token, ready=_bench(placement).ready())
+        enrolled = Enrolled(device=name, token=token, ready=_runtime(supernode_config).ready())
     except Exception as error:
         enrolled = Enrolled(device=name, token=token, trouble=explanation_of(error))
     return Message(packed(ENROLLED, encode_envelope(enrolled)), reply_to=message)
@@ -43,21 +43,21 @@ def work(message: Message, context: Context) -> Message:
     _, envelope = unpacked(message.content)
     header, blob = decode_envelope(JobHeader, envelope)
     try:
-        bench = _bench(_placement(context))
-        answer = bench.work(header.run, header.kind, header.conditions, blob)
+        runtime = _runtime(_supernode_config(context))
+        answer = runtime.work(header.run, header.kind, header.conditions, blob)
     except Exception as error:
         failed = Failed(job=header.job, explanation=explanation_of(error))
         return Message(packed(FAILED, encode_envelope(failed)), reply_to=message)
-    seconds = _seconds_of_this_process() if header.conditions is None else bench.meter.total
+    seconds = _seconds_of_this_process() if header.conditions is None else runtime.meter.total
     return Message(packed(ANSWER, encode_envelope(Answer(job=header.job, seconds=seconds), answer)), reply_to=message)
 
 
-def _placement(context: Context) -> SuperNodeConfig:
+def _supernode_config(context: Context) -> SuperNodeConfig:
     return SuperNodeConfig.model_validate_json(Path(str(context.node_config[SETTING])).read_text(encoding="utf-8"))
 
 
-def _bench(placement: SuperNodeConfig) -> ClientRuntime:
-    return open_bench(placement.charter, placement.home)
+def _runtime(supernode_config: SuperNodeConfig) -> ClientRuntime:
+    return open_runtime(supernode_config.run_config, supernode_config.client)
 
 
 def _seconds_of_this_process() -> float:

@@ -1,4 +1,4 @@
-"""What a device has at home: its checkpoint, its data, its memory. Nothing here imports torch."""
+"""What a device is told by its own machine: checkpoint, data, memory. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spinecli.federation.bounds import ClassName
 
 
 class ClientConfig(Record):
-    """What a device has at home."""
+    """A device as its own machine describes it."""
 
     device: str
     """Its name."""

@@ -25,7 +25,8 @@ from spinecli.federation.client.part import load_part
 from spinecli.federation.engines.envelope import Ready, explained
 from spinecli.federation.messages import Message
 from spinecli.federation.planning.workload import Head, head_of
-from spinecli.federation.simulation.virtual_clock import Conditions, VirtualMeter
+from spinecli.federation.simulation.conditions import Conditions
+from spinecli.federation.simulation.virtual_clock import VirtualMeter
 from spinecli.federation.split.cost import SplitCosts
 from spinecli.federation.split.device import SplitDevice
 from spinecli.federation.split.device import handle as handle_split
@@ -101,7 +102,7 @@ class JobMeter:
 class ClientRuntime:
     """A device that is ready to work."""
 
-    home: ClientConfig
+    client: ClientConfig
     data: Encoded
     labels: int
     memory: DeviceMemory
@@ -125,8 +126,8 @@ class ClientRuntime:
     def ready(self) -> Ready:
         """What it says of itself when it enrols."""
         return Ready(
-            device_class=self.home.device_class,
-            memory_bytes=self.home.memory_bytes,
+            device_class=self.client.device_class,
+            memory_bytes=self.client.memory_bytes,
             examples=self.examples,
             label_counts=self.label_counts,
         )
@@ -147,7 +148,7 @@ class ClientRuntime:
         return answer
 
     def _recall(self, run: str) -> None:
-        path = self.home.memory / _MEMORY_NAME
+        path = self.client.memory / _MEMORY_NAME
         self._run, self.memory.tensors = run, {}
         if path.is_file():
             kept = Message.unpack(path.read_bytes())
@@ -157,30 +158,30 @@ class ClientRuntime:
     def _keep(self) -> None:
         if not self.memory.tensors:
             return
-        self.home.memory.mkdir(parents=True, exist_ok=True)
-        path = self.home.memory / _MEMORY_NAME
+        self.client.memory.mkdir(parents=True, exist_ok=True)
+        path = self.client.memory / _MEMORY_NAME
         with whole_file(path) as part:
             part.write_bytes(Message({"run": self._run}, self.memory.tensors).pack())
 
 
-def open_bench(charter: RunConfig, home: ClientConfig) -> ClientRuntime:
-    """Load what the charter asks for, and take as many threads as the home allows.
+def open_runtime(run_config: RunConfig, client: ClientConfig) -> ClientRuntime:
+    """Load what the run's config asks for, and take as many threads as the client allows.
 
-    Raises: FederationError if this device's checkpoint or data do not fit the charter, and what loading can raise.
+    Raises: FederationError if this device's checkpoint or data do not fit the run's config, and what loading can raise.
     """
-    if home.threads is not None:
-        torch.set_num_threads(home.threads)
-    path = resolve_checkpoint(home.model)
-    if describe_source(home.model, path).digest != charter.checkpoint:
-        raise FederationError(f"{home.model} is not the checkpoint of this run; give every device the server's.")
+    if client.threads is not None:
+        torch.set_num_threads(client.threads)
+    path = resolve_checkpoint(client.model)
+    if describe_source(client.model, path).digest != run_config.checkpoint:
+        raise FederationError(f"{client.model} is not the checkpoint of this run; give every device the server's.")
     checkpoint = Checkpoint.open(path)
-    data = _data(charter, home, checkpoint)
-    if data.task != charter.task:
-        raise FederationError(f"This device has data for {data.task}, and the run is about {charter.task}.")
-    labels, meter, memory = len(charter.labels), JobMeter(), DeviceMemory()
-    loaded = _Loaded(charter, home, checkpoint, head_of(checkpoint, labels or None), data, memory, meter)
-    handler = _federated(loaded) if charter.split is None else _split(loaded, charter.split)
-    return ClientRuntime(home, data, labels, memory, meter, handler)
+    data = _data(run_config, client, checkpoint)
+    if data.task != run_config.task:
+        raise FederationError(f"This device has data for {data.task}, and the run is about {run_config.task}.")
+    labels, meter, memory = len(run_config.labels), JobMeter(), DeviceMemory()
+    loaded = _Loaded(run_config, client, checkpoint, head_of(checkpoint, labels or None), data, memory, meter)
+    handler = _federated(loaded) if run_config.split is None else _split(loaded, run_config.split)
+    return ClientRuntime(client, data, labels, memory, meter, handler)
 
 
 def explanation_of(error: Exception) -> str:
@@ -191,23 +192,23 @@ def explanation_of(error: Exception) -> str:
     return explained(f"{type(error).__name__}: {error}")
 
 
-def _data(charter: RunConfig, home: ClientConfig, checkpoint: Checkpoint) -> Encoded:
+def _data(run_config: RunConfig, client: ClientConfig, checkpoint: Checkpoint) -> Encoded:
     """The device's examples; labels by the run's names, so that every device numbers them alike."""
-    if home.part is not None:
-        return load_part(home.part)
-    columns = home.columns if charter.labels else home.columns.model_copy(update={"label_column": None})
-    examples = ExamplesConfig(**columns.model_dump(), task=charter.task)
-    dataset = load_dataset(home.data or "", examples, charter.labels or None)
+    if client.part is not None:
+        return load_part(client.part)
+    columns = client.columns if run_config.labels else client.columns.model_copy(update={"label_column": None})
+    examples = ExamplesConfig(**columns.model_dump(), task=run_config.task)
+    dataset = load_dataset(client.data or "", examples, run_config.labels or None)
     vocabulary = int(checkpoint.config.vocab_size)
-    return encode(dataset, tokenizer_of(checkpoint), charter.max_length, vocabulary=vocabulary)
+    return encode(dataset, tokenizer_of(checkpoint), run_config.max_length, vocabulary=vocabulary)
 
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
     """What every kind of device is made of."""
 
-    charter: RunConfig
-    home: ClientConfig
+    run_config: RunConfig
+    client: ClientConfig
     checkpoint: Checkpoint
     head: Head
     data: Encoded
@@ -217,7 +218,7 @@ class _Loaded:
     @property
     def compute(self) -> ComputeOptions:
         """Where and in which precision to compute."""
-        return self.charter.compute(self.home.compute_device)
+        return self.run_config.compute(self.client.compute_device)
 
     @property
     def indices(self) -> range:
@@ -226,19 +227,21 @@ class _Loaded:
 
 
 def _federated(loaded: _Loaded) -> Callable[[str, Message], Message]:
-    charter, checkpoint, head = loaded.charter, loaded.checkpoint, loaded.head
-    labels, pad_id = len(charter.labels), loaded.data.pad_id
-    base = BaseModel(checkpoint, charter.task, labels, charter.lora.targets, pad_id, charter.seed, loaded.compute)
+    run_config, checkpoint, head = loaded.run_config, loaded.checkpoint, loaded.head
+    labels, pad_id = len(run_config.labels), loaded.data.pad_id
+    base = BaseModel(
+        checkpoint, run_config.task, labels, run_config.lora.targets, pad_id, run_config.seed, loaded.compute
+    )
     costs = TrainingCosts.of(checkpoint, base.targets, head.weights, head.per_token, head_trained=head.trained)
-    device = Device(loaded.home.device, base, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
+    device = Device(loaded.client.device, base, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
     return lambda kind, message: handle(kind, message, device)
 
 
 def _split(loaded: _Loaded, split: SplitCharter) -> Callable[[str, Message], Message]:
-    charter, checkpoint, config = loaded.charter, loaded.checkpoint, split.config
-    labels, pad_id = len(charter.labels), loaded.data.pad_id
-    lora, seed = charter.lora, charter.seed
-    model = SplitModel(checkpoint, charter.task, labels, split.cut, config, lora, pad_id, seed, loaded.compute)
+    run_config, checkpoint, config = loaded.run_config, loaded.checkpoint, split.config
+    labels, pad_id = len(run_config.labels), loaded.data.pad_id
+    lora, seed = run_config.lora, run_config.seed
+    model = SplitModel(checkpoint, run_config.task, labels, split.cut, config, lora, pad_id, seed, loaded.compute)
     costs = SplitCosts.of(checkpoint, split.cut, config, lora, loaded.head)
-    device = SplitDevice(loaded.home.device, model, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
+    device = SplitDevice(loaded.client.device, model, costs, loaded.data, loaded.indices, loaded.memory, loaded.meter)
     return lambda kind, message: handle_split(kind, message, device)

@@ -26,7 +26,7 @@ class LaunchedDevice(Record):
     port: int
     identity: Path
     """Directory of its certificate and key."""
-    home: str
+    client: str
     """Its `Home` as JSON."""
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     launched = LaunchedDevice.model_validate_json(sys.stdin.readline())
     log_to(None)
     address, identity = Address(launched.host, launched.port), read_identity(launched.identity)
-    site = Site(launched.device, address, identity, TRAINER, launched.home.encode())
+    site = Site(launched.device, address, identity, TRAINER, launched.client.encode())
 
     def wait_for_the_launchers_end() -> None:
         sys.stdin.read()

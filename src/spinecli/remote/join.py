@@ -18,25 +18,25 @@ from spinecli.remote.device import TRAINER
 _LOG_NAME = "device-log.txt"
 
 
-def join(home: ClientConfig, address: Address, identity: Path | None, note: Callable[[str], None]) -> None:
+def join(client: ClientConfig, address: Address, identity: Path | None, note: Callable[[str], None]) -> None:
     """Serve as a device until the run is over.
 
     Args:
         identity: directory of certificate and key, whose name is the device's; None goes without, under the name that
-            `home` has.
+            `client` has.
         note: told in a line what changes.
 
     Raises: FederationError if the server sends this device away, and what reading an identity can raise.
     """
     own = None if identity is None else read_identity(identity)
-    name = home.device if own is None else name_in(own)
+    name = client.device if own is None else name_in(own)
     if name == SERVER:
         raise OptionError(f"{identity} is the server's; name the directory that was made for this device.")
     require_device_name(name)
-    home.memory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_to(home.memory / _LOG_NAME)
+    client.memory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_to(client.memory / _LOG_NAME)
     note(f"{name} connects to {address}, {'without protection' if own is None else 'mutual TLS'}; Ctrl-C ends it")
-    setup = home.model_copy(update={"device": name}).model_dump_json().encode()
+    setup = client.model_copy(update={"device": name}).model_dump_json().encode()
     told = Site(name, address, own, TRAINER, setup, note).run()
     if told not in (RUN_IS_OVER, STOPPED):
         raise FederationError(f"The server has sent {name} away: {told}.")

@@ -22,7 +22,7 @@ from spinecli.federation.simulation.virtual_clock import VirtualClock
 from spinecli.federation.split.request import SplitRequest
 from spinecli.remote.client_dir import prepare_client_dir
 from spinecli.remote.device import LaunchedDevice
-from spinecli.remote.run_config import charter_of
+from spinecli.remote.run_config import run_config_of
 from spinecli.remote.running import LOG_NAME, Running, require_all, start, stop
 
 
@@ -48,16 +48,16 @@ def on_this_machine(
     log_to(place / f"{SERVER}-{LOG_NAME}")
     address = Address(LOOPBACK, free_port())
     clock = VirtualClock(request.fleet, request.config.seed) if request.config.clock == "fleet" else None
-    charter = charter_of(request, split).model_dump_json().encode()
+    run_config = run_config_of(request, split).model_dump_json().encode()
     with ExitStack() as stack:
         running: list[Running] = []
-        engine = NvflareEngine(names, charter, address, read_identity(place / "identities" / SERVER), clock)
+        engine = NvflareEngine(names, run_config, address, read_identity(place / "identities" / SERVER), clock)
         stack.callback(stop, running)
         stack.callback(engine.close)
         for number, name in enumerate(names):
             running.append(_start(request, number, name, place, address))
         note(f"server and {len(names)} devices listen and connect on {address} alone, with mutual TLS")
-        engine.wait_for_all(lambda standing: require_all(running, standing))
+        engine.wait_for_all(lambda status: require_all(running, status))
         yield engine
 
 
@@ -68,6 +68,6 @@ def _start(request: FederatedRequest, number: int, name: str, place: Path, addre
         host=address.host,
         port=address.port,
         identity=(place / "identities" / name).resolve(),
-        home=prepare_client_dir(request, number, own).model_dump_json(),
+        client=prepare_client_dir(request, number, own).model_dump_json(),
     )
     return start(name, "spinecli.remote.device", launched, own)

@@ -22,7 +22,7 @@ from spinecli.federation.engines.loopback import LOOPBACK
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.simulation.virtual_clock import VirtualClock
 from spinecli.remote.client_dir import prepare_client_dir
-from spinecli.remote.run_config import charter_of
+from spinecli.remote.run_config import run_config_of
 from spinecli.remote.running import LOG_NAME, Running, require_all, start, stop
 from spinecli.remote.supernode import SETTING, LaunchedSuperNode, SuperNodeConfig
 
@@ -62,18 +62,18 @@ def on_this_machine(request: FederatedRequest, state: Path, note: Callable[[str]
             f"Flower's SuperLink on port {link.port}"
         )
         engine = FlowerEngine(tokens, link, lambda name: running[name].ended(), clock)
-        engine.wait_for_all(lambda standing: require_all(list(running.values()), standing))
+        engine.wait_for_all(lambda status: require_all(list(running.values()), status))
         yield engine
 
 
 def _start(request: FederatedRequest, number: int, place: Path, token: str, superlink: int) -> Running:
-    home = prepare_client_dir(request, number, place)
+    client = prepare_client_dir(request, number, place)
     own = place.resolve() / _OWN_FILES
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(mode=0o700)
-    placement = SuperNodeConfig(home=home, charter=charter_of(request), token=token)
-    (own / "placement.json").write_text(placement.model_dump_json(), encoding="utf-8")
-    (own / "settings.toml").write_text(f"{SETTING} = {json.dumps(str(own / 'placement.json'))}\n", encoding="utf-8")
+    supernode_config = SuperNodeConfig(client=client, run_config=run_config_of(request), token=token)
+    (own / "supernode.json").write_text(supernode_config.model_dump_json(), encoding="utf-8")
+    (own / "settings.toml").write_text(f"{SETTING} = {json.dumps(str(own / 'supernode.json'))}\n", encoding="utf-8")
     (own / "secret").write_text(secrets.token_hex(32), encoding="utf-8")
     environment = {
         **os.environ,
@@ -84,4 +84,4 @@ def _start(request: FederatedRequest, number: int, place: Path, token: str, supe
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
     }
     launched = LaunchedSuperNode(superlink=superlink, settings=own / "settings.toml", secret=own / "secret")
-    return start(home.device, "spinecli.remote.supernode", launched, place, environment)
+    return start(client.device, "spinecli.remote.supernode", launched, place, environment)

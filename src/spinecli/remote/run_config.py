@@ -1,7 +1,7 @@
 """What a run asks of every device, told once before the first job.
 
-The charter comes from the server. It names no path, no code and no data: a device opens its own checkpoint and its own
-data, and refuses a charter that was made for another checkpoint.
+The config comes from the server. It names no path, no code and no data: a device opens its own checkpoint and its own
+data, and refuses a config that was made for another checkpoint.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class RunConfig(FiniteRecord):
         return ComputeOptions(device, getattr(torch, self.dtype))
 
 
-def charter_of(request: FederatedRequest, split: SplitRequest | None = None) -> RunConfig:
-    """The charter of a run."""
+def run_config_of(request: FederatedRequest, split: SplitRequest | None = None) -> RunConfig:
+    """What the devices of a run are told."""
     config, train = request.config, request.splits.train
     return RunConfig(
         checkpoint=request.source.digest,

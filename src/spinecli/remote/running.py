@@ -59,9 +59,9 @@ def start(
     return Running(name, process, log)
 
 
-def require_all(running: Sequence[Running], standing: EnrolmentStatus) -> None:
+def require_all(running: Sequence[Running], status: EnrolmentStatus) -> None:
     """Raise FederationError if one of the devices cannot take part."""
-    for name, explanation in standing.troubles.items():
+    for name, explanation in status.troubles.items():
         raise FederationError(f"The device {name} cannot take part: {explanation}")
     for device in running:
         if (code := device.process.poll()) is not None:

@@ -16,7 +16,7 @@ from spinecli.federation.engines.nvflare.engine import NvflareEngine
 from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.simulation.fleet import Fleet
 from spinecli.federation.split.request import SplitRequest
-from spinecli.remote.run_config import charter_of
+from spinecli.remote.run_config import run_config_of
 
 _LOG_NAME = "server-log.txt"
 
@@ -55,12 +55,12 @@ def serving(
     """
     log_to(state / _LOG_NAME)
     own = None if identity is None else read_identity(identity)
-    engine = NvflareEngine(names, charter_of(request, split).model_dump_json().encode(), address, own)
+    engine = NvflareEngine(names, run_config_of(request, split).model_dump_json().encode(), address, own)
     told: set[str] = set()
 
-    def look(standing: EnrolmentStatus) -> None:
-        news = {f"{name} is ready" for name in standing.ready}
-        news |= {f"{name} cannot take part: {why}" for name, why in standing.troubles.items()}
+    def look(status: EnrolmentStatus) -> None:
+        news = {f"{name} is ready" for name in status.ready}
+        news |= {f"{name} cannot take part: {why}" for name, why in status.troubles.items()}
         for line in sorted(news - told):
             note(line)
         told.update(news)

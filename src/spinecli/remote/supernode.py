@@ -22,15 +22,15 @@ from spinecli.federation.engines.loopback import LOOPBACK, free_port
 from spinecli.remote.client_config import ClientConfig
 from spinecli.remote.run_config import RunConfig
 
-SETTING = "placement"
+SETTING = "supernode_config"
 """Name of the SuperNode's own value that says which file it is in."""
 
 
 class SuperNodeConfig(Record):
     """What a device is, what the run asks of it, and how it shows who it is."""
 
-    home: ClientConfig
-    charter: RunConfig
+    client: ClientConfig
+    run_config: RunConfig
     token: str
     """By which the server knows it."""
 

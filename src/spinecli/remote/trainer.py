@@ -1,7 +1,7 @@
 """A device's training process: `python -m spinecli.remote.trainer SOCKET`, started by its site.
 
-It loads what its home and the charter say, tells that it is ready, and answers one job after another. When the site's
-end of the socket closes, it ends at once, whatever it is doing.
+It loads what its own config and the run's say, tells that it is ready, and answers one job after another. When the
+site's end of the socket closes, it ends at once, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spinecli.federation.engines.envelope import (
 )
 from spinecli.federation.engines.nvflare.child import frame, unframed
 from spinecli.remote.client_config import ClientConfig
-from spinecli.remote.client_runtime import ClientRuntime, explanation_of, open_bench
+from spinecli.remote.client_runtime import ClientRuntime, explanation_of, open_runtime
 from spinecli.remote.run_config import RunConfig
 
 _Frames = queue.SimpleQueue[tuple[str, bytes]]
@@ -39,24 +39,24 @@ def main(number: int) -> None:
     frames: _Frames = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, frames), daemon=True).start()
     try:
-        home, charter = _carried(frames), _carried(frames)
-        bench = open_bench(RunConfig.model_validate_json(charter), ClientConfig.model_validate_json(home))
+        client, run_config = _carried(frames), _carried(frames)
+        runtime = open_runtime(RunConfig.model_validate_json(run_config), ClientConfig.model_validate_json(client))
     except Exception as error:
         connection.send_bytes(frame(UNREADY, encode_envelope(ServerNotice(explanation=explanation_of(error)))))
         sys.exit(1)
-    connection.send_bytes(frame(READY, encode_envelope(bench.ready())))
+    connection.send_bytes(frame(READY, encode_envelope(runtime.ready())))
     while True:
-        connection.send_bytes(frame(*_answer(bench, frames.get()[1])))
+        connection.send_bytes(frame(*_answer(runtime, frames.get()[1])))
 
 
-def _answer(bench: ClientRuntime, envelope: bytes) -> tuple[str, bytes]:
+def _answer(runtime: ClientRuntime, envelope: bytes) -> tuple[str, bytes]:
     """What came of a job. Whatever it raises is an answer, too: the device keeps its place in the run."""
     header, blob = decode_envelope(JobHeader, envelope)
     try:
-        answer = bench.work(header.run, header.kind, header.conditions, blob)
+        answer = runtime.work(header.run, header.kind, header.conditions, blob)
     except Exception as error:
         return FAILED, encode_envelope(Failed(job=header.job, explanation=explanation_of(error)))
-    return ANSWER, encode_envelope(Answer(job=header.job, seconds=bench.meter.total), answer)
+    return ANSWER, encode_envelope(Answer(job=header.job, seconds=runtime.meter.total), answer)
 
 
 def _carried(frames: _Frames) -> bytes:

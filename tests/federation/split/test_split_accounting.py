@@ -12,7 +12,7 @@ from small_splits import SplitMaker, Watched, planned
 from spinecli.data.config import Task
 from spinecli.federation.engine import Lost, Reply
 from spinecli.federation.messages import Message
-from spinecli.federation.simulation.virtual_clock import conditions
+from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.split import rounds
 from spinecli.federation.split.device import SplitDevice, handle
 from spinecli.federation.split.messages import STEP

@@ -15,8 +15,8 @@ from small_splits import LLAMA, SplitMaker, fleet_text, random_batch, split_conf
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.errors import OptionError
 from spinecli.federation.planning.workload import head_of
+from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import Fleet, load_fleet
-from spinecli.federation.simulation.virtual_clock import conditions
 from spinecli.federation.split.cost import SplitCosts
 from spinecli.federation.split.request import Demand, choose_cut
 from spinecli.lora.cost import TrainingCosts

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_splits import SplitMaker, Watched, planned
 
 from spinecli.federation.engine import Reply, Timing
-from spinecli.federation.simulation.virtual_clock import Conditions, conditions
+from spinecli.federation.simulation.conditions import Conditions, conditions
 from spinecli.federation.split import rounds
 from spinecli.federation.split.channel import ClientExchange
 from spinecli.federation.split.rounds import look_at, pace_of

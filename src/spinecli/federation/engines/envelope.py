@@ -1,6 +1,6 @@
 """What server and device write around the messages of a run: who is there, which job is whose, what came of it.
 
-hello    ▶ a device's process has connected        charter  ◀ what the run asks of every device
+hello    ▶ a device's process has connected        welcome  ◀ what the run asks of every device
 ready    ▶ its model and data are loaded            job      ◀ one message of the run
 unready  ▶ they cannot be loaded, and why           leave    ◀ the run is over, or has no place for it
 alive    ▶ every few seconds
@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from spinecli.artifacts.record import FiniteRecord
 from spinecli.errors import MessageError
 from spinecli.federation.bounds import MOST_EXAMPLES, ClassName, Examples, Seconds
-from spinecli.federation.simulation.virtual_clock import Conditions
+from spinecli.federation.simulation.conditions import Conditions
 
 HELLO, READY, UNREADY, ALIVE, ACCEPTED, ANSWER, FAILED = (
     "hello",
@@ -32,7 +32,7 @@ HELLO, READY, UNREADY, ALIVE, ACCEPTED, ANSWER, FAILED = (
     "answer",
     "failed",
 )
-CHARTER, JOB, LEAVE = "charter", "job", "leave"
+WELCOME, JOB, LEAVE = "welcome", "job", "leave"
 
 RUN_IS_OVER = "the run is over"
 """Why devices leave when all is well."""

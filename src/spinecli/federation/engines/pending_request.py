@@ -49,7 +49,7 @@ class PendingRequest:
         return Lost(self.job.device, "failed", self.failure or "", self.arrived - began, self.spent_bytes)
 
     def late(self, deadline: float) -> Lost:
-        """The outcome of a parcel that is open when the deadline has come."""
+        """The outcome of a pending that is open when the deadline has come."""
         explanation = f"there was no answer within {deadline:.3g} s"
         return Lost(self.job.device, "late", explanation, deadline, self.spent_bytes)
 

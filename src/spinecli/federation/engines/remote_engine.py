@@ -1,4 +1,4 @@
-"""What every engine does that reaches devices elsewhere: jobs as parcels, and their outcomes on the clock that counts.
+"""What every engine does that reaches devices elsewhere: jobs as requests, and their outcomes on the clock that counts.
 
 That clock is the time that passes, or a simulated fleet's. On the fleet's clock every job takes its conditions to the
 device, the answer says the seconds of work, and deadlines and failing devices are the fleet's.
@@ -15,11 +15,12 @@ from spinecli.errors import MessageError
 from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
 from spinecli.federation.engines.envelope import JobHeader, encode_envelope
 from spinecli.federation.engines.pending_request import PendingRequest
-from spinecli.federation.simulation.virtual_clock import Conditions, VirtualClock
+from spinecli.federation.simulation.conditions import Conditions
+from spinecli.federation.simulation.virtual_clock import VirtualClock
 
 
 class RemoteEngine(ABC):
-    """An engine but for its devices and for how parcels travel to them.
+    """An engine but for its devices and for how requests travel to them.
 
     Args:
         clock: counts the seconds of a simulated fleet; None: the seconds that pass.
@@ -36,8 +37,8 @@ class RemoteEngine(ABC):
         """The run's devices, in a fixed order."""
 
     @abstractmethod
-    def _carry(self, parcels: list[PendingRequest], deadline: float | None) -> None:
-        """Send parcels, and return when each has an answer or a failure, or the seconds of the deadline have passed.
+    def _carry(self, requests: list[PendingRequest], deadline: float | None) -> None:
+        """Send requests, and return when each has an answer or a failure, or the seconds of the deadline have passed.
 
         Raises: FederationError if every device has gone.
         """
@@ -63,43 +64,43 @@ class RemoteEngine(ABC):
         if self._clock is not None:
             return self._clock.close(self._simulated(jobs, self._clock), deadline)
         began = time.monotonic()
-        parcels = [self._parcel(job, job.message.pack()) for job in jobs]
-        self._carry(parcels, deadline)
-        return [self._outcome(parcel, began, deadline) for parcel in parcels]
+        requests = [self._pending(job, job.message.pack()) for job in jobs]
+        self._carry(requests, deadline)
+        return [self._outcome(pending, began, deadline) for pending in requests]
 
     def _simulated(self, jobs: Sequence[Job], clock: VirtualClock) -> list[Reply | Lost]:
         """The outcomes on the fleet's clock; the deadline is on that clock, too."""
         packed = [job.message.pack() for job in jobs]
         failures = [clock.failure(job, len(blob)) for job, blob in zip(jobs, packed, strict=True)]
-        parcels = [
-            self._parcel(job, blob, clock.conditions(job))
+        requests = [
+            self._pending(job, blob, clock.conditions(job))
             for job, blob, failure in zip(jobs, packed, failures, strict=True)
             if failure is None
         ]
-        self._carry(parcels, None)
-        carried = iter(parcels)
+        self._carry(requests, None)
+        carried = iter(requests)
         return [failure or self._counted(next(carried), clock) for failure in failures]
 
-    def _counted(self, parcel: PendingRequest, clock: VirtualClock) -> Reply | Lost:
-        """A parcel's outcome on the fleet's clock, where a device that is really lost fails after its download."""
-        if parcel.answer is None:
-            seconds = clock.conditions(parcel.job).download_seconds(parcel.bytes_down)
-            return Lost(parcel.job.device, "failed", parcel.failure or "", seconds, parcel.bytes_down)
+    def _counted(self, pending: PendingRequest, clock: VirtualClock) -> Reply | Lost:
+        """A request's outcome on the fleet's clock, where a device that is really lost fails after its download."""
+        if pending.answer is None:
+            seconds = clock.conditions(pending.job).download_seconds(pending.bytes_down)
+            return Lost(pending.job.device, "failed", pending.failure or "", seconds, pending.bytes_down)
         try:
-            return clock.reply(parcel.job, parcel.bytes_down, parcel.seconds, parcel.answer)
+            return clock.reply(pending.job, pending.bytes_down, pending.seconds, pending.answer)
         except MessageError as error:
-            return Lost(parcel.job.device, "refused", str(error), parcel.seconds, parcel.bytes_down)
+            return Lost(pending.job.device, "refused", str(error), pending.seconds, pending.bytes_down)
 
-    def _outcome(self, parcel: PendingRequest, began: float, deadline: float | None) -> Reply | Lost:
-        if parcel.answer is None:
-            return parcel.late(deadline) if parcel.open and deadline is not None else parcel.lost(began)
+    def _outcome(self, pending: PendingRequest, began: float, deadline: float | None) -> Reply | Lost:
+        if pending.answer is None:
+            return pending.late(deadline) if pending.open and deadline is not None else pending.lost(began)
         try:
-            return parcel.reply(parcel.answer, self._zero)
+            return pending.reply(pending.answer, self._zero)
         except MessageError as error:
-            seconds = parcel.arrived - began
-            return Lost(parcel.job.device, "refused", str(error), seconds, parcel.bytes_down)
+            seconds = pending.arrived - began
+            return Lost(pending.job.device, "refused", str(error), seconds, pending.bytes_down)
 
-    def _parcel(self, job: Job, blob: bytes, current: Conditions | None = None) -> PendingRequest:
+    def _pending(self, job: Job, blob: bytes, current: Conditions | None = None) -> PendingRequest:
         self._number += 1
         header = JobHeader(job=self._number, run=self._run, kind=job.kind, conditions=current)
         return PendingRequest(self._number, job, encode_envelope(header, blob), len(blob))

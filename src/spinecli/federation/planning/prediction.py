@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from spinecli.federation.planning.workload import DepthCosts, Workload
+from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import Fleet
-from spinecli.federation.simulation.virtual_clock import conditions
 from spinecli.lora.planning.capacity import Capacities
 from spinecli.lora.planning.ranks import CostTable, rank_sums, ranks_by_device
 

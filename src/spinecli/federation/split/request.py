@@ -21,8 +21,8 @@ from spinecli.federation.config import FederateConfig
 from spinecli.federation.memory import DeviceGroup, MemoryNeed, needs_of, objection
 from spinecli.federation.planning.workload import Head, head_of
 from spinecli.federation.request import FederatedRequest
+from spinecli.federation.simulation.conditions import Conditions, conditions
 from spinecli.federation.simulation.fleet import Fleet
-from spinecli.federation.simulation.virtual_clock import Conditions, conditions
 from spinecli.federation.split.control.plan import ControlOptions
 from spinecli.federation.split.cost import SplitCosts
 from spinecli.federation.split.messages import bytes_per_token

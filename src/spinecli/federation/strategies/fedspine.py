@@ -51,7 +51,7 @@ class FedSpine(PruningServer):
 
         Who cannot hold the smallest rank sits out.
         """
-        assignments = {}
+        instructions = {}
         for device in (each for each in cohort if self._held[each]):
             point = self._learner(device).pick(
                 random_generator(self.setting.config.seed, "bandit", device, round_number)
@@ -60,8 +60,8 @@ class FedSpine(PruningServer):
             rise = step if self.may_only_tune(round_number) else point[0] * step
             ranks = min(self._held[device], key=lambda each: abs(each[0] - point[1]))
             self._played[device] = (point, step)
-            assignments[device] = self.pruning_order(round_number, device, ranks, self.ratio(device) + rise)
-        return assignments
+            instructions[device] = self.pruning_order(round_number, device, ranks, self.ratio(device) + rise)
+        return instructions
 
     def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """Reward the learners, then average every entry over the devices that have it.

@@ -14,5 +14,5 @@ class FFALoRA(FedIT):
 
     def configure_train(self, round_number: int, cohort: Sequence[str]) -> dict[str, TrainInstruction]:
         """The same for all, B alone."""
-        assignments = super().configure_train(round_number, cohort)
-        return {device: replace(assignment, shared_a=True) for device, assignment in assignments.items()}
+        instructions = super().configure_train(round_number, cohort)
+        return {device: replace(instruction, shared_a=True) for device, instruction in instructions.items()}

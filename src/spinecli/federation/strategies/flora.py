@@ -39,8 +39,8 @@ class FLoRA(HetLoRA):
             )
             for name, projection in self.setting.projections.items()
         }
-        assignments = super().configure_train(round_number, cohort)
-        return {device: replace(assignment, folded=self.folded) for device, assignment in assignments.items()}
+        instructions = super().configure_train(round_number, cohort)
+        return {device: replace(instruction, folded=self.folded) for device, instruction in instructions.items()}
 
     def aggregate_train(self, round_number: int, updates: Sequence[ClientUpdate], lost: Sequence[Lost]) -> None:
         """Stack the round's factors behind what is folded already, and shorten what is longer than it is wide."""

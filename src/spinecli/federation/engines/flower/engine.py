@@ -108,56 +108,56 @@ class FlowerEngine(RemoteEngine):
         """The run's devices, in a fixed order."""
         return [self._nodes[name] for name in self._tokens]
 
-    def _carry(self, parcels: list[PendingRequest], deadline: float | None) -> None:
-        """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
+    def _carry(self, requests: list[PendingRequest], deadline: float | None) -> None:
+        """Send the requests and wait until each has an answer or a failure, or the deadline has come."""
         began = time.monotonic()
-        sent = {number: parcel for parcel in parcels if (number := self._send(parcel)) is not None}
-        while waiting := {number: parcel for number, parcel in sent.items() if parcel.open}:
+        sent = {number: pending for pending in requests if (number := self._send(pending)) is not None}
+        while waiting := {number: pending for number, pending in sent.items() if pending.open}:
             now = time.monotonic()
             if deadline is not None and now >= began + deadline:
                 break
-            for number, parcel in waiting.items():
-                if parcel.accepted is None and self._link.fetched(number):
-                    parcel.accepted = now
+            for number, pending in waiting.items():
+                if pending.accepted is None and self._link.fetched(number):
+                    pending.accepted = now
             for number, received in self._link.receive(waiting.keys()).items():
                 _settle(waiting[number], received, now)
-            for parcel in waiting.values():
-                if parcel.open and (ending := self._ended(parcel.job.device)) is not None:
-                    parcel.fail(now, ending)
+            for pending in waiting.values():
+                if pending.open and (ending := self._ended(pending.job.device)) is not None:
+                    pending.fail(now, ending)
             time.sleep(_GLANCE_SECONDS)
-        for number, parcel in sent.items():
-            if parcel.answer is None:
+        for number, pending in sent.items():
+            if pending.answer is None:
                 self._link.forget(number)
-        if all(parcel.failure for parcel in parcels) and all(self._ended(name) for name in self._tokens):
+        if all(pending.failure for pending in requests) and all(self._ended(name) for name in self._tokens):
             raise FederationError("Every device has gone; run the same command with --resume to go on.")
 
-    def _send(self, parcel: PendingRequest) -> str | None:
-        """Put a parcel where its device looks for it; returns the message's id."""
-        now, device = time.monotonic(), parcel.job.device
+    def _send(self, pending: PendingRequest) -> str | None:
+        """Put a pending where its device looks for it; returns the message's id."""
+        now, device = time.monotonic(), pending.job.device
         if (ending := self._ended(device)) is not None:
-            parcel.fail(now, ending)
+            pending.fail(now, ending)
             return None
-        number = self._link.send(self._addresses[device], TRAIN, JOB, parcel.envelope)
+        number = self._link.send(self._addresses[device], TRAIN, JOB, pending.envelope)
         if number is None:
-            parcel.fail(now, "its SuperNode has left")
+            pending.fail(now, "its SuperNode has left")
         else:
-            parcel.cell, parcel.sent = str(self._addresses[device]), now
+            pending.cell, pending.sent = str(self._addresses[device]), now
         return number
 
 
-def _settle(parcel: PendingRequest, received: Received, now: float) -> None:
-    """Write down what has come in answer to a parcel."""
+def _settle(pending: PendingRequest, received: Received, now: float) -> None:
+    """Write down what has come in answer to a pending."""
     if received.failure:
-        parcel.fail(now, received.failure)
+        pending.fail(now, received.failure)
         return
     try:
         if received.topic == FAILED:
-            parcel.fail(now, decode_envelope(Failed, received.envelope)[0].explanation)
+            pending.fail(now, decode_envelope(Failed, received.envelope)[0].explanation)
             return
         answer, carried = decode_envelope(Answer, received.envelope)
-        if received.topic != ANSWER or answer.job != parcel.number:
+        if received.topic != ANSWER or answer.job != pending.number:
             raise MessageError("It answers something else than it was asked.")
     except MessageError as error:
-        parcel.fail(now, str(error))
+        pending.fail(now, str(error))
         return
-    parcel.arrived, parcel.seconds, parcel.answer = now, answer.seconds, carried
+    pending.arrived, pending.seconds, pending.answer = now, answer.seconds, carried

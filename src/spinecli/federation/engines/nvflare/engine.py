@@ -30,7 +30,7 @@ class NvflareEngine(RemoteEngine):
 
     Args:
         names: of the devices, in the order that the run has them.
-        charter: what devices are told before their first job; opaque to the engine.
+        run_config: what devices are told before their first job; opaque to the engine.
         address: where to listen.
         identity: of the server; None leaves the line unprotected.
         clock: counts the seconds of a simulated fleet; None: the seconds that pass.
@@ -41,21 +41,21 @@ class NvflareEngine(RemoteEngine):
     def __init__(
         self,
         names: Sequence[str],
-        charter: bytes,
+        run_config: bytes,
         address: Address,
         identity: Identity | None,
         clock: VirtualClock | None = None,
-        patience: Timeouts | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         address.require_free()
         self._names = tuple(names)
         super().__init__(clock)
-        self._patience = patience or Timeouts()
+        self._timeouts = timeouts or Timeouts()
         self._nodes: tuple[Node, ...] = ()
         self._parcels: dict[int, PendingRequest] = {}
         self._changed = threading.Condition()
         self._members = Members(
-            frozenset(names), charter, secrets.token_hex(8), self._parcels, self._changed, self._send
+            frozenset(names), run_config, secrets.token_hex(8), self._parcels, self._changed, self._send
         )
         self._line = Connection(SERVER, address, identity, self._members.receive, _unheard, self._members.gone)
         self._line.open()
@@ -85,53 +85,53 @@ class NvflareEngine(RemoteEngine):
         """The run's devices, in a fixed order."""
         return self._nodes
 
-    def _carry(self, parcels: list[PendingRequest], deadline: float | None) -> None:
-        """Send the parcels and wait until each has an answer or a failure, or the deadline has come."""
+    def _carry(self, requests: list[PendingRequest], deadline: float | None) -> None:
+        """Send the requests and wait until each has an answer or a failure, or the deadline has come."""
         began = time.monotonic()
         with self._changed:
-            self._parcels |= {parcel.number: parcel for parcel in parcels}
+            self._parcels |= {pending.number: pending for pending in requests}
             try:
                 while True:
                     now = time.monotonic()
-                    for parcel in parcels:
-                        if parcel.open:
-                            self._look_after(parcel, now, began)
+                    for pending in requests:
+                        if pending.open:
+                            self._look_after(pending, now, began)
                     left = _GLANCE_SECONDS if deadline is None else min(_GLANCE_SECONDS, began + deadline - now)
-                    if left <= 0 or not any(parcel.open for parcel in parcels):
+                    if left <= 0 or not any(pending.open for pending in requests):
                         break
                     self._changed.wait(left)
             finally:
-                for parcel in parcels:
-                    del self._parcels[parcel.number]
-        if parcels and all(parcel.failure for parcel in parcels):
+                for pending in requests:
+                    del self._parcels[pending.number]
+        if requests and all(pending.failure for pending in requests):
             self._require_company()
 
-    def _look_after(self, parcel: PendingRequest, now: float, began: float) -> None:
-        """Send a parcel that has not gone out, and give up one whose device is gone."""
-        member = self._members.known[parcel.job.device]
-        if parcel.cell and parcel.cell != member.cell:
-            parcel.fail(now, "its process ended in the round")
+    def _look_after(self, pending: PendingRequest, now: float, began: float) -> None:
+        """Send a pending that has not gone out, and give up one whose device is gone."""
+        member = self._members.known[pending.job.device]
+        if pending.cell and pending.cell != member.cell:
+            pending.fail(now, "its process ended in the round")
         elif member.left is not None:
-            if now - member.left > self._patience.gone:
-                parcel.fail(now, f"its connection has been broken for more than {self._patience.gone:g} s")
-        elif now - member.heard > self._patience.silent:
-            parcel.fail(now, f"it has given no sign of life for {self._patience.silent:g} s")
-        elif not parcel.cell:
-            self._send_off(parcel, member, now)
+            if now - member.left > self._timeouts.gone:
+                pending.fail(now, f"its connection has been broken for more than {self._timeouts.gone:g} s")
+        elif now - member.heard > self._timeouts.silent:
+            pending.fail(now, f"it has given no sign of life for {self._timeouts.silent:g} s")
+        elif not pending.cell:
+            self._send_off(pending, member, now)
 
-    def _send_off(self, parcel: PendingRequest, member: Member, now: float) -> None:
+    def _send_off(self, pending: PendingRequest, member: Member, now: float) -> None:
         if not member.ready and not member.trouble:
             # where all are loading, a round without anybody would be lost for good
             if self._ready():
-                parcel.fail(now, "it has been started anew and is still loading its model")
-        elif self._send(member.cell, JOB, parcel.envelope):
-            parcel.cell, parcel.sent = member.cell, now
+                pending.fail(now, "it has been started anew and is still loading its model")
+        elif self._send(member.cell, JOB, pending.envelope):
+            pending.cell, pending.sent = member.cell, now
 
     def _require_company(self) -> None:
         now, members = time.monotonic(), self._members.known.values()
 
         def has_gone(member: Member) -> bool:
-            return member.left is not None and now - member.left > self._patience.gone
+            return member.left is not None and now - member.left > self._timeouts.gone
 
         if all(member.trouble or has_gone(member) for member in members):
             troubles = "".join(f" {member.trouble}" for member in members if member.trouble)

@@ -19,12 +19,12 @@ from spinecli.federation.engines.envelope import (
     ACCEPTED,
     ALIVE,
     ANSWER,
-    CHARTER,
     FAILED,
     HELLO,
     LEAVE,
     READY,
     UNREADY,
+    WELCOME,
     Accepted,
     Answer,
     Failed,
@@ -75,17 +75,17 @@ class Members:
 
     Args:
         names: who is expected; others are sent away.
-        charter: what devices are told.
+        run_config: what devices are told.
         server: name of the server's process.
-        parcels: jobs that are on their way, by number.
+        requests: jobs that are on their way, by number.
         changed: notified of every change.
         send: how to reach them.
     """
 
     names: frozenset[str]
-    charter: bytes
+    run_config: bytes
     server: str
-    parcels: Mapping[int, PendingRequest]
+    requests: Mapping[int, PendingRequest]
     changed: Condition
     send: Send
     known: dict[str, Member] = field(default_factory=dict)
@@ -122,23 +122,23 @@ class Members:
         elif topic == UNREADY:
             member.ready, member.trouble = False, decode_envelope(ServerNotice, envelope)[0].explanation
         elif topic == ACCEPTED:
-            if parcel := self._parcel(cell, decode_envelope(Accepted, envelope)[0].job):
-                parcel.accepted = member.heard
+            if pending := self._pending(cell, decode_envelope(Accepted, envelope)[0].job):
+                pending.accepted = member.heard
         elif topic == ANSWER:
             answer, carried = decode_envelope(Answer, envelope)
-            if parcel := self._parcel(cell, answer.job):
-                parcel.arrived, parcel.seconds, parcel.answer = member.heard, answer.seconds, carried
+            if pending := self._pending(cell, answer.job):
+                pending.arrived, pending.seconds, pending.answer = member.heard, answer.seconds, carried
         elif topic == FAILED:
             failed = decode_envelope(Failed, envelope)[0]
-            if parcel := self._parcel(cell, failed.job):
-                parcel.fail(member.heard, failed.explanation)
+            if pending := self._pending(cell, failed.job):
+                pending.fail(member.heard, failed.explanation)
         elif topic != ALIVE:
             raise MessageError("the topic is unknown")
 
-    def _parcel(self, cell: str, number: int) -> PendingRequest | None:
-        """The open parcel of this number, if this process has it; answers to anything else come too late."""
-        parcel = self.parcels.get(number)
-        return parcel if parcel is not None and parcel.cell == cell and parcel.open else None
+    def _pending(self, cell: str, number: int) -> PendingRequest | None:
+        """The open pending of this number, if this process has it; answers to anything else come too late."""
+        pending = self.requests.get(number)
+        return pending if pending is not None and pending.cell == cell and pending.open else None
 
     def _welcome(self, cell: str, hello: Hello) -> None:
         name = device_of(cell)
@@ -155,10 +155,10 @@ class Members:
             _LOG.info("%s has come as %s", name, cell)
             self.known[name] = member = Member(cell, time.monotonic(), member.node if member else None)
         member.heard, member.left = time.monotonic(), None
-        for parcel in self.parcels.values():
-            if parcel.cell == cell and parcel.open and hello.job != parcel.number:
-                parcel.cell = ""  # lost with the old connection, so it is sent again
-        self.send(cell, CHARTER, encode_envelope(Welcome(server=self.server), self.charter))
+        for pending in self.requests.values():
+            if pending.cell == cell and pending.open and hello.job != pending.number:
+                pending.cell = ""  # lost with the old connection, so it is sent again
+        self.send(cell, WELCOME, encode_envelope(Welcome(server=self.server), self.run_config))
 
     def _dismiss(self, cell: str, explanation: str) -> None:
         _LOG.info("%s is told to leave: %s", cell, explanation)

@@ -13,13 +13,13 @@ from spinecli.federation.engines.envelope import (
     ACCEPTED,
     ALIVE,
     ANSWER,
-    CHARTER,
     FAILED,
     HELLO,
     JOB,
     LEAVE,
     READY,
     UNREADY,
+    WELCOME,
     Accepted,
     Answer,
     Empty,
@@ -51,7 +51,7 @@ class Site:
     Args:
         device: its name.
         command: starts a training process.
-        setup: what that is told beside the server's charter; opaque here.
+        setup: what that is told beside the server's run_config; opaque here.
         note: told in a line what changes.
     """
 
@@ -70,7 +70,7 @@ class Site:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._line = Connection(cell_name(device), address, identity, self._receive, self._hear_of, self._miss)
         self._server = ""
-        self._charter: bytes | None = None
+        self._run_config: bytes | None = None
         self._child: Child | None = None
         self._loaded = False
         self._ready = b""
@@ -127,18 +127,18 @@ class Site:
             self._trained(event.topic, event.envelope)
         elif event.what == DIED and event.child is self._child:
             self._bury(event.topic)
-        elif event.what == CHARTER:
+        elif event.what == WELCOME:
             self._settle(*decode_envelope(Welcome, event.envelope))
         elif event.what == JOB:
             self._accept(event.envelope)
 
-    def _settle(self, header: Welcome, charter: bytes) -> None:
+    def _settle(self, header: Welcome, run_config: bytes) -> None:
         """The server has welcomed this process: load what it asks for, unless that is loaded."""
         self._welcome = True
         if header.server != self._server:
             self._server, self._newest, self._waiting, self._last = header.server, None, None, None
-        if charter != self._charter:
-            self._charter, self._current, self._trouble = charter, None, ""
+        if run_config != self._run_config:
+            self._run_config, self._current, self._trouble = run_config, None, ""
             self._start_child()
         elif self._loaded:
             self._tell(READY, self._ready)
@@ -212,8 +212,8 @@ class Site:
             self._child.stop()
         self._loaded = False
         self._child = Child(self._command, self._hear, self._hear_of_death)
-        self._child.send(CHARTER, encode_envelope(Empty(), self._setup))
-        self._child.send(CHARTER, encode_envelope(Empty(), self._charter or b""))
+        self._child.send(WELCOME, encode_envelope(Empty(), self._setup))
+        self._child.send(WELCOME, encode_envelope(Empty(), self._run_config or b""))
 
     def _tell(self, topic: str, envelope: bytes) -> None:
         if not self._line.send(SERVER, topic, envelope):
@@ -240,8 +240,8 @@ class Site:
             if topic == LEAVE:
                 decode_envelope(ServerNotice, envelope)
                 self._events.put(Event(STOP, envelope=envelope))
-            elif topic in (CHARTER, JOB):
-                decode_envelope(Welcome if topic == CHARTER else JobHeader, envelope)
+            elif topic in (WELCOME, JOB):
+                decode_envelope(Welcome if topic == WELCOME else JobHeader, envelope)
                 self._events.put(Event(topic, envelope=envelope))
         except MessageError as error:
             _LOG.warning("refused what the server says on topic %r: %s", topic, error)
