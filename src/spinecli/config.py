@@ -104,7 +104,8 @@ class ConfigField:
 class Config(BaseModel):
     """The base of every command's config. Unknown fields are refused, and nothing changes after it was made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # built when they are first used, because `spine --help` loads all of them
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @classmethod
     def fields(cls) -> tuple[ConfigField, ...]:
@@ -172,8 +173,8 @@ def read_config(kind: type[_Kind], file: Path | None, given: Mapping[str, Any]) 
 
     Raises: MissingPathError, OptionError that names the flag of a wrong value, or its place in the file.
     """
-    values = {} if file is None else _read_yaml(file)
-    return _build(kind, values, given, lambda found: found.flag, "" if file is None else f" ({file})")
+    layers = [given] if file is None else [_read_yaml(file), given]
+    return _build(kind, layers, lambda found: found.flag, "" if file is None else f" ({file})")
 
 
 def make_config(kind: type[_Kind], config: Any, given: Mapping[str, Any]) -> _Kind:
@@ -182,11 +183,11 @@ def make_config(kind: type[_Kind], config: Any, given: Mapping[str, Any]) -> _Ki
     Raises: OptionError that names the field of a wrong value.
     """
     if isinstance(config, kind):
-        return config if not given else _build(kind, config.model_dump(), given, lambda found: found.name, "")
+        return config if not given else _build(kind, [config.model_dump(), given], lambda found: found.name)
     first = kind.fields()[0].name
     if isinstance(config, Config):
         raise OptionError(f"This takes a {kind.__name__}, not a {type(config).__name__}.")
-    return _build(kind, {}, {first: config, **given}, lambda found: found.name, "")
+    return _build(kind, [{first: config, **given}], lambda found: found.name)
 
 
 def without_none(annotation: Any) -> Any:
@@ -252,28 +253,29 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _build(
     kind: type[_Kind],
-    values: Mapping[str, Any],
-    given: Mapping[str, Any],
+    layers: Sequence[Mapping[str, Any]],
     named: Callable[[ConfigField], str],
-    where: str,
+    where: str = "",
 ) -> _Kind:
+    """A config from values by the names of fields, or of models inside it; those of later layers count."""
     by_name = {found.name: found for found in kind.fields()}
-    merged = _copied(values)
-    for name, value in given.items():
-        if isinstance(value, (BaseModel, Mapping)) and name in kind.model_fields:
-            merged[name] = value.model_dump() if isinstance(value, BaseModel) else dict(value)
-        elif name in by_name:
-            *outer, last = by_name[name].path
-            place = merged
-            for step in outer:
-                if place.get(step) is None:
-                    place[step] = {}
-                place = place[step]
-                if not isinstance(place, dict):
-                    raise OptionError(f"{step} must be a list of options and values, not {place!r}{where}.")
-            place[last] = value
-        else:
-            raise OptionError(_unknown(name, by_name))
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if isinstance(value, (BaseModel, Mapping)) and name in kind.model_fields:
+                merged[name] = value.model_dump() if isinstance(value, BaseModel) else _copied(value)
+            elif name in by_name and not (value is None and name in kind.model_fields):
+                *outer, last = by_name[name].path
+                place = merged
+                for step in outer:
+                    if place.get(step) is None:
+                        place[step] = {}
+                    place = place[step]
+                place[last] = value
+            elif name in kind.model_fields:
+                merged[name] = value
+            else:
+                raise OptionError(_unknown(name, by_name) + where)
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
