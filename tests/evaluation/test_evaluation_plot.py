@@ -71,3 +71,9 @@ def test_the_points_of_a_series_are_joined_from_the_reference_on() -> None:
     assert [number for number, _ in drawing.lines] == [1, 2]
     assert len({path.partition("L")[0] for _, path in drawing.lines}) == 1
     assert Plot("title", "x", "y", points).wide.lines == ()
+
+
+def test_a_difference_of_nothing_is_not_drawn_as_one() -> None:
+    axis = axis_of([4.2739, 4.2742])
+    assert axis.share(4.2742) - axis.share(4.2739) < 0.01
+    assert axis.low < 4.2739 < 4.2742 < axis.high

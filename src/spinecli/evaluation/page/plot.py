@@ -12,6 +12,8 @@ from spinecli.evaluation.page.labels import Box, PlacedText, place_labels, short
 # From this ratio of the largest value to the smallest on, the low end would be flat on a linear axis.
 _LOGARITHMIC_FROM = 3.0
 _MARGIN = 0.08
+_LEAST_SPAN = 0.05
+"""Of an axis, as a share of its largest value: less than that is no difference to draw as one."""
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _DECADE = (1.0, 2.0, 3.0, 5.0, 7.0)
 _MOST_TICKS = 7
@@ -43,8 +45,9 @@ def axis_of(values: Sequence[float], *, may_bend: bool = False) -> Axis:
     if may_bend and least > 0 and most / least >= _LOGARITHMIC_FROM:
         margin = (most / least) ** _MARGIN
         return _logarithmic(least / margin, most * margin)
-    span = most - least or abs(most) * 0.2 or 1.0
-    low, high = least - _MARGIN * span, most + _MARGIN * span
+    span = max(most - least, abs(most) * _LEAST_SPAN) or 1.0
+    middle = (least + most) / 2
+    low, high = middle - (0.5 + _MARGIN) * span, middle + (0.5 + _MARGIN) * span
     # no negative end under values that have none
     low = max(low, 0.0) if least >= 0 else low
     step = _step(high - low)
