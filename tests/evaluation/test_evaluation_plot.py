@@ -25,7 +25,7 @@ def test_ticks_have_as_many_decimals_as_tell_them_apart() -> None:
     assert tick_texts(axis_of([1.0, 2.0])) == ("1.0", "1.2", "1.4", "1.6", "1.8", "2.0")
     assert tick_texts(axis_of([0.0, 10.0])) == ("0", "2", "4", "6", "8", "10")
     assert tick_texts(axis_of([0.5, 0.8]), percent=True) == ("50%", "55%", "60%", "65%", "70%", "75%", "80%")
-    assert tick_texts(axis_of([0.70, 0.71]), percent=True)[0] == "70.0%"
+    assert tick_texts(axis_of([0.070, 0.074]), percent=True)[0] == "7.0%"
 
 
 def test_an_axis_of_values_that_span_decades_bends() -> None:
