@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 ENGINES_VENV ?= .venv-engines
 ENGINES_BIN := $(ENGINES_VENV)/bin
 ENGINES_INSTALLED := $(ENGINES_VENV)/.installed
-COMMAND_TESTS := tests/e2e/test_chain.py tests/e2e/test_hostile_inputs.py $(wildcard tests/*/test_*_command.py tests/*/*/test_*_command.py) tests/test_layering.py
+COMMAND_TESTS := tests/test_config.py tests/e2e/test_chain.py tests/e2e/test_hostile_inputs.py $(wildcard tests/*/test_*_command.py tests/*/*/test_*_command.py) tests/test_layering.py
 ENGINE_TESTS := $(wildcard tests/federation/test_federation_engines_*.py)
 
 .PHONY: demo test test-engines quality docs clean
