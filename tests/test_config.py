@@ -116,6 +116,21 @@ def test_a_wrong_file_is_told(tmp_path: Path, text: str, words: str) -> None:
         read_config(Outer, file, {})
 
 
+def test_a_wrong_value_is_said_of_the_file_only_if_it_stands_there(tmp_path: Path) -> None:
+    file = tmp_path / "asked.yaml"
+    file.write_text("model: m\nshare: 2\n")
+    with pytest.raises(OptionError, match=r"--share must be above 0 and below 1, not 2\. \(.*asked\.yaml\)"):
+        read_config(Outer, file, {})
+    with pytest.raises(OptionError, match=r"--share must be above 0 and below 1, not 3\.$"):
+        read_config(Outer, file, {"share": "3"})
+
+
+def test_a_file_may_name_options_as_flags_do(tmp_path: Path) -> None:
+    file = tmp_path / "asked.yaml"
+    file.write_text("model: m\nshare: 0.5\ninner_size: 7\n")
+    assert read_config(Outer, file, {}).inner.size == 7
+
+
 def test_a_file_that_is_not_there_and_a_name_that_nothing_has() -> None:
     with pytest.raises(MissingPathError, match=r"nowhere\.yaml does not exist"):
         read_config(Outer, Path("nowhere.yaml"), {})

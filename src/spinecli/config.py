@@ -279,7 +279,11 @@ def _build(
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        raise OptionError(_sentence(kind, error.errors()[0], named) + where) from None
+        told = error.errors()[0]
+        place = tuple(str(part) for part in told["loc"])
+        typed = [by_name[name].path for name in layers[-1] if name in by_name]
+        read = place and not any(path == place[: len(path)] for path in typed)
+        raise OptionError(_sentence(kind, told, named) + (where if read else "")) from None
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
