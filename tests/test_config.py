@@ -52,6 +52,11 @@ def test_flags_take_the_place_of_what_a_file_says(tmp_path: Path) -> None:
     assert (found.inner, found.colour, found.loud) == (Inner(size=5, word="x"), Colour.red, True)
 
 
+def test_part_of_a_model_inside_leaves_the_rest_of_it() -> None:
+    asked = make_config(Outer, "m", {"share": 0.5, "inner": {"size": 4, "word": "x"}})
+    assert make_config(Outer, asked, {"inner": {"size": 5}}).inner == Inner(size=5, word="x")
+
+
 def test_a_printed_config_asks_for_the_same(tmp_path: Path) -> None:
     asked = read_config(Outer, None, {**GIVEN, "inner_size": 9, "texts": ["a", "b"]})
     file = tmp_path / "printed.yaml"

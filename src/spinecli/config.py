@@ -262,8 +262,10 @@ def _build(
     merged: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
-            if isinstance(value, (BaseModel, Mapping)) and name in kind.model_fields:
-                merged[name] = value.model_dump() if isinstance(value, BaseModel) else _copied(value)
+            if isinstance(value, BaseModel) and name in kind.model_fields:
+                merged[name] = value.model_dump()
+            elif isinstance(value, Mapping) and name in kind.model_fields:
+                merged[name] = {**(merged.get(name) or {}), **_copied(value)}
             elif name in by_name and not (value is None and name in kind.model_fields):
                 *outer, last = by_name[name].path
                 place = merged
@@ -280,9 +282,9 @@ def _build(
         return kind.model_validate(merged)
     except ValidationError as error:
         told = error.errors()[0]
-        place = tuple(str(part) for part in told["loc"])
+        wrong = tuple(str(part) for part in told["loc"])
         typed = [by_name[name].path for name in layers[-1] if name in by_name]
-        read = place and not any(path == place[: len(path)] for path in typed)
+        read = wrong and not any(path == wrong[: len(path)] for path in typed)
         raise OptionError(_sentence(kind, told, named) + (where if read else "")) from None
 
 
