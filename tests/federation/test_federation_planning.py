@@ -170,7 +170,8 @@ def test_a_plan_is_written_whole_and_read_again(options: Callable[..., PlanConfi
     assert damaged_files(out, read_manifest(out)) == {}
     assert read_manifest(out) == manifest
     assert [step.kind for step in manifest.lineage] == ["dense-checkpoint"]
-    assert (out / "plan.png").stat().st_size > 0
+    image = pytest.importorskip("matplotlib.image")
+    assert image.imread(out / "plan.png").std() > 0.01  # something is drawn
     plan = read_plan(out)
     fleet = load_fleet(decision.request.config.fleet)
     plan.require(fleet, blocks=4)

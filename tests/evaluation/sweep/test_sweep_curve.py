@@ -64,7 +64,8 @@ def test_curves_of_any_span_can_be_drawn(tmp_path: Path, worst: float) -> None:
     from spinecli.evaluation.sweep.report import save_curve
 
     save_curve(made(worst=worst), tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").stat().st_size > 1000
+    image = pytest.importorskip("matplotlib.image")
+    assert image.imread(tmp_path / "curve.png").std() > 0.01  # something is drawn
 
 
 def test_columns_and_sentences_say_what_was_measured() -> None:
