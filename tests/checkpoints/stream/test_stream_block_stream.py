@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import spinecli.checkpoints.stream.block_stream as stream_module
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions, compute_options
@@ -163,10 +163,10 @@ def test_losses_are_mean_nats_of_the_next_token(opened: Opened) -> None:
 
 
 def test_reading_is_counted_apart(opened: Opened) -> None:
-    stopwatch = Stopwatch()
-    with stopwatch("computing"):
-        streamed_logits(opened(recipe("llama")), random_tokens(1, 8), stopwatch=stopwatch)
-    seconds = stopwatch.measured().seconds
+    context = RunContext()
+    with context.stopwatch("computing"):
+        streamed_logits(opened(recipe("llama")), random_tokens(1, 8), context=context)
+    seconds = context.stopwatch.measured().seconds
     assert seconds["reading"] > 0
     assert seconds["computing"] + seconds["reading"] == pytest.approx(seconds["total"], abs=0.01)
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spinecli.artifacts.stopwatch import Stopwatch, return_freed_memory
+from spinecli.artifacts.context import RunContext
+from spinecli.artifacts.stopwatch import return_freed_memory
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Family, Task
 from spinecli.errors import OptionError, reason_of
@@ -146,7 +147,7 @@ class BlockStream:
         checkpoint: the model.
         length: tokens per row.
         compute: device and dtype.
-        stopwatch: time spent on reading weights is counted under `reading`.
+        context: time spent on reading weights is counted under `reading`.
         opening: special tokens in front of every row, which are given and not predicted.
     """
 
@@ -155,12 +156,12 @@ class BlockStream:
         checkpoint: Checkpoint,
         length: int,
         compute: ComputeOptions | None = None,
-        stopwatch: Stopwatch | None = None,
+        context: RunContext | None = None,
         opening: int = 0,
     ) -> None:
         self.checkpoint = checkpoint
         self.compute = compute or ComputeOptions()
-        self._stopwatch = stopwatch or Stopwatch()
+        self._stopwatch = (context or RunContext()).stopwatch
         self.length = length
         self.predicted_from = max(1, opening)
         """The first position of a row whose token is predicted."""
