@@ -209,9 +209,8 @@ class StreamedLogits:
         done = 0
         for rows in passes:
             hidden = stream.embed(rows)
-            for index in range(stream.blocks):
-                with stream.block(index) as block:
-                    hidden = stream.run(block, hidden)
+            for block in stream.loaded_blocks():
+                hidden = stream.run(block, hidden)
                 done += 1
                 context.progress("perplexity", done, stream.blocks * len(passes))
             yield from stream.logits(hidden)

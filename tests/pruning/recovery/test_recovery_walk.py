@@ -85,9 +85,8 @@ class Walked:
 def hidden_states(checkpoint: Checkpoint) -> list[Tensor]:
     stream = BlockStream(checkpoint, 8)
     states = [stream.embed(TOKENS)]
-    for index in range(stream.blocks):
-        with stream.block(index) as block:
-            states.append(stream.run(block, states[-1]))
+    for block in stream.loaded_blocks():
+        states.append(stream.run(block, states[-1]))
     return states
 
 

@@ -10,7 +10,7 @@ Between blocks, hidden states are float32 whatever the weights' precision, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,6 +210,19 @@ class BlockStream:
         finally:
             module.to_empty(device="meta")
             return_freed_memory()
+
+    def loaded_blocks(self, indices: Iterable[int] | None = None) -> Iterator[LoadedBlock]:
+        """All blocks, or those named, one after the other; each is in memory until the next is asked for."""
+        for index in range(self.blocks) if indices is None else indices:
+            with self.block(index) as block:
+                yield block
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The hidden states behind the last block: tokens (rows, length) -> (rows, length, d_model)."""
+        hidden = self.embed(tokens)
+        for block in self.loaded_blocks():
+            hidden = self.run(block, hidden)
+        return hidden
 
     @torch.no_grad()
     def run(self, block: LoadedBlock, hidden: Tensor) -> Tensor:

@@ -55,17 +55,13 @@ def streamed_logits(
         masks: units whose outputs are set to zero, and blocks that are skipped.
     """
     stream = BlockStream(checkpoint, tokens.shape[1], compute, context)
-    hidden = stream.embed(tokens)
-    for index in range(stream.blocks):
-        mask = masks.blocks[index] if masks else None
-        if mask is not None and not mask.kept:
-            continue
-        with stream.block(index) as block:
-            if mask is None:
+    if masks is None:
+        hidden = stream.forward(tokens)
+    else:
+        hidden = stream.embed(tokens)
+        for block in stream.loaded_blocks(masks.kept_blocks):
+            with masked(block, checkpoint.family, checkpoint.shapes[block.index], masks.blocks[block.index]):
                 hidden = stream.run(block, hidden)
-            else:
-                with masked(block, checkpoint.family, checkpoint.shapes[index], mask):
-                    hidden = stream.run(block, hidden)
     return torch.cat(list(stream.logits(hidden))).cpu()
 
 

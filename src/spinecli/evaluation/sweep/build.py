@@ -67,7 +67,7 @@ class HeldOut:
         """The objective of a checkpoint with the dense one's vocabulary and width; the lower the better."""
         stream = BlockStream(checkpoint, self.tokens.shape[1], self.compute, self.context, self.opening)
         with self.context.stopwatch("computing"):
-            return self.objective.measure(stream, behind_the_blocks(stream, self.tokens), self.dense, self.tokens)
+            return self.objective.measure(stream, stream.forward(self.tokens), self.dense, self.tokens)
 
 
 def hold_out(
@@ -76,16 +76,7 @@ def hold_out(
     """Run the dense model on the rows: tokens (rows, length), the first `opening` of each row special ones."""
     stream = BlockStream(dense, tokens.shape[1], compute, context)
     with context.stopwatch("computing"):
-        return HeldOut(objective_of(dense), tokens, behind_the_blocks(stream, tokens), compute, context, opening)
-
-
-def behind_the_blocks(stream: BlockStream, tokens: Tensor) -> Tensor:
-    """Hidden states behind the last block: tokens (rows, length) -> (rows, length, d_model)."""
-    hidden = stream.embed(tokens)
-    for index in range(stream.blocks):
-        with stream.block(index) as block:
-            hidden = stream.run(block, hidden)
-    return hidden
+        return HeldOut(objective_of(dense), tokens, stream.forward(tokens), compute, context, opening)
 
 
 @dataclass(frozen=True)
