@@ -24,8 +24,8 @@ from settings import Setting, settings
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import BlockMask, Masks
@@ -124,7 +124,7 @@ def line(setting: Setting, label: str, cut: Callable[[Setting, Path], None], new
         for quantize in ("f32", "f16", "q8_0"):
             out = Path(folder) / f"{quantize}.gguf"
             request = open_request(ExportConfig(str(directory), "gguf", out, quantize=quantize))
-            architecture = str(export(request, Stopwatch()).report["architecture"])
+            architecture = str(export(request, RunContext()).report["architecture"])
             sizes[quantize] = out.stat().st_size
             with llamacpp.opened(out, context=LENGTH, precise=quantize == "f32") as opened:
                 differences[quantize] = relative_difference(llamacpp.logits(opened, tokens.tolist()), expected)

@@ -39,11 +39,7 @@ def perplexity(directory: Path, setting: Setting) -> float:
     checkpoint = Checkpoint.open(directory)
     tokens = token_rows(load_tokenizer(directory), load_text(setting.evaluation), 40, setting.length).tokens
     stream = BlockStream(checkpoint, setting.length)
-    hidden = stream.embed(tokens)
-    for index in range(stream.blocks):
-        with stream.block(index) as block:
-            hidden = stream.run(block, hidden)
-    return exp(float(stream.losses(hidden, tokens).mean()))
+    return exp(float(stream.losses(stream.forward(tokens), tokens).mean()))
 
 
 def span(report: dict, key: str) -> str:

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from spinecli.data.examples import Dataset, Example
 from spinecli.federation.config import SplitConfig, TrainConfig
+from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.simulation.fleet import Fleet, load_fleet
 from spinecli.federation.simulation.partition import Partition, parse_partition, partition
-from spinecli.federation.simulation.conditions import conditions
 from spinecli.federation.split.control.batches import idle_share, regulated_batches, scaled_up
 from spinecli.federation.split.control.estimates import Pace, Paces, Population
 from spinecli.federation.split.control.plan import ControlOptions, ControlState, plan_round

@@ -13,7 +13,7 @@ PACKAGE = Path(spinecli.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 FRONT = {"app.py", "console.py", "__main__.py"}
 # Known by every room; they import none but each other.
-EVERYWHERE = {"errors", "config", "progress"}
+EVERYWHERE = {"errors", "config"}
 
 
 def drawn() -> dict[str, set[str]]:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import JsonValue
 
+from spinecli.artifacts.context import Progress, RunContext, silent
 from spinecli.config import Config, in_words, make_config
 from spinecli.errors import OptionError, SpineError
-from spinecli.progress import Progress, silent
 
 if TYPE_CHECKING:
     from spinecli.artifacts.manifest import Manifest
@@ -151,8 +151,8 @@ def prune(
     with _asked(PruneConfig, model, fields) as config:
         request = open_request(config)
         if out is None:
-            return Result(config, decide(request, progress=progress).report())
-        manifest = run.prune(request, OutputOptions(Path(out), overwrite, resume), progress=progress)
+            return Result(config, decide(request, _context(progress)).report())
+        manifest = run.prune(request, OutputOptions(Path(out), overwrite, resume), _context(progress))
         return Result(config, manifest.report, Path(out), manifest)
 
 
@@ -175,7 +175,7 @@ def tune(
 
     with _asked(TuneConfig, pruned, fields) as config:
         request = recovery.open_request(config)
-        manifest = recovery.tune(request, OutputOptions(Path(out), overwrite, resume), progress=progress)
+        manifest = recovery.tune(request, OutputOptions(Path(out), overwrite, resume), _context(progress))
         return Result(config, manifest.report, Path(out), manifest)
 
 
@@ -268,11 +268,10 @@ def evaluate(
     from spinecli.artifacts.directory import OutputOptions
     from spinecli.evaluation import run
     from spinecli.evaluation.config import EvaluateConfig
-    from spinecli.evaluation.session import Listeners
 
     with _asked(EvaluateConfig, model, fields) as config:
         output = None if out is None else OutputOptions(Path(out), overwrite, resume)
-        evaluation, manifest = run.evaluate(config, output, Listeners(progress, _log.info))
+        evaluation, manifest = run.evaluate(config, output, _context(progress))
         return EvaluationResult(
             config, evaluation.model_dump(mode="json"), None if out is None else Path(out), manifest, evaluation
         )
@@ -293,12 +292,11 @@ def bench(
     from spinecli.artifacts.directory import OutputOptions
     from spinecli.evaluation.bench import run
     from spinecli.evaluation.bench.config import BenchConfig
-    from spinecli.evaluation.session import Listeners
 
     asked = models[0] if len(models) == 1 and isinstance(models[0], Config) else [_plain(each) for each in models]
     with _asked(BenchConfig, asked, fields) as config:
         output = None if out is None else OutputOptions(Path(out), overwrite, resume)
-        results, manifest = run.bench(config, output, Listeners(progress, _log.info))
+        results, manifest = run.bench(config, output, _context(progress))
         return Result(config, results.model_dump(mode="json"), None if out is None else Path(out), manifest)
 
 
@@ -316,15 +314,14 @@ def sweep(
     Raises: OptionError that names a field, MeasurementError, and what reading a checkpoint or a text can raise.
     """
     from spinecli.artifacts.directory import OutputOptions
-    from spinecli.evaluation.session import Listeners
     from spinecli.evaluation.sweep import run
     from spinecli.evaluation.sweep.config import SweepConfig
     from spinecli.evaluation.sweep.request import open_request
 
     with _asked(SweepConfig, model, fields) as config:
-        listeners = Listeners(progress, _log.info)
-        request = open_request(config, listeners)
-        manifest, results = run.sweep(request, OutputOptions(Path(out), overwrite, resume), listeners=listeners)
+        context = _context(progress)
+        request = open_request(config, context)
+        manifest, results = run.sweep(request, OutputOptions(Path(out), overwrite, resume), context)
         return Result(config, results.model_dump(mode="json"), Path(out), manifest)
 
 
@@ -341,7 +338,6 @@ def export(
     Raises: OptionError that names a field, UnexportableError, and every class of `spinecli.errors` that a checkpoint or
     an adapter can cause.
     """
-    from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.evaluation.quiet import quiet_libraries
     from spinecli.exports import run
     from spinecli.exports.config import ExportConfig
@@ -349,7 +345,7 @@ def export(
 
     with quiet_libraries(), _asked(ExportConfig, model, fields) as config:
         request = open_request(config, Path(out), overwrite=overwrite)
-        return Result(config, run.export(request, Stopwatch(), progress).report, Path(out))
+        return Result(config, run.export(request, _context(progress)).report, Path(out))
 
 
 def inspect(directory: _PathLike, *, verify: bool = False) -> dict[str, JsonValue]:
@@ -360,6 +356,11 @@ def inspect(directory: _PathLike, *, verify: bool = False) -> dict[str, JsonValu
     from spinecli.checkpoints.inspection import inspect_directory
 
     return inspect_directory(Path(directory), verify=verify)
+
+
+def _context(progress: Progress) -> RunContext:
+    """Of a run from Python: its notes are logged."""
+    return RunContext(progress=progress, note=_log.info)
 
 
 @contextmanager

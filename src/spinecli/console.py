@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from spinecli.artifacts.context import RunContext
+from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.errors import SpineError, reason_of
-from spinecli.progress import Progress, silent
 
 _INTERRUPTED = 130
 # Libraries that read what a user gives.
@@ -62,10 +63,15 @@ class Terminal:
             self.out.print(renderable, markup=not is_text, soft_wrap=is_text)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A callback for library code; draws a bar a phase on a terminal, and nothing where there is none."""
+    def context(self, stopwatch: Stopwatch | None = None) -> Iterator[RunContext]:
+        """What library code is given: it draws a bar a phase on a terminal, and nothing where there is none.
+
+        Args:
+            stopwatch: of a run that has begun; without one, time counts from here.
+        """
+        context = RunContext(stopwatch or Stopwatch(), note=self.note, debug=self.debug)
         if self.quiet or not self.err.is_terminal:
-            yield silent
+            yield context
             return
         columns = (
             TextColumn("{task.description}"),
@@ -83,7 +89,7 @@ class Terminal:
                     tasks[phase] = bars.add_task(phase, total=total)
                 bars.update(tasks[phase], completed=done, total=total)
 
-            yield update
+            yield replace(context, progress=update)
 
     @contextmanager
     def reporting_errors(self) -> Iterator[None]:

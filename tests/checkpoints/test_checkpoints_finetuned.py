@@ -11,7 +11,6 @@ import torch
 from families import LABELS, Recipe, answers, classifier, load, random_tokens, recipe
 from test_checkpoints_cutting import random_masks
 
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint, fine_tuned
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.family import Task
@@ -80,7 +79,7 @@ def write_cut_checked(directory: Path, tuned: Checkpoint, masks: Masks) -> None:
     write_cut(directory, tuned, masks)
     expected = streamed_logits(tuned, TOKENS, masks)
     assert expected.std() > 0.01
-    assert verify_written(directory, TOKENS, expected, ComputeOptions(), Stopwatch()) < 1e-4
+    assert verify_written(directory, TOKENS, expected, ComputeOptions()) < 1e-4
 
 
 def test_a_merged_language_model_keeps_its_head(opened: Opened, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import spinecli.artifacts.directory as directory_module
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
@@ -157,5 +158,6 @@ def test_space_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_progress_counts_shards(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     groups = [{"a": planned(4)}, {"b": planned(4)}]
-    write_checkpoint(tmp_path, {}, groups, tmp_path, lambda _, done, total: seen.append((done, total)), shard_bytes=16)
+    context = RunContext(progress=lambda _, done, total: seen.append((done, total)))
+    write_checkpoint(tmp_path, {}, groups, tmp_path, context, shard_bytes=16)
     assert seen == [(1, 2), (2, 2)]

@@ -12,8 +12,8 @@ from killing import Moment, end_at, stage, there_is, work_of
 from spine_process import Here, Step, run_step
 from sums import contents
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.data.config import CalibrationConfig
 from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.pruning.recovery.tune import open_request as open_tune
@@ -207,13 +207,13 @@ def test_a_pass_goes_on_behind_the_blocks_it_has_saved(
     """Inside one process, where a run can be stopped at an exact block and its next one watched."""
 
     def run(watch: Watch, *, resume: bool) -> None:
-        output = OutputOptions(tmp_path / "out", resume=resume)
+        output, context = OutputOptions(tmp_path / "out", resume=resume), RunContext(progress=watch)
         if phase == "tuning":
-            tune(open_tune(TuneConfig(pruned=pruned.out)), output, Stopwatch(), watch)
+            tune(open_tune(TuneConfig(pruned=pruned.out)), output, context)
         else:
             calibration = CalibrationConfig(text=str(text), rows=16, length=32)
             options = PruneConfig(model=str(dense), sparsity=0.4, calibration=calibration)
-            prune(open_prune(options), output, Stopwatch(), watch)
+            prune(open_prune(options), output, context)
 
     with pytest.raises(StoppedError):
         run(Watch((phase, 4)), resume=False)

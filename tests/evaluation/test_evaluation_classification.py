@@ -13,12 +13,13 @@ from sklearn.metrics import f1_score
 from tiny_classifier import NAMES, change_config, plain_loop, sentences, write_classifier, write_sentences
 from torch import nn
 
+from spinecli.artifacts.context import RunContext
 from spinecli.errors import DataError, MeasurementError, OptionError, TokenizerError
 from spinecli.evaluation.classification import classification_score
 from spinecli.evaluation.config import EvaluateConfig, GenerationConfig, LabelledConfig
 from spinecli.evaluation.models import open_subjects
 from spinecli.evaluation.results import ClassificationResult, Evaluation
-from spinecli.evaluation.session import Listeners, open_session
+from spinecli.evaluation.session import open_session
 
 ROWS = sentences(70)
 
@@ -33,7 +34,7 @@ def _evaluated(*models: Path, notes: list[str] | None = None, **labelled: object
     asked = LabelledConfig.model_validate(labelled)
     config = EvaluateConfig(model=last, against=tuple(others), labelled=asked, threads=1)
     heard = [] if notes is None else notes
-    return open_session(config, Listeners(note=heard.append)).measure()
+    return open_session(config, RunContext(note=heard.append)).measure()
 
 
 def _found(model: Path, **labelled: object) -> ClassificationResult:

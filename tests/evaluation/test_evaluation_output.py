@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.errors import OptionError, OutputExistsError
@@ -12,7 +13,7 @@ from spinecli.evaluation import run
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.results import Evaluation
 from spinecli.evaluation.run import provenance, write_evaluation
-from spinecli.evaluation.session import Listeners, Session, open_session
+from spinecli.evaluation.session import Session, open_session
 
 
 def _session(dense: Path, thinner: Path, text_file: Path, **changes: object) -> Session:
@@ -91,7 +92,7 @@ def test_windows_fit_the_shortest_model(dense: Path, text_file: Path) -> None:
     notes: list[str] = []
     texts = PerplexityConfig(texts=(str(text_file),))
     config = EvaluateConfig(model=str(dense), perplexity=texts)
-    session = open_session(config, Listeners(note=notes.append))
+    session = open_session(config, RunContext(note=notes.append))
     assert session.passages[0].windows[0].tokens.shape == (10, 96)
     assert notes == [
         "Windows have at most 96 tokens instead of 256, because dense has no more positions.",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import POSITIONS, random_words
 from tokenizers import processors
 
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.data.config import SpecialTokens
@@ -32,7 +33,6 @@ from spinecli.evaluation.perplexity import (
     token_losses,
 )
 from spinecli.evaluation.session import open_session
-from spinecli.progress import silent
 
 
 @st.composite
@@ -150,10 +150,10 @@ def test_stream_and_loaded_model_agree(
     windows = text_windows(load_tokenizer(dense), load_text(str(text_file)), windowing)
     loaded = LoadedLogits(load_model(subject, device="cpu", dtype="float32"), "cpu")
     streamed = StreamedLogits(subject.checkpoint, ComputeOptions())
-    whole = score(loaded(windows, silent), windows, windowing)
-    in_blocks = score(streamed(windows, silent), windows, windowing)
+    whole = score(loaded(windows, RunContext()), windows, windowing)
+    in_blocks = score(streamed(windows, RunContext()), windows, windowing)
     monkeypatch.setattr(perplexity, "_HIDDEN_BYTES", 4 * window * 32 * 4)
-    in_passes = score(streamed(windows, silent), windows, windowing)
+    in_passes = score(streamed(windows, RunContext()), windows, windowing)
     assert whole.tokens == in_blocks.tokens == in_passes.tokens
     assert in_blocks.nll == pytest.approx(whole.nll, abs=1e-6)
     assert in_passes.nll == pytest.approx(whole.nll, abs=1e-6)
@@ -171,7 +171,7 @@ def test_strided_score_equals_a_plain_loop(dense: Path, text_file: Path) -> None
         with torch.no_grad():
             output = model(input_ids=window[None], labels=labels[None])
         losses += [float(output.loss)] * int((labels != -100).sum())
-    found = score(LoadedLogits(model, "cpu")(windows, silent), windows, windowing)
+    found = score(LoadedLogits(model, "cpu")(windows, RunContext()), windows, windowing)
     assert found.tokens == len(losses) == 23 + 5 * 7
     assert found.nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
 
@@ -185,7 +185,7 @@ def test_the_protocol_of_the_shared_checkpoints(shared: Path, model: str, text: 
     (subject,) = open_subjects([(str(shared / "models" / model), None)])
     windowing = Windowing(256, 256, 40)
     windows = text_windows(load_tokenizer(subject.path), load_text(str(shared / "texts" / text)), windowing)
-    found = score(StreamedLogits(subject.checkpoint, ComputeOptions())(windows, silent), windows, windowing)
+    found = score(StreamedLogits(subject.checkpoint, ComputeOptions())(windows, RunContext()), windows, windowing)
     assert found.perplexity == pytest.approx(expected, rel=1e-4)
 
 
@@ -212,7 +212,7 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(dense: Path, tmp_path: Pat
         with torch.no_grad():
             output = loaded(input_ids=window[None], labels=labels[None])
         losses += [float(output.loss)] * int((labels != -100).sum())
-    found = score(LoadedLogits(loaded, "cpu")(windows.tokens, silent), windows.tokens, windows.windowing)
+    found = score(LoadedLogits(loaded, "cpu")(windows.tokens, RunContext()), windows.tokens, windows.windowing)
     assert found.tokens == len(losses) == 18 + 5 * 5
     assert found.nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     config = EvaluateConfig(model=str(model), perplexity=settings)

@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from tiny_checkpoint import write_task
 from tokenizers.processors import TemplateProcessing
 
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.errors import MissingPathError, OfflineError, OptionError
 from spinecli.evaluation.config import TaskConfig
@@ -49,7 +50,7 @@ def test_local_data_is_found_from_anywhere_and_results_repeat(
         def progress(phase: str, done: int, total: int) -> None:
             seen.append((phase, done, total))
 
-        results = [run_tasks(tasks, model, load_tokenizer(dense), progress) for _ in range(2)]
+        results = [run_tasks(tasks, model, load_tokenizer(dense), RunContext(progress=progress)) for _ in range(2)]
     assert results[0]["results"] == results[1]["results"]
     assert results[0]["n-samples"] == {"tiny_choice": {"original": 12, "effective": 9}}
     json.dumps(results[0], allow_nan=False)

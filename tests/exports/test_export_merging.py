@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.stream.verify import streamed_logits
@@ -172,7 +172,7 @@ def test_an_exported_classifier_pads_and_answers_as_the_evaluated_one(opened: Op
     base = AutoModelForSequenceClassification.from_pretrained(checkpoint.path, num_labels=3, pad_token_id=0)
     adapter_in(tmp_path / "lora", base, task_type="SEQ_CLS")
     (tmp_path / "plain").mkdir()
-    write_huggingface(tmp_path / "plain", merge(checkpoint, tmp_path / "lora"), Stopwatch())
+    write_huggingface(tmp_path / "plain", merge(checkpoint, tmp_path / "lora"), RunContext())
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
     (subject,) = open_subjects([(str(checkpoint.path), tmp_path / "lora")])
     evaluated = load_model(subject, device="cpu", dtype="float32")

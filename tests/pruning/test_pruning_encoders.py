@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from families import LABELS, Recipe, answers, classifier, load, random_tokens, r
 from typer.testing import CliRunner
 
 from spinecli.app import app
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
@@ -138,19 +140,15 @@ class Killed(BaseException):
 def test_a_killed_run_on_an_encoder_resumes_to_the_same_bytes(
     options: Callable[..., PruneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def journal(state: Path | None, name: str) -> PassJournal | None:
-        return PassJournal(state, name, share=float("inf")) if state else None
-
-    monkeypatch.setattr("spinecli.pruning.decision._journal", journal)
-    monkeypatch.setattr("spinecli.pruning.recovery.recover.PassJournal", journal)
+    monkeypatch.setattr("spinecli.artifacts.journal.PassJournal", partial(PassJournal, share=float("inf")))
     monkeypatch.setattr(RecoveryOutcome, "helps", property(lambda _: True))
     chosen = options(heads=Heads.cut)
 
-    def prune_to(out: Path, **more: Any) -> None:
-        prune(open_request(chosen), OutputOptions(out, resume=True), **more)
+    def prune_to(out: Path, context: RunContext | None = None) -> None:
+        prune(open_request(chosen), OutputOptions(out, resume=True), context)
 
-    def tune_to(out: Path, **more: Any) -> None:
-        tune(open_tune(TuneConfig(pruned=tmp_path / "pruned")), OutputOptions(out, resume=True), **more)
+    def tune_to(out: Path, context: RunContext | None = None) -> None:
+        tune(open_tune(TuneConfig(pruned=tmp_path / "pruned")), OutputOptions(out, resume=True), context)
 
     prune_to(tmp_path / "pruned")
     for step in (prune_to, tune_to):
@@ -165,7 +163,7 @@ def test_a_killed_run_on_an_encoder_resumes_to_the_same_bytes(
 
         while not killed.exists():
             try:
-                step(killed, progress=kill_at_new)
+                step(killed, RunContext(progress=kill_at_new))
             except Killed:
                 assert not killed.exists()
         assert len(seen) >= 5

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
+from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
@@ -113,7 +116,7 @@ class Killed(BaseException):
 def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
     options: Callable[..., PruneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spinecli.pruning.decision._journal", _journal_of_every_block)
+    monkeypatch.setattr("spinecli.artifacts.journal.PassJournal", partial(PassJournal, share=float("inf")))
     prune(open_request(options()), OutputOptions(tmp_path / "whole"))
     seen: list[tuple[str, int]] = []
 
@@ -124,7 +127,9 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
 
     for _ in range(40):
         try:
-            prune(open_request(options()), OutputOptions(tmp_path / "out", resume=True), progress=kill_at_new)
+            prune(
+                open_request(options()), OutputOptions(tmp_path / "out", resume=True), RunContext(progress=kill_at_new)
+            )
             break
         except Killed:
             assert not (tmp_path / "out").exists()
@@ -132,12 +137,6 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
     assert sums(tmp_path / "out") == sums(tmp_path / "whole")
     assert read_manifest(tmp_path / "out").digest == read_manifest(tmp_path / "whole").digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-
-
-def _journal_of_every_block(state: Path | None, name: str) -> object:
-    from spinecli.artifacts.journal import PassJournal
-
-    return PassJournal(state, name, share=float("inf")) if state else None
 
 
 def test_a_finished_run_is_not_repeated(options: Callable[..., PruneConfig], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.family import AttentionGroup, Family, FeedForwardGroup, Task, family_of
 from spinecli.checkpoints.masks import BlockMask, Masks
@@ -28,7 +29,6 @@ from spinecli.checkpoints.skeleton import auto_map
 from spinecli.checkpoints.tensors import ComputedTensor, TensorSource
 from spinecli.checkpoints.writer import write_checkpoint
 from spinecli.errors import OptionError
-from spinecli.progress import Progress, silent
 
 
 def attention_rows(attention: AttentionGroup, shape: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,13 +128,13 @@ def _gone_modules(checkpoint: Checkpoint, mask: BlockMask, shape: BlockShape) ->
     return gone
 
 
-def write_cut(directory: Path, checkpoint: Checkpoint, masks: Masks, progress: Progress = silent) -> None:
+def write_cut(directory: Path, checkpoint: Checkpoint, masks: Masks, context: RunContext | None = None) -> None:
     """Write the cut checkpoint with the dense one's tokenizer, and the masks beside it.
 
     Raises: NoSpaceError; ValueError if the masks differ in shape or remove heads that cannot leave.
     """
     cut = cut_checkpoint(checkpoint, masks)
-    write_checkpoint(directory, cut.raw_config, cut.groups(), checkpoint.path, progress)
+    write_checkpoint(directory, cut.raw_config, cut.groups(), checkpoint.path, context)
     masks.save(directory)
 
 

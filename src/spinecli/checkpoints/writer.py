@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import require_space
 from spinecli.artifacts.whole_file import whole_file
 from spinecli.checkpoints.family import families
@@ -19,7 +20,6 @@ from spinecli.checkpoints.skeleton import modelling_source
 from spinecli.checkpoints.source import TOKENIZER_PATTERNS
 from spinecli.checkpoints.tensors import INDEX_FILE, SINGLE_FILE, TensorSource, read_json_list, read_json_object
 from spinecli.errors import UnsafeFileError
-from spinecli.progress import Progress, silent
 
 _TEMPLATES = "additional_chat_templates"
 _MODULES = "modules.json"
@@ -128,7 +128,7 @@ def write_checkpoint(
     config: dict[str, Any],
     groups: Sequence[Mapping[str, TensorSource]],
     companions_of: Path,
-    progress: Progress = silent,
+    context: RunContext | None = None,
     shard_bytes: int = SHARD_BYTES,
     tokenizer_of: Path | None = None,
 ) -> None:
@@ -145,7 +145,7 @@ def write_checkpoint(
 
     Raises: NoSpaceError.
     """
-    family = families().get(config.get("model_type", ""))
+    context, family = context or RunContext(), families().get(config.get("model_type", ""))
     if family and family.stored_names:
         groups = [{family.stored_name(name): tensor for name, tensor in group.items()} for group in groups]
     shards = plan_shards(groups, shard_bytes)
@@ -155,7 +155,7 @@ def write_checkpoint(
     for done, (name, shard) in enumerate(zip(names, shards, strict=True)):
         if not (directory / name).is_file():
             _write_shard(directory / name, shard)
-        progress("writing", done + 1, len(shards))
+        context.progress("writing", done + 1, len(shards))
     if len(shards) > 1:
         _write_json(directory / INDEX_FILE, _index(names, shards))
     if source := modelling_source(config):

@@ -29,11 +29,10 @@ def bench(config: BenchConfig, terminal: Terminal, out: ResultsOut = None, overw
     """
     from spinecli.artifacts.directory import OutputOptions
     from spinecli.evaluation.bench.run import bench as run_bench
-    from spinecli.evaluation.session import Listeners
 
     output = OutputOptions(out, overwrite) if out else None
-    with terminal.progress() as progress:
-        results, manifest = run_bench(config, output, Listeners(progress, terminal.note, terminal.debug))
+    with terminal.context() as context:
+        results, manifest = run_bench(config, output, context)
     if manifest:
         terminal.note(f"Wrote {', '.join(manifest.outputs)} to {out}.")
     terminal.result(results.model_dump(mode="json"), _tables(results))

@@ -26,8 +26,8 @@ def demo(
         from spinecli.commands.eval import comparison_table
         from spinecli.demo.chain import run_demo
 
-        with terminal.progress() as progress:
-            result = run_demo(out, sparsity, lambda line: terminal.note(f"$ {line}"), progress)
+        with terminal.context() as context:
+            result = run_demo(out, sparsity, context)
         dense, pruned, tuned = (model.perplexity[0].perplexity for model in result.evaluation.models)
         verdict = (
             f"Cutting {result.pruned['achieved_sparsity']:.0%} of the block parameters took perplexity from "

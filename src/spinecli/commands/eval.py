@@ -39,11 +39,10 @@ def evaluate(config: EvaluateConfig, terminal: Terminal, out: ReportOut = None, 
 
     from spinecli.artifacts.directory import OutputOptions
     from spinecli.evaluation.run import evaluate as run_evaluate
-    from spinecli.evaluation.session import Listeners
 
     output = OutputOptions(out, overwrite) if out else None
-    with terminal.progress() as progress:
-        evaluation, manifest = run_evaluate(config, output, Listeners(progress, terminal.note, terminal.debug))
+    with terminal.context() as context:
+        evaluation, manifest = run_evaluate(config, output, context)
     if manifest:
         terminal.note(f"Wrote {', '.join(manifest.outputs)} to {out}.")
     terminal.result(evaluation.model_dump(mode="json"), comparison_table(evaluation))

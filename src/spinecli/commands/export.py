@@ -32,8 +32,8 @@ def export(config: ExportConfig, terminal: Terminal, out: ExportOut, overwrite: 
     stopwatch = Stopwatch()
     with quiet_libraries(terminal.debug):
         request = open_request(config, out, overwrite=overwrite)
-        with terminal.progress() as progress:
-            done = run_export(request, stopwatch, progress)
+        with terminal.context(stopwatch) as context:
+            done = run_export(request, context)
     for note in done.notes:
         terminal.note(f"note: {note}")
     value = {"out": str(out), **done.report, "measured": stopwatch.measured().model_dump(mode="json")}

@@ -35,13 +35,13 @@ def prune(
     terminal.note(
         f"calibrating on {tokens.rows} rows of {tokens.length} tokens, {tokens.frame}: {tokens.text.description}"
     )
-    with terminal.progress() as progress:
+    with terminal.context(stopwatch) as context:
         if dry_run or out is None:
-            decision = decide(request, stopwatch=stopwatch, progress=progress)
+            decision = decide(request, context)
             report: dict[str, Any] = decision.report()
             report["memory_bytes"] = decision.plan.memory_bytes
         else:
-            manifest = run_prune(request, OutputOptions(out, overwrite, resume), stopwatch, progress)
+            manifest = run_prune(request, OutputOptions(out, overwrite, resume), context)
             report = manifest.model_dump(mode="json")["report"]
     measured = stopwatch.measured()
     value = {"out": None if dry_run else str(out), **report, "measured": measured.model_dump(mode="json")}

@@ -54,8 +54,8 @@ def run(
         def finished(done: StepResult) -> None:
             terminal.note(f"unchanged: {done.result.summary}" if done.unchanged else done.result.summary)
 
-        with terminal.progress() as progress:
-            results = run_recipe(chain, out, lambda line: terminal.note(f"$ {line}"), finished, progress)
+        with terminal.context() as context:
+            results = run_recipe(chain, out, context, finished)
         value = [
             {
                 "name": done.step.name,

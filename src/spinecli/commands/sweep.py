@@ -23,23 +23,20 @@ def sweep(
     [bold]spine sweep MODEL --sparsity 0.1..0.5 --methods spine,comp --latency --out sweep/[/bold]
     """
     from spinecli.artifacts.directory import OutputOptions, check_output
-    from spinecli.artifacts.stopwatch import Stopwatch
-    from spinecli.evaluation.session import Listeners
     from spinecli.evaluation.sweep.request import open_request
     from spinecli.evaluation.sweep.run import sweep as run_sweep
 
-    output, stopwatch = OutputOptions(out, overwrite, resume), Stopwatch()
+    output = OutputOptions(out, overwrite, resume)
     if not resume:
         check_output(output)
-    with terminal.progress() as progress:
-        listeners = Listeners(progress, terminal.note, terminal.debug)
-        request = open_request(config, listeners, stopwatch)
+    with terminal.context() as context:
+        request = open_request(config, context)
         tokens = request.calibration
         terminal.note(
             f"{len(request.points)} points, calibrated on {tokens.rows} rows of {tokens.length} tokens, "
             f"{tokens.frame}: {tokens.text.description}"
         )
-        manifest, results = run_sweep(request, output, stopwatch, listeners)
+        manifest, results = run_sweep(request, output, context)
     measured = manifest.measured.model_dump(mode="json")
     value = {"out": str(out), **results.model_dump(mode="json"), "measured": measured}
     written = dict.fromkeys(name.partition("/")[0] for name in manifest.outputs)

@@ -32,8 +32,8 @@ def tune(
         f"tuning on {tokens.rows - judging} rows of {tokens.length} tokens, judging on {judging} others, "
         f"{tokens.frame}: {tokens.text.description}"
     )
-    with terminal.progress() as progress:
-        manifest = run_tune(request, output, stopwatch, progress)
+    with terminal.context(stopwatch) as context:
+        manifest = run_tune(request, output, context)
     report = manifest.model_dump(mode="json")["report"]
     value = {"out": str(out), **report, "measured": manifest.measured.model_dump(mode="json")}
     terminal.result(value, *_rendered(report, out))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from pydantic import JsonValue
 
 from spinecli.api import EvaluationResult, Result
+from spinecli.artifacts.context import RunContext
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.evaluation.results import Evaluation
 from spinecli.federation.config import FederateConfig
@@ -17,7 +18,6 @@ from spinecli.federation.evaluation import evaluate
 from spinecli.federation.request import open_request
 from spinecli.federation.results import FederatedResult
 from spinecli.federation.run import set_up
-from spinecli.progress import Progress, silent
 from spinecli.recipes.recipe import Recipe, read_recipe
 from spinecli.recipes.run import run_recipe
 
@@ -46,17 +46,17 @@ def demo_recipe(sparsity: float) -> Recipe:
     return Recipe(tuple(steps))
 
 
-def run_demo(out: Path, sparsity: float, announce: Callable[[str], None], progress: Progress = silent) -> DemoResult:
+def run_demo(out: Path, sparsity: float, context: RunContext) -> DemoResult:
     """Run the chain into `out/pruned`, `out/tuned`, `out/results`, `out/plan` and `out/fed`.
 
     What an earlier demo left there and would be the same stays, anything else of it is replaced.
 
     Args:
-        announce: called before each step with the command line that does the same.
+        context: its note hears, before each step, the command line that does the same.
     """
     torch.set_num_threads(1)  # the built-in model's matrices are too small to share
     with quiet_libraries():
-        done = run_recipe(demo_recipe(sparsity), out, announce, progress=progress)
+        done = run_recipe(demo_recipe(sparsity), out, context)
         results: dict[str, Result] = {found.step.name: found.result for found in done}
         measured, federated = results["results"], results["fed"]
         assert isinstance(measured, EvaluationResult)

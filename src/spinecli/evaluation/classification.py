@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spinecli.artifacts.context import RunContext
 from spinecli.data.batches import Batch, evaluation_batches
 from spinecli.data.encoding import Encoded
 from spinecli.errors import MeasurementError
 from spinecli.evaluation.labelled import LabelledSet
 from spinecli.evaluation.results import ClassificationResult
-from spinecli.progress import Progress
 
 _BATCH = 64
 
@@ -52,13 +52,13 @@ class ClassificationScore:
 
 
 def classify(
-    examples: LabelledSet, index: int, model: nn.Module, device: str, progress: Progress
+    examples: LabelledSet, index: int, model: nn.Module, device: str, context: RunContext
 ) -> ClassificationResult:
     """Let the loaded model `index` of the evaluation answer all examples.
 
     Raises: MeasurementError if its loss is NaN or infinite.
     """
-    logits = class_logits(model, examples.encoded[index], device, progress)
+    logits = class_logits(model, examples.encoded[index], device, context)
     found = classification_score(logits, examples.targets(index), examples.matches[index].outputs)
     return ClassificationResult(
         data=examples.config.data,
@@ -76,7 +76,7 @@ def classify(
 
 
 @torch.no_grad()
-def class_logits(model: nn.Module, encoded: Encoded, device: str, progress: Progress) -> Tensor:
+def class_logits(model: nn.Module, encoded: Encoded, device: str, context: RunContext) -> Tensor:
     """The logits of every row, in the rows' order: (rows, outputs) float64 on the CPU."""
     segmented = _tells_segments_apart(model)
     found: Tensor | None = None
@@ -87,7 +87,7 @@ def class_logits(model: nn.Module, encoded: Encoded, device: str, progress: Prog
             found = logits.new_empty(len(encoded), logits.shape[1])
         found[batch.row_numbers] = logits
         done += len(batch.row_numbers)
-        progress("labelled examples", done, len(encoded))
+        context.progress("labelled examples", done, len(encoded))
     assert found is not None  # a data set is never empty
     return found
 

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from spinecli.artifacts.context import RunContext
 from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.results import ForwardResult, LatencyResult, Rates
-from spinecli.progress import Progress, silent
 
 _Timed = TypeVar("_Timed")
 
@@ -66,7 +66,7 @@ def time_generation(model: nn.Module, prompt: Tensor, new_tokens: int) -> Second
 
 
 def measure_latency(
-    models: Sequence[nn.Module], prompts: Sequence[Tensor], config: GenerationConfig, progress: Progress = silent
+    models: Sequence[nn.Module], prompts: Sequence[Tensor], config: GenerationConfig, context: RunContext | None = None
 ) -> list[LatencyResult]:
     """Time all models in turns; one result a model, in their order.
 
@@ -77,7 +77,7 @@ def measure_latency(
         for model, prompt in zip(models, prompts, strict=True)
     ]
     batch, length = prompts[0].shape
-    return generation_rates(generations, batch, length, config, progress)
+    return generation_rates(generations, batch, length, config, context)
 
 
 def generation_rates(
@@ -85,13 +85,13 @@ def generation_rates(
     batch: int,
     length: int,
     config: GenerationConfig,
-    progress: Progress = silent,
+    context: RunContext | None = None,
 ) -> list[LatencyResult]:
     """Run generations in turns, each of which times itself; one result each, in their order.
 
     Each continues `batch` prompts of `length` tokens by `config.new_tokens`.
     """
-    taken = in_turns(generations, config, progress)
+    taken = in_turns(generations, config, context)
     decoded = batch * (config.new_tokens - 1)
     return [
         LatencyResult(
@@ -103,17 +103,17 @@ def generation_rates(
 
 
 def in_turns(
-    timed: Sequence[Callable[[], _Timed]], config: GenerationConfig, progress: Progress = silent
+    timed: Sequence[Callable[[], _Timed]], config: GenerationConfig, context: RunContext | None = None
 ) -> list[list[_Timed]]:
     """Call everything once a round, in order; what each returned in the rounds that count."""
-    rounds = config.warmup + config.repeats
+    context, rounds = context or RunContext(), config.warmup + config.repeats
     taken: list[list[_Timed]] = [[] for _ in timed]
     for turn in range(rounds):
         for index, measure in enumerate(timed):
             found = measure()
             if turn >= config.warmup:
                 taken[index].append(found)
-            progress("latency", turn * len(timed) + index + 1, rounds * len(timed))
+            context.progress("latency", turn * len(timed) + index + 1, rounds * len(timed))
     return taken
 
 
@@ -150,14 +150,14 @@ def time_forward(model: nn.Module, rows: Tensor) -> float:
 
 
 def measure_forward(
-    models: Sequence[nn.Module], rows: Sequence[Tensor], config: GenerationConfig, progress: Progress = silent
+    models: Sequence[nn.Module], rows: Sequence[Tensor], config: GenerationConfig, context: RunContext | None = None
 ) -> list[ForwardResult]:
     """Time all models in turns; one result a model, in their order.
 
     `rows` holds one a model, all (batch, length) int64, on the models' device.
     """
     passes = [partial(time_forward, model, own) for model, own in zip(models, rows, strict=True)]
-    taken = in_turns(passes, config, progress)
+    taken = in_turns(passes, config, context)
     batch, tokens = len(rows[0]), rows[0].numel()
     return [
         ForwardResult(

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream, ComputeOptions
 from spinecli.data.rows import NO_FRAME, Frame, first_tokens, frame_of
@@ -34,7 +35,6 @@ from spinecli.evaluation.config import DEFAULT_WINDOW, PerplexityConfig
 from spinecli.evaluation.lengths import fit_row_length
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.results import Computation
-from spinecli.progress import Progress
 
 # Hidden states that a pass of the block stream may hold: bounds memory when many windows are asked for.
 _HIDDEN_BYTES = 512 << 20
@@ -106,7 +106,7 @@ class LogitSource(Protocol):
     def name(self) -> Computation:
         """How it computes, for the report."""
 
-    def __call__(self, tokens: Tensor, progress: Progress) -> Iterator[Tensor]:
+    def __call__(self, tokens: Tensor, context: RunContext) -> Iterator[Tensor]:
         """Tokens (rows, length) -> chunks of logits (chunk, length, vocabulary) in float32, in the rows' order."""
 
 
@@ -182,13 +182,13 @@ class LoadedLogits:
     name: Computation = "loaded model"
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, progress: Progress) -> Iterator[Tensor]:
+    def __call__(self, tokens: Tensor, context: RunContext) -> Iterator[Tensor]:
         """See `LogitSource`."""
         done = 0
         for chunk in torch.split(tokens, max(1, CHUNK_TOKENS // tokens.shape[1])):
             yield self.model(input_ids=chunk.to(self.device), use_cache=False).logits.float()
             done += len(chunk)
-            progress("perplexity", done, len(tokens))
+            context.progress("perplexity", done, len(tokens))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ class StreamedLogits:
     name: Computation = "block stream"
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, progress: Progress) -> Iterator[Tensor]:
+    def __call__(self, tokens: Tensor, context: RunContext) -> Iterator[Tensor]:
         """See `LogitSource`."""
         length = tokens.shape[1]
         stream = BlockStream(self.checkpoint, length, self.compute)
@@ -209,11 +209,10 @@ class StreamedLogits:
         done = 0
         for rows in passes:
             hidden = stream.embed(rows)
-            for index in range(stream.blocks):
-                with stream.block(index) as block:
-                    hidden = stream.run(block, hidden)
+            for block in stream.loaded_blocks():
+                hidden = stream.run(block, hidden)
                 done += 1
-                progress("perplexity", done, stream.blocks * len(passes))
+                context.progress("perplexity", done, stream.blocks * len(passes))
             yield from stream.logits(hidden)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from spinecli.progress import Progress, silent
+from spinecli.artifacts.context import Progress, RunContext, silent
 
 _NOISY = ("lm_eval", "datasets", "huggingface_hub", "evaluate", "peft", "torch", "accelerate")
 _MODULES_WITH_BARS = ("lm_eval.models.huggingface", "lm_eval.api.task", "lm_eval.api.model")
@@ -61,9 +61,9 @@ def _silenced() -> Iterator[None]:
 
 
 @contextmanager
-def lm_eval_progress(progress: Progress, debug: bool = False) -> Iterator[None]:
-    """lm-eval's and datasets' bars, reported to `progress` instead of drawn; with `debug`, drawn."""
-    if debug:
+def lm_eval_progress(context: RunContext) -> Iterator[None]:
+    """lm-eval's and datasets' bars, reported as progress instead of drawn; with `debug`, drawn."""
+    if context.debug:
         yield
         return
     import datasets
@@ -75,7 +75,7 @@ def lm_eval_progress(progress: Progress, debug: bool = False) -> Iterator[None]:
     modules = [sys.modules[name] for name in _MODULES_WITH_BARS if hasattr(sys.modules.get(name), "tqdm")]
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(patch.object(module, "tqdm", _bar_reporting_to(progress)))
+            stack.enter_context(patch.object(module, "tqdm", _bar_reporting_to(context.progress)))
         # it asks `git`, which complains on the terminal wherever there is no repository
         quiet_hash = partial(get_commit_from_path, Path.cwd())
         stack.enter_context(patch.object(lm_eval.evaluator, "get_git_commit_hash", quiet_hash))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, check_output
 from spinecli.artifacts.manifest import Manifest, Source, Step, lineage_behind, record_file
 from spinecli.artifacts.run import Run
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.source import describe_source
 from spinecli.data.rows import TokenRows
 from spinecli.errors import UserError
@@ -21,7 +21,7 @@ from spinecli.evaluation.page.page import REPORT_NAME, Command
 from spinecli.evaluation.plots import PICTURE_NAME, can_plot, save_picture
 from spinecli.evaluation.report_page import report_html
 from spinecli.evaluation.results import RESULTS_NAME, Evaluation
-from spinecli.evaluation.session import Listeners, Session, open_session
+from spinecli.evaluation.session import Session, open_session
 from spinecli.lora.peft_format import CONFIG_NAME, WEIGHTS_NAME
 
 
@@ -80,7 +80,7 @@ def write_evaluation(
 
     Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
     """
-    measured = session.stopwatch.measured()
+    measured = session.context.stopwatch.measured()
     check_output(output)
     run = run_of(session, source)
     with run.working(replace(output, overwrite=True)) as work:
@@ -117,10 +117,7 @@ def _summary(evaluation: Evaluation) -> str:
 
 
 def evaluate(
-    config: EvaluateConfig,
-    output: OutputOptions | None = None,
-    listeners: Listeners | None = None,
-    stopwatch: Stopwatch | None = None,
+    config: EvaluateConfig, output: OutputOptions | None = None, context: RunContext | None = None
 ) -> tuple[Evaluation, Manifest | None]:
     """Measure everything, and write it if there is an `output`, whose manifest is returned.
 
@@ -131,7 +128,7 @@ def evaluate(
     """
     if output and not output.resume:
         check_output(output)
-    session = open_session(config, listeners, stopwatch)
+    session = open_session(config, context)
     if output is None:
         return session.measure(), None
     source = provenance(session)

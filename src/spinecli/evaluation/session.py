@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 from transformers import PreTrainedModel
 
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.stream.block_stream import compute_options
 from spinecli.errors import MeasurementError
 from spinecli.evaluation.classification import classify
@@ -42,21 +42,6 @@ from spinecli.evaluation.results import (
     PerplexityResult,
 )
 from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks
-from spinecli.progress import Progress, silent
-
-
-def _unheard(sentence: str) -> None:
-    """Drop a note."""
-
-
-@dataclass(frozen=True)
-class Listeners:
-    """Who hears what goes on during an evaluation."""
-
-    progress: Progress = silent
-    note: Callable[[str], None] = _unheard
-    debug: bool = False
-    """Let third-party libraries write to the terminal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +55,14 @@ class Session:
     passages: tuple[Passage, ...]
     tasks: TaskSet | None
     labelled: LabelledSet | None
-    listeners: Listeners
-    stopwatch: Stopwatch
+    context: RunContext
 
     def measure(self) -> Evaluation:
         """Measure everything.
 
         Raises: MeasurementError, NonFiniteWeightsError, OptionError (an adapter of another model).
         """
-        with quiet_libraries(self.listeners.debug), torch_threads(self.config.threads) as threads:
+        with quiet_libraries(self.context.debug), torch_threads(self.config.threads) as threads:
             measured = self._measure_loaded() if self._needs_loading else self._measure_streamed()
             # after the loaded models are gone: the probes need their room
             memories = self._memories()
@@ -126,10 +110,10 @@ class Session:
 
     def _load_all(self) -> list[PreTrainedModel]:
         models = []
-        with self.stopwatch("loading"):
+        with self.context.stopwatch("loading"):
             for subject in self.subjects:
                 models.append(load_model(subject, device=self.config.device, dtype=self.config.dtype))
-                self.listeners.progress("loading models", len(models), len(self.subjects))
+                self.context.progress("loading models", len(models), len(self.subjects))
         return models
 
     def _perplexities(self, index: int, source: LogitSource) -> tuple[PerplexityResult, ...]:
@@ -139,8 +123,8 @@ class Session:
         windows = passage.windows[index]
         tokens, windowing = windows.tokens, windows.windowing
         try:
-            with self.stopwatch("perplexity"):
-                found = score(source(tokens, self.listeners.progress), tokens, windowing)
+            with self.context.stopwatch("perplexity"):
+                found = score(source(tokens, self.context), tokens, windowing)
         except MeasurementError as error:
             raise MeasurementError(f"{self.subjects[index].label} on {passage.text.description}: {error}") from error
         return PerplexityResult(
@@ -161,8 +145,8 @@ class Session:
         if self.labelled is None:
             return None
         try:
-            with self.stopwatch("labelled examples"):
-                return classify(self.labelled, index, model, self.config.device, self.listeners.progress)
+            with self.context.stopwatch("labelled examples"):
+                return classify(self.labelled, index, model, self.config.device, self.context)
         except MeasurementError as error:
             where = f"{self.subjects[index].label} on {self.labelled.description}"
             raise MeasurementError(f"{where}: {error}") from error
@@ -177,74 +161,67 @@ class Session:
             for subject in self.subjects
         ]
         measure = measure_forward if self.subjects[0].classifies else measure_latency
-        with self.stopwatch("latency"):
-            return measure(models, prompts, generation, self.listeners.progress)
+        with self.context.stopwatch("latency"):
+            return measure(models, prompts, generation, self.context)
 
     def _task_results(self, subject: Subject, model: PreTrainedModel) -> dict[str, JsonValue] | None:
         if self.tasks is None:
             return None
         tokenizer = subject.tokenizer
-        with self.stopwatch("tasks"):
-            return run_tasks(self.tasks, model, tokenizer, self.listeners.progress, debug=self.listeners.debug)
+        with self.context.stopwatch("tasks"):
+            return run_tasks(self.tasks, model, tokenizer, self.context)
 
     def _memories(self) -> list[MemoryResult | None]:
         if not self.config.memory:
             return [None] * len(self.subjects)
         results: list[MemoryResult | None] = []
-        with self.stopwatch("memory"):
+        with self.context.stopwatch("memory"):
             for subject in self.subjects:
                 results.append(measure_memory(subject, self.config))
-                self.listeners.progress("memory", len(results), len(self.subjects))
+                self.context.progress("memory", len(results), len(self.subjects))
         return results
 
 
-def open_session(
-    config: EvaluateConfig, listeners: Listeners | None = None, stopwatch: Stopwatch | None = None
-) -> Session:
+def open_session(config: EvaluateConfig, context: RunContext | None = None) -> Session:
     """Open the models and check what is asked of them; nothing is measured. Where no measure is named, some are.
 
     Raises: OptionError, and every UserError that a model, device, text, data set, tokenizer or task can cause.
     """
-    listeners = listeners or Listeners()
+    context = context or RunContext()
     check_measures(config)
     subjects = open_subjects([*((other, None) for other in config.against), (config.model, config.adapter)])
     last = subjects[-1]
     some = with_some_measure(config, None if last.classifies else default_text(last))
     if not config.names_a_measure and last.classifies:
-        listeners.note("No measure was named: speed only; --labelled DATA would measure accuracy and loss.")
+        context.note("No measure was named: speed only; --labelled DATA would measure accuracy and loss.")
     elif not config.names_a_measure:
-        listeners.note(f"No measure was named: perplexity on {some.texts[0]}, and speed.")
+        context.note(f"No measure was named: perplexity on {some.texts[0]}, and speed.")
     if not config.against and (dense := dense_reference(last)):
-        listeners.note(f"--against {dense} would compare with the checkpoint that {last.label} was made from.")
-    return replace(open_measures(subjects, some, listeners, stopwatch), asked=config)
+        context.note(f"--against {dense} would compare with the checkpoint that {last.label} was made from.")
+    return replace(open_measures(subjects, some, context), asked=config)
 
 
-def open_measures(
-    subjects: Sequence[Subject],
-    config: EvaluateConfig,
-    listeners: Listeners | None = None,
-    stopwatch: Stopwatch | None = None,
-) -> Session:
+def open_measures(subjects: Sequence[Subject], config: EvaluateConfig, context: RunContext | None = None) -> Session:
     """Check measures against models that are open already; read texts and examples and find the tasks.
 
     Raises: OptionError, and every UserError that a device, text, data set, tokenizer or task can cause.
     """
-    listeners, stopwatch, asked = listeners or Listeners(), stopwatch or Stopwatch(), config
+    context, asked = context or RunContext(), config
     compute_options(config.device, config.dtype)
     for subject in subjects:
         require_measurable(subject, config)
     if config.latency or config.memory:
         fit = fit_pass if subjects[0].classifies else fit_generation
         positions = {subject.label: subject.positions for subject in subjects}
-        fitted = fit(config.generation, positions, listeners.note)
+        fitted = fit(config.generation, positions, context.note)
         config = config.model_copy(update={"generation": fitted})
-    with quiet_libraries(listeners.debug), stopwatch("preparing"):
-        passages = read_passages(config.perplexity, subjects, listeners.note) if config.perplexity else []
-        tasks = find_tasks(config.tasks, listeners.progress, debug=listeners.debug) if config.tasks else None
-        labelled = read_labelled(config.labelled, subjects, listeners.note) if config.labelled else None
+    with quiet_libraries(context.debug), context.stopwatch("preparing"):
+        passages = read_passages(config.perplexity, subjects, context.note) if config.perplexity else []
+        tasks = find_tasks(config.tasks, context) if config.tasks else None
+        labelled = read_labelled(config.labelled, subjects, context.note) if config.labelled else None
     if labelled is not None:
         config = config.model_copy(update={"labelled": labelled.config})
-    return Session(asked, config, tuple(subjects), tuple(passages), tasks, labelled, listeners, stopwatch)
+    return Session(asked, config, tuple(subjects), tuple(passages), tasks, labelled, context)
 
 
 def _result(

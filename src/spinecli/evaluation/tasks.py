@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spinecli.artifacts.context import RunContext
 from spinecli.errors import MeasurementError, OfflineError, OptionError, reason_of
 from spinecli.evaluation.config import TaskConfig
 from spinecli.evaluation.quiet import lm_eval_progress
 from spinecli.evaluation.task_names import TaskNames, expand_names, lm_eval_names, own_folders, refuse_members
-from spinecli.progress import Progress, silent
 
 _DATA = ("dataset_path", "custom_dataset")
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -45,7 +45,7 @@ class TaskFigure:
     higher_is_better: bool | None
 
 
-def find_tasks(config: TaskConfig, progress: Progress = silent, *, debug: bool = False) -> TaskSet:
+def find_tasks(config: TaskConfig, context: RunContext | None = None) -> TaskSet:
     """Look the tasks up and load their data once, so that mistakes are found before any model is loaded.
 
     Raises: OptionError (unknown or unusable task), MissingPathError, OfflineError (data that has to be fetched).
@@ -59,19 +59,14 @@ def find_tasks(config: TaskConfig, progress: Progress = silent, *, debug: bool =
     _refuse_unknown_members(index, names, config)
     if config.include_path:
         _resolve_local_data(index, names, config.include_path)
-    with lm_eval_progress(progress, debug):
+    with lm_eval_progress(context or RunContext()):
         for name in names:
             _check_task(manager, name)
     return TaskSet(config, names, manager)
 
 
 def run_tasks(
-    tasks: TaskSet,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    progress: Progress = silent,
-    *,
-    debug: bool = False,
+    tasks: TaskSet, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: RunContext | None = None
 ) -> dict[str, JsonValue]:
     """Evaluate one model; lm-eval's result as it is, made JSON the way lm-eval does, without the single samples.
 
@@ -85,7 +80,7 @@ def run_tasks(
 
     config = tasks.config
     try:
-        with lm_eval_progress(progress, debug):
+        with lm_eval_progress(context or RunContext()):
             results = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size),
                 tasks=list(tasks.names),

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.errors import UnexportableError
@@ -22,7 +23,6 @@ from spinecli.exports.config import Quantization
 from spinecli.exports.layout import GgufTensor, lay_out
 from spinecli.exports.rotary import Rotary
 from spinecli.exports.tokenizer import GgufTokenizer
-from spinecli.progress import Progress, silent
 
 GgmlType = gguf.GGMLQuantizationType
 
@@ -167,11 +167,12 @@ def model_settings(model: GgufModel) -> dict[str, str | int | float | bool | lis
     return settings
 
 
-def write_gguf(path: Path, model: GgufModel, progress: Progress = silent) -> None:
+def write_gguf(path: Path, model: GgufModel, context: RunContext | None = None) -> None:
     """Write the file; one tensor is in memory at a time.
 
     Raises: UnexportableError if a value does not fit its type, and what reading the checkpoint raises.
     """
+    context = context or RunContext()
     logging.getLogger("gguf").setLevel(logging.ERROR)
     writer = gguf.GGUFWriter(None, model.architecture.name)
     _describe_model(writer, model)
@@ -187,7 +188,7 @@ def write_gguf(path: Path, model: GgufModel, progress: Progress = silent) -> Non
         writer.write_ti_data_to_file()
         for done, (tensor, stored) in enumerate(zip(tensors, types, strict=True)):
             writer.write_tensor_data(encode(tensor.name, tensor.make(), stored))
-            progress("writing", done + 1, len(tensors))
+            context.progress("writing", done + 1, len(tensors))
     finally:
         writer.close()
 

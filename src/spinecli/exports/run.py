@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import require_space
 from spinecli.artifacts.manifest import record_files, sha256_file
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
@@ -22,7 +22,6 @@ from spinecli.exports.config import ExportConfig, Format, Quantization
 from spinecli.exports.merging import adapted_modules, merge
 from spinecli.exports.output import check_directory_output, check_file_output, whole_directory, whole_file
 from spinecli.lora.peft_adapter import adapter_shapes
-from spinecli.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -64,30 +63,28 @@ def open_request(config: ExportConfig, out: Path, *, overwrite: bool = False) ->
     return ExportRequest(config, out, base, checkpoint, quantization)
 
 
-def write_huggingface(
-    directory: Path, checkpoint: Checkpoint, stopwatch: Stopwatch, progress: Progress = silent
-) -> float:
+def write_huggingface(directory: Path, checkpoint: Checkpoint, context: RunContext) -> float:
     """Write the checkpoint in its stored dtype and open it again; the largest difference of its logits.
 
     Raises: VerificationError if the written checkpoint computes something else, NoSpaceError.
     """
-    with stopwatch("writing"):
+    with context.stopwatch("writing"):
         write_checkpoint(
             directory,
             checkpoint.raw_config,
             checkpoint.groups(),
             checkpoint.companions or checkpoint.path,
-            progress,
+            context,
             tokenizer_of=checkpoint.path,
         )
     mode = directory.stat().st_mode & 0o666
     for path in directory.rglob("*"):
         if path.is_file():
             path.chmod(mode)  # as the umask has it; safetensors writes for the owner alone
-    with stopwatch("verifying"):
+    with context.stopwatch("verifying"):
         tokens = random_rows(checkpoint)
         expected = streamed_logits(checkpoint, tokens)
-        return verify_written(directory, tokens, expected, ComputeOptions(), stopwatch)
+        return verify_written(directory, tokens, expected, ComputeOptions(), context)
 
 
 @dataclass(frozen=True)
@@ -98,20 +95,20 @@ class Exported:
     notes: tuple[str, ...] = field(default=())
 
 
-def export(request: ExportRequest, stopwatch: Stopwatch, progress: Progress = silent) -> Exported:
+def export(request: ExportRequest, context: RunContext) -> Exported:
     """Write what is asked for, whole or not at all.
 
     Raises: UnexportableError, VerificationError, NoSpaceError, UnfinishedRunError, TokenizerError, and what reading the
         checkpoint raises.
     """
-    with stopwatch("verifying"):
+    with context.stopwatch("verifying"):
         verify_reading(request.base, random_rows(request.base))
     if request.config.format is Format.gguf:
-        return _export_gguf(request, stopwatch, progress)
-    return _export_huggingface(request, stopwatch, progress)
+        return _export_gguf(request, context)
+    return _export_huggingface(request, context)
 
 
-def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progress) -> Exported:
+def _export_gguf(request: ExportRequest, context: RunContext) -> Exported:
     from spinecli.exports import llamacpp
     from spinecli.exports.gguf_file import write_gguf
     from spinecli.exports.gguf_model import gguf_model
@@ -123,11 +120,11 @@ def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progres
     model, notes = gguf_model(checkpoint, tokenizer, quantization)
     require_space(out.resolve().parent, model.bytes)
     with whole_file(out) as part:
-        with stopwatch("writing"):
-            write_gguf(part, model, progress)
+        with context.stopwatch("writing"):
+            write_gguf(part, model, context)
         verdict = None
         if llamacpp.available():
-            with stopwatch("verifying"):
+            with context.stopwatch("verifying"):
                 texts = tokenizer if model.tokenizer.tokens else None
                 verdict = verify(part, checkpoint, texts, quantization)
     if verdict and verdict.texts_alike < verdict.texts:
@@ -164,11 +161,11 @@ def _export_gguf(request: ExportRequest, stopwatch: Stopwatch, progress: Progres
     return Exported(report, notes)
 
 
-def _export_huggingface(request: ExportRequest, stopwatch: Stopwatch, progress: Progress) -> Exported:
+def _export_huggingface(request: ExportRequest, context: RunContext) -> Exported:
     out, checkpoint = request.out, request.checkpoint
     require_space(out.resolve().parent, checkpoint.bytes)
     with whole_directory(out) as part:
-        difference = write_huggingface(part, checkpoint, stopwatch, progress)
+        difference = write_huggingface(part, checkpoint, context)
     files = record_files(out)
     report: dict[str, JsonValue] = {
         "format": request.config.format.value,

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from spinecli.artifacts.journal import PassJournal
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import ModelSize, block_costs, size_of
 from spinecli.checkpoints.cutting import cut_checkpoint
@@ -20,7 +19,6 @@ from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream
 from spinecli.checkpoints.stream.objective import Objective, objective_of
 from spinecli.errors import OptionError, UnexportableError
 from spinecli.exports.gguf_shape import gguf_shape_of
-from spinecli.progress import Progress, silent
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, tempered
 from spinecli.pruning.adaptive.sensitivity import sensitivities, trial_bytes
@@ -230,34 +228,25 @@ class Decision:
         }
 
 
-def decide(
-    request: PruneRequest,
-    state: Path | None = None,
-    stopwatch: Stopwatch | None = None,
-    progress: Progress = silent,
-    findings: Path | None = None,
-) -> Decision:
+def decide(request: PruneRequest, context: RunContext | None = None, findings: Path | None = None) -> Decision:
     """Score the checkpoint and choose the masks; writes nothing but its own state.
 
     Args:
-        state: directory for the passes' journals; None keeps none.
         findings: directory for what does not depend on the sparsity, to be shared by runs that differ in nothing else
-            but the sparsity and the widths; None keeps it with the state.
+            but the sparsity and the widths; None keeps it with the context's.
     """
-    stopwatch, findings = stopwatch or Stopwatch(), findings or state
+    context = context or RunContext()
+    shared = replace(context, state=findings or context.state)
     checkpoint, calibration = request.checkpoint, request.calibration
     opening = len(calibration.frame.opening)
-    stream = BlockStream(checkpoint, calibration.length, request.compute, stopwatch, opening)
-    scores = score_checkpoint(
-        stream, calibration.tokens, request.method, _journal(findings, "scoring"), stopwatch, progress
-    )
+    stream = BlockStream(checkpoint, calibration.length, request.compute, context, opening)
+    scores = score_checkpoint(stream, calibration.tokens, request.method, shared)
     tokens = calibration.tokens[: request.search_rows]
     last = last_of_their_kind(scores.influence, checkpoint.attention_kinds, request.protected)
     protected = request.protected | last.keys()
 
     def compared(candidates: Sequence[Candidate], phase: str) -> list[CandidateScore]:
-        journal = _journal(state, phase)
-        return score_candidates(stream, tokens, request.held_out_rows, candidates, phase, journal, stopwatch, progress)
+        return score_candidates(stream, tokens, request.held_out_rows, candidates, phase, context)
 
     def uniform(allocation: Allocation) -> Candidate:
         return Candidate(allocation, select(scores, allocation, checkpoint.shape, protected))
@@ -272,9 +261,7 @@ def decide(
             scored += compared([uniform(each) for each in others], "comparing heads")
         chosen = [_best(scored)]
     if request.adaptive:
-        measured = sensitivities(
-            stream, calibration.tokens, scores, _journal(findings, "sensitivity"), stopwatch, progress
-        )
+        measured = sensitivities(stream, calibration.tokens, scores, shared)
         removed = [frozenset(candidate.masks.removed_blocks) for candidate in chosen]
         budget = replace(request.adaptive, protected=protected)
         candidates = adaptive_candidates(budget, scores, measured, [frozenset(), *removed])
@@ -294,10 +281,6 @@ def decide(
             "raise --sparsity or lower --round-to."
         )
     return Decision(scores, plan, tuple(scored), objective_of(checkpoint), last)
-
-
-def _journal(state: Path | None, name: str) -> PassJournal | None:
-    return PassJournal(state, name) if state else None
 
 
 def _fixed_allocation(request: PruneRequest) -> Allocation | None:

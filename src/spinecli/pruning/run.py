@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue
 from safetensors.torch import save_file
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output, require_space
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.cutting import cut_checkpoint, write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
-from spinecli.progress import Progress, silent
 from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.decision import decide
 from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
@@ -24,11 +24,7 @@ SCORES_NAME = "scores.safetensors"
 
 
 def prune(
-    request: PruneRequest,
-    output: OutputOptions,
-    stopwatch: Stopwatch | None = None,
-    progress: Progress = silent,
-    findings: Path | None = None,
+    request: PruneRequest, output: OutputOptions, context: RunContext | None = None, findings: Path | None = None
 ) -> Manifest:
     """Prune a checkpoint into a new directory.
 
@@ -37,7 +33,7 @@ def prune(
 
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can raise.
     """
-    stopwatch = stopwatch or Stopwatch()
+    context = context or RunContext()
     run = Run(
         kind="pruned-checkpoint",
         command="prune",
@@ -51,33 +47,31 @@ def prune(
         return finished
     check_output(output, [request.checkpoint.path])
     require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.config.sparsity)))
-    with stopwatch("verifying"):
+    with context.stopwatch("verifying"):
         corner = probe(request.checkpoint, request.calibration.tokens)
-        verify_reading(request.checkpoint, corner, request.compute, stopwatch)
+        verify_reading(request.checkpoint, corner, request.compute, context)
     with run.working(output) as work:
-        decision = decide(request, work.state, stopwatch, progress, findings)
+        decision = decide(request, replace(context, state=work.state), findings)
         put = _put_refitted if request.method.refits else _put_cut
-        report = decision.report() | put(request, decision.plan.masks, work, stopwatch, progress)
+        report = decision.report() | put(request, decision.plan.masks, work, context)
         save_file(decision.scores.tensors(), work.files / SCORES_NAME)
         summary = f"{request.method.name}, {decision.plan.sparsity:.1%} of block parameters removed"
-        return run.publish(work, summary, report, stopwatch.measured())
+        return run.publish(work, summary, report, context.stopwatch.measured())
 
 
-def _put_cut(
-    request: PruneRequest, masks: Masks, work: WorkDirectory, stopwatch: Stopwatch, progress: Progress
-) -> dict[str, JsonValue]:
+def _put_cut(request: PruneRequest, masks: Masks, work: WorkDirectory, context: RunContext) -> dict[str, JsonValue]:
     """Write the cut alone: it must compute what the dense model does with the removed units silenced."""
     checkpoint, compute = request.checkpoint, request.compute
-    with stopwatch("writing"):
-        write_cut(work.files, checkpoint, masks, progress)
-    with stopwatch("verifying"):
+    with context.stopwatch("writing"):
+        write_cut(work.files, checkpoint, masks, context)
+    with context.stopwatch("verifying"):
         tokens = probe(checkpoint, request.calibration.tokens)
-        expected = streamed_logits(checkpoint, tokens, masks, compute, stopwatch)
-        return {"largest_logit_difference": verify_written(work.files, tokens, expected, compute, stopwatch)}
+        expected = streamed_logits(checkpoint, tokens, masks, compute, context)
+        return {"largest_logit_difference": verify_written(work.files, tokens, expected, compute, context)}
 
 
 def _put_refitted(
-    request: PruneRequest, masks: Masks, work: WorkDirectory, stopwatch: Stopwatch, progress: Progress
+    request: PruneRequest, masks: Masks, work: WorkDirectory, context: RunContext
 ) -> dict[str, JsonValue]:
     """Write the cut, fitted to the dense model's outputs."""
     task = RecoveryTask(
@@ -90,5 +84,5 @@ def _put_refitted(
         compute=request.compute,
         opening=len(request.calibration.frame.opening),
     )
-    found = recover_into(work, task, (), stopwatch, progress)
+    found = recover_into(work, task, (), context)
     return {"refit": found.report, "largest_logit_difference": found.largest_logit_difference}

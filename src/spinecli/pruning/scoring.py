@@ -8,11 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from spinecli.artifacts.journal import PassJournal
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.stream.observation import observed
-from spinecli.progress import Progress, silent
 from spinecli.pruning.method import BlockInfluence, BlockView, InputStatistics, Method, UnitScores
 
 
@@ -50,24 +48,16 @@ def named(index: int, units: UnitScores) -> dict[str, Tensor]:
     return {f"block.{index}.{name}": value for name, value in found.items() if value is not None}
 
 
-def score_checkpoint(
-    stream: BlockStream,
-    tokens: Tensor,
-    method: Method,
-    journal: PassJournal | None = None,
-    stopwatch: Stopwatch | None = None,
-    progress: Progress = silent,
-) -> Scores:
+def score_checkpoint(stream: BlockStream, tokens: Tensor, method: Method, context: RunContext | None = None) -> Scores:
     """Scores of every block, KV group and channel.
 
     Args:
         tokens: (rows, length) calibration tokens.
-        journal: where to save the pass and resume it from.
     """
-    checkpoint = stream.checkpoint
-    stopwatch = stopwatch or Stopwatch()
+    context, checkpoint = context or RunContext(), stream.checkpoint
+    journal = context.journal("scoring")
     found: dict[str, Tensor] = {"influence": torch.zeros(stream.blocks, dtype=torch.float64)}
-    with stopwatch("computing"):
+    with context.stopwatch("computing"):
         hidden = stream.embed(tokens)
         first = 0
         if journal and (saved := journal.load()):
@@ -94,5 +84,5 @@ def score_checkpoint(
             hidden = after
             if journal:
                 journal.save(index + 1, {**found, "hidden": hidden}, last=index + 1 == stream.blocks)
-            progress("scoring blocks", index + 1, stream.blocks)
+            context.progress("scoring blocks", index + 1, stream.blocks)
     return Scores.from_tensors(found)

@@ -13,13 +13,11 @@ from functools import partial
 
 from torch import Tensor
 
-from spinecli.artifacts.journal import PassJournal
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.cutting import head_rows
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
 from spinecli.checkpoints.stream.objective import objective_of
-from spinecli.progress import Progress, silent
 from spinecli.pruning.adaptive.allocation import AdaptiveAllocation
 from spinecli.pruning.allocation import Allocation
 from spinecli.pruning.recovery.block import StudentBlock, TeacherTargets, projections, tune_block
@@ -55,18 +53,16 @@ def score_candidates(
     held_out_rows: int,
     candidates: Sequence[Candidate],
     phase: str,
-    journal: PassJournal | None = None,
-    stopwatch: Stopwatch | None = None,
-    progress: Progress = silent,
+    context: RunContext | None = None,
 ) -> list[CandidateScore]:
     """What every candidate is worth, in the given order.
 
     Args:
         tokens: (rows, length); the last `held_out_rows` rows judge and are not fitted to.
-        phase: for the progress.
+        phase: for the progress and the journal.
     """
-    stopwatch = stopwatch or Stopwatch()
-    with stopwatch("computing"):
+    context = context or RunContext()
+    with context.stopwatch("computing"):
         start = stream.embed(tokens)
         streams = {f"candidate {number}": start for number in range(len(candidates))}
 
@@ -77,7 +73,7 @@ def score_candidates(
                     streams[name] = recovered(stream, block, targets, masks, streams[name], held_out_rows)
 
         students = [candidate.masks for candidate in candidates]
-        dense = walk(stream, start, students, streams, follow, phase=phase, journal=journal, progress=progress)
+        dense = walk(stream, start, students, streams, follow, phase, context)
         judged = slice(-held_out_rows, None)
         measure = objective_of(stream.checkpoint).measure
         losses = [measure(stream, hidden[judged], dense[judged], tokens[judged]) for hidden in streams.values()]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spinecli import api
+from spinecli.artifacts.context import RunContext, unheard
 from spinecli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs
@@ -14,7 +15,6 @@ from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.config import Config
 from spinecli.errors import OptionError, SpineError
 from spinecli.exports.config import ExportConfig, Format, Quantization
-from spinecli.progress import Progress, silent
 from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.recipes.recipe import Recipe, RecipeStep
 
@@ -53,16 +53,11 @@ class ExpectedStep:
     """Of the checkpoint that it would write, by its parameters; None of what is no checkpoint."""
 
 
-def _unheard(told: object) -> None:
-    """Nobody listens."""
-
-
 def run_recipe(
     recipe: Recipe,
     out: Path,
-    announce: Callable[[str], None] = _unheard,
-    finished: Callable[[StepResult], None] = _unheard,
-    progress: Progress = silent,
+    context: RunContext | None = None,
+    finished: Callable[[StepResult], None] = unheard,
 ) -> list[StepResult]:
     """Run a recipe into the directories `out/NAME`, one for each step.
 
@@ -70,11 +65,12 @@ def run_recipe(
     output of a spine command in its place is replaced. An export, which has no manifest, is written anew.
 
     Args:
-        announce: called before each step with the command line that does the same.
+        context: its note hears, before each step, the command line that does the same.
         finished: called after each step.
 
     Raises: what the steps raise, with the step's name in front.
     """
+    context = context or RunContext()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,10 +79,10 @@ def run_recipe(
     results = []
     for step in recipe.steps:
         config, place = step.config(places), step.place(out)
-        announce(config.command_line(step.command, str(place)))
+        context.note(f"$ {config.command_line(step.command, str(place))}")
         before = _started(place)
         try:
-            result = _call(step, config, place, progress)
+            result = _call(step, config, place, context)
         except SpineError as error:
             error.args = (f"Step {step.name}: {error}",)
             raise
@@ -116,9 +112,9 @@ def expected(recipe: Recipe, out: Path) -> list[ExpectedStep]:
     return steps
 
 
-def _call(step: RecipeStep, config: Config, place: Path, progress: Progress) -> api.Result:
+def _call(step: RecipeStep, config: Config, place: Path, context: RunContext) -> api.Result:
     resume = {} if step.command == "export" else {"resume": True}
-    return _CALLS[step.command](config, out=place, overwrite=True, progress=progress, **resume)
+    return _CALLS[step.command](config, out=place, overwrite=True, progress=context.progress, **resume)
 
 
 def _started(place: Path) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import spinecli.checkpoints.stream.block_stream as stream_module
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions, compute_options
@@ -150,23 +150,21 @@ def test_losses_are_mean_nats_of_the_next_token(opened: Opened) -> None:
     checkpoint = opened(recipe("qwen3", grouped=True))
     tokens = random_tokens(3, 10)
     stream = BlockStream(checkpoint, 10)
-    hidden = stream.embed(tokens)
-    for index in range(stream.blocks):
-        with stream.block(index) as block:
-            hidden = stream.run(block, hidden)
     probabilities = transformers_logits(checkpoint, tokens).double().softmax(dim=-1)
     by_hand = [
         -sum(float(probabilities[row, place, tokens[row, place + 1]].log()) for place in range(9)) / 9
         for row in range(3)
     ]
-    torch.testing.assert_close(stream.losses(hidden, tokens), torch.tensor(by_hand).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        stream.losses(stream.forward(tokens), tokens), torch.tensor(by_hand).double(), atol=1e-5, rtol=0
+    )
 
 
 def test_reading_is_counted_apart(opened: Opened) -> None:
-    stopwatch = Stopwatch()
-    with stopwatch("computing"):
-        streamed_logits(opened(recipe("llama")), random_tokens(1, 8), stopwatch=stopwatch)
-    seconds = stopwatch.measured().seconds
+    context = RunContext()
+    with context.stopwatch("computing"):
+        streamed_logits(opened(recipe("llama")), random_tokens(1, 8), context=context)
+    seconds = context.stopwatch.measured().seconds
     assert seconds["reading"] > 0
     assert seconds["computing"] + seconds["reading"] == pytest.approx(seconds["total"], abs=0.01)
 

@@ -11,7 +11,6 @@ import torch
 from families import Recipe, classifier, random_tokens, recipe
 from safetensors.torch import load_file, save_file
 
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream import verify as reload
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
@@ -23,7 +22,7 @@ TOKENS = random_tokens(2, 16)
 
 
 def verify(directory: Path, expected: torch.Tensor) -> float:
-    return verify_written(directory, TOKENS, expected, ComputeOptions(), Stopwatch())
+    return verify_written(directory, TOKENS, expected, ComputeOptions())
 
 
 @pytest.fixture

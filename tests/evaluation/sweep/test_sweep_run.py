@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import pytest
 import torch
 from families import Recipe, recipe
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
+from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.inspection import inspect_directory
 from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError, OutputExistsError
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig, TextConfig
-from spinecli.evaluation.session import Listeners, open_session
+from spinecli.evaluation.session import open_session
 from spinecli.evaluation.sweep.config import AfterCut, SweepConfig
 from spinecli.evaluation.sweep.request import open_request
 from spinecli.evaluation.sweep.run import read_results, sweep
@@ -100,8 +102,8 @@ def test_scores_and_sensitivities_are_found_once_a_method(
 ) -> None:
     heard: list[tuple[str, int]] = []
     asked = options(methods="spine,spine:adaptive,flap")
-    listeners = Listeners(progress=lambda phase, done, total: heard.append((phase, done)))
-    _, results = sweep(open_request(asked), OutputOptions(tmp_path / "out"), Stopwatch(), listeners)
+    context = RunContext(progress=lambda phase, done, total: heard.append((phase, done)))
+    _, results = sweep(open_request(asked), OutputOptions(tmp_path / "out"), context)
     assert len(results.points) == 6
     assert [done for phase, done in heard if phase == "scoring blocks"] == [1, 2, 3, 4] * 2
     assert [done for phase, done in heard if phase == "measuring sensitivity"] == [1, 2, 3, 4]
@@ -150,7 +152,7 @@ class Killed(BaseException):
 def test_a_sweep_killed_anywhere_resumes_to_the_same_bytes(
     options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spinecli.pruning.decision._journal", _journal_of_every_block)
+    monkeypatch.setattr("spinecli.artifacts.journal.PassJournal", partial(PassJournal, share=float("inf")))
     asked = options(methods="spine,flap", keep=True)
     whole, _ = swept(asked, tmp_path / "whole")
     seen: set[tuple[int, str, int]] = set()
@@ -167,8 +169,8 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_bytes(
 
     for _ in range(200):
         try:
-            listeners = Listeners(progress=kill_at_new)
-            sweep(open_request(asked), OutputOptions(tmp_path / "out", resume=True), Stopwatch(), listeners)
+            context = RunContext(progress=kill_at_new)
+            sweep(open_request(asked), OutputOptions(tmp_path / "out", resume=True), context)
             break
         except Killed:
             assert not (tmp_path / "out").exists()
@@ -177,12 +179,6 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_bytes(
     assert sums(tmp_path / "out") == sums(tmp_path / "whole")
     assert read_manifest(tmp_path / "out").digest == whole.digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-
-
-def _journal_of_every_block(state: Path | None, name: str) -> object:
-    from spinecli.artifacts.journal import PassJournal
-
-    return PassJournal(state, name, share=float("inf")) if state else None
 
 
 def test_a_finished_sweep_is_not_repeated(options: Make, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from families import MIXED_WINDOWS, VARIANTS, Recipe, recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import spinecli.pruning.recovery.recover as pass_module
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
@@ -214,7 +215,7 @@ class Killed(BaseException):
 def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
     pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pass_module, "PassJournal", lambda state, name: PassJournal(state, name, share=float("inf")))
+    monkeypatch.setattr("spinecli.artifacts.journal.PassJournal", partial(PassJournal, share=float("inf")))
     request = request_of(pruned())
     whole = tune(request, OutputOptions(tmp_path / "whole"))
     seen: list[tuple[str, int]] = []
@@ -226,7 +227,7 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
 
     for _ in range(30):
         try:
-            resumed = tune(request, OutputOptions(tmp_path / "out", resume=True), progress=kill_at_new)
+            resumed = tune(request, OutputOptions(tmp_path / "out", resume=True), RunContext(progress=kill_at_new))
             break
         except Killed:
             assert not (tmp_path / "out").exists()

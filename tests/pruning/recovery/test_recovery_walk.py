@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from families import Recipe, random_tokens, recipe
 from torch import Tensor
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.journal import PassJournal
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import BlockMask, Masks
@@ -51,7 +53,7 @@ class Walked:
         self,
         checkpoint: Checkpoint,
         kept: Sequence[str],
-        journal: PassJournal | None = None,
+        state: Path | None = None,
         stop_after: int = 99,
         passed: list[int] | None = None,
     ) -> None:
@@ -75,18 +77,16 @@ class Walked:
             [masks_of(each) for each in kept],
             self.streams,
             follow,
-            phase="walking",
-            journal=journal,
-            progress=lambda _, done, total: self.passed.append(done),
+            "walking",
+            RunContext(progress=lambda _, done, total: self.passed.append(done), state=state),
         )
 
 
 def hidden_states(checkpoint: Checkpoint) -> list[Tensor]:
     stream = BlockStream(checkpoint, 8)
     states = [stream.embed(TOKENS)]
-    for index in range(stream.blocks):
-        with stream.block(index) as block:
-            states.append(stream.run(block, states[-1]))
+    for block in stream.loaded_blocks():
+        states.append(stream.run(block, states[-1]))
     return states
 
 
@@ -124,15 +124,19 @@ def test_students_are_tuned_when_their_own_gap_is_passed(opened: Opened) -> None
 
 
 @pytest.mark.parametrize("kept", ["xxxxx", "x..xx", ".xx..", "x.x.x"])
-def test_a_walk_goes_on_where_it_was_killed(opened: Opened, tmp_path: Path, kept: str) -> None:
+def test_a_walk_goes_on_where_it_was_killed(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    monkeypatch.setattr("spinecli.artifacts.journal.PassJournal", partial(PassJournal, share=float("inf")))
     checkpoint = opened(FIVE)
     whole = Walked(checkpoint, [kept])
     for stop in range(1, 5):
-        journal = PassJournal(tmp_path, f"walk {stop}", share=float("inf"))
+        state = tmp_path / str(stop)
+        state.mkdir()
         passed: list[int] = []
         with suppress(KeyboardInterrupt):
-            Walked(checkpoint, [kept], journal, stop, passed)
-        rest = Walked(checkpoint, [kept], journal)
+            Walked(checkpoint, [kept], state, stop, passed)
+        rest = Walked(checkpoint, [kept], state)
         assert passed
         assert passed + rest.passed == [1, 2, 3, 4, 5]
         assert rest.calls == whole.calls[len(whole.calls) - len(rest.calls) :]

@@ -10,7 +10,7 @@ Between blocks, hidden states are float32 whatever the weights' precision, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spinecli.artifacts.stopwatch import Stopwatch, return_freed_memory
+from spinecli.artifacts.context import RunContext
+from spinecli.artifacts.stopwatch import return_freed_memory
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Family, Task
 from spinecli.errors import OptionError, reason_of
@@ -146,7 +147,7 @@ class BlockStream:
         checkpoint: the model.
         length: tokens per row.
         compute: device and dtype.
-        stopwatch: time spent on reading weights is counted under `reading`.
+        context: time spent on reading weights is counted under `reading`.
         opening: special tokens in front of every row, which are given and not predicted.
     """
 
@@ -155,12 +156,12 @@ class BlockStream:
         checkpoint: Checkpoint,
         length: int,
         compute: ComputeOptions | None = None,
-        stopwatch: Stopwatch | None = None,
+        context: RunContext | None = None,
         opening: int = 0,
     ) -> None:
         self.checkpoint = checkpoint
         self.compute = compute or ComputeOptions()
-        self._stopwatch = stopwatch or Stopwatch()
+        self._stopwatch = (context or RunContext()).stopwatch
         self.length = length
         self.predicted_from = max(1, opening)
         """The first position of a row whose token is predicted."""
@@ -209,6 +210,19 @@ class BlockStream:
         finally:
             module.to_empty(device="meta")
             return_freed_memory()
+
+    def loaded_blocks(self, indices: Iterable[int] | None = None) -> Iterator[LoadedBlock]:
+        """All blocks, or those named, one after the other; each is in memory until the next is asked for."""
+        for index in range(self.blocks) if indices is None else indices:
+            with self.block(index) as block:
+                yield block
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The hidden states behind the last block: tokens (rows, length) -> (rows, length, d_model)."""
+        hidden = self.embed(tokens)
+        for block in self.loaded_blocks():
+            hidden = self.run(block, hidden)
+        return hidden
 
     @torch.no_grad()
     def run(self, block: LoadedBlock, hidden: Tensor) -> Tensor:

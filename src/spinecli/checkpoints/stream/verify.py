@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
@@ -47,30 +47,26 @@ def streamed_logits(
     tokens: Tensor,
     masks: Masks | None = None,
     compute: ComputeOptions | None = None,
-    stopwatch: Stopwatch | None = None,
+    context: RunContext | None = None,
 ) -> Tensor:
     """Answers of a checkpoint to tokens (rows, length); their shape is that of `BlockStream.logits`.
 
     Args:
         masks: units whose outputs are set to zero, and blocks that are skipped.
     """
-    stream = BlockStream(checkpoint, tokens.shape[1], compute, stopwatch)
-    hidden = stream.embed(tokens)
-    for index in range(stream.blocks):
-        mask = masks.blocks[index] if masks else None
-        if mask is not None and not mask.kept:
-            continue
-        with stream.block(index) as block:
-            if mask is None:
+    stream = BlockStream(checkpoint, tokens.shape[1], compute, context)
+    if masks is None:
+        hidden = stream.forward(tokens)
+    else:
+        hidden = stream.embed(tokens)
+        for block in stream.loaded_blocks(masks.kept_blocks):
+            with masked(block, checkpoint.family, checkpoint.shapes[block.index], masks.blocks[block.index]):
                 hidden = stream.run(block, hidden)
-            else:
-                with masked(block, checkpoint.family, checkpoint.shapes[index], mask):
-                    hidden = stream.run(block, hidden)
     return torch.cat(list(stream.logits(hidden))).cpu()
 
 
 def verify_reading(
-    checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions | None = None, stopwatch: Stopwatch | None = None
+    checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions | None = None, context: RunContext | None = None
 ) -> None:
     """Compare the block stream of a checkpoint with the model that transformers itself loads from its directory.
 
@@ -80,7 +76,7 @@ def verify_reading(
     Raises: VerificationError.
     """
     compute = compute or ComputeOptions()
-    found = streamed_logits(checkpoint, tokens, None, compute, stopwatch)
+    found = streamed_logits(checkpoint, tokens, None, compute, context)
     expected, _ = _whole_model_logits(checkpoint, tokens, compute)
     difference = float((found - expected).abs().max())
     if not difference <= _tolerance(expected, compute):
@@ -96,7 +92,7 @@ def _tolerance(expected: Tensor, compute: ComputeOptions) -> float:
 
 
 def verify_written(
-    directory: Path, tokens: Tensor, expected: Tensor, compute: ComputeOptions, stopwatch: Stopwatch
+    directory: Path, tokens: Tensor, expected: Tensor, compute: ComputeOptions, context: RunContext | None = None
 ) -> float:
     """Open the checkpoint in `directory` as a stranger would and compare its logits; returns the largest difference.
 
@@ -109,7 +105,7 @@ def verify_written(
     Raises: VerificationError; the checkpoint must not be published.
     """
     checkpoint = Checkpoint.open(directory)
-    found = [streamed_logits(checkpoint, tokens, compute=compute, stopwatch=stopwatch)]
+    found = [streamed_logits(checkpoint, tokens, compute=compute, context=context)]
     if checkpoint.bytes <= _WHOLE_MODEL_BYTES:
         logits, info = _whole_model_logits(checkpoint, tokens, compute)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

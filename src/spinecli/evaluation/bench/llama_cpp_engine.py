@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 from pydantic import JsonValue
 
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.errors import MeasurementError, MissingPackageError, reason_of
 from spinecli.evaluation.bench.cost import compared, spread
 from spinecli.evaluation.bench.gguf_file import GgufFile
@@ -28,7 +28,6 @@ from spinecli.evaluation.config import GenerationConfig
 from spinecli.evaluation.latency import Seconds, generation_rates, random_prompt
 from spinecli.evaluation.memory import run_probe
 from spinecli.evaluation.results import LatencyResult, MemoryResult
-from spinecli.evaluation.session import Listeners
 
 PACKAGE = "llama-cpp-python"
 
@@ -224,11 +223,7 @@ class LabelledFile:
 
 
 def bench_llama_cpp(
-    files: Sequence[LabelledFile],
-    generation: GenerationConfig,
-    threads: int,
-    listeners: Listeners,
-    stopwatch: Stopwatch,
+    files: Sequence[LabelledFile], generation: GenerationConfig, threads: int, context: RunContext
 ) -> EngineResult:
     """Measure all files, one run each, in their order.
 
@@ -238,12 +233,12 @@ def bench_llama_cpp(
     length, batch = generation.length, generation.batch_size
     prompts = [random_prompt(each.file.vocabulary, length, batch, each.file.opening).tolist() for each in files]
     memories = []
-    with stopwatch("llama.cpp memory"):
+    with context.stopwatch("llama.cpp memory"):
         for each, prompt in zip(files, prompts, strict=True):
             memories.append(_memory(each, prompt, generation.new_tokens, threads))
-            listeners.progress("llama.cpp memory", len(memories), len(files))
-    with stopwatch("llama.cpp latency"):
-        latencies = _latencies(files, prompts, generation, threads, listeners)
+            context.progress("llama.cpp memory", len(memories), len(files))
+    with context.stopwatch("llama.cpp latency"):
+        latencies = _latencies(files, prompts, generation, threads, context)
     runs = [
         _run(each, generation, memory, latency)
         for each, memory, latency in zip(files, memories, latencies, strict=True)
@@ -267,12 +262,12 @@ def _latencies(
     prompts: Sequence[Prompt],
     generation: GenerationConfig,
     threads: int,
-    listeners: Listeners,
+    context: RunContext,
 ) -> list[LatencyResult]:
     rows, length, new_tokens = len(prompts[0]), len(prompts[0][0]), generation.new_tokens
 
     def report(phase: str, done: int, total: int) -> None:
-        listeners.progress(f"llama.cpp {phase}", done, total)
+        context.progress(f"llama.cpp {phase}", done, total)
 
     with ExitStack() as loaded:
         timed = []
@@ -285,11 +280,11 @@ def _latencies(
                     length=length,
                     new_tokens=new_tokens,
                     threads=threads,
-                    debug=listeners.debug,
+                    debug=context.debug,
                 )
             )
             timed.append(partial(time_llama_cpp, model, prompt, new_tokens))
-        return generation_rates(timed, rows, length, generation, report)
+        return generation_rates(timed, rows, length, generation, replace(context, progress=report))
 
 
 def _memory(each: LabelledFile, prompt: Prompt, new_tokens: int, threads: int) -> MemoryResult:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import require_space
 from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.errors import MissingPackageError, OptionError
@@ -17,7 +18,6 @@ from spinecli.evaluation.bench.gguf_file import INSTALL_GGUF, SUFFIX, GgufFile, 
 from spinecli.evaluation.bench.results import ModelFacts
 from spinecli.evaluation.models import Subject, open_subjects, unique_labels, weights_of
 from spinecli.exports.config import Quantization
-from spinecli.progress import Progress
 
 if TYPE_CHECKING:
     from spinecli.exports.gguf_file import GgufModel
@@ -116,7 +116,7 @@ def convertible(model: Model, quantize: Quantization) -> Convertible:
 
 
 @contextmanager
-def gguf_files(models: Sequence[Convertible], progress: Progress) -> Iterator[list[GgufFile]]:
+def gguf_files(models: Sequence[Convertible], context: RunContext) -> Iterator[list[GgufFile]]:
     """A file of every model, in their order; those that are written here are gone at the end.
 
     Raises: NoSpaceError, UnexportableError, and what reading a checkpoint raises.
@@ -127,7 +127,7 @@ def gguf_files(models: Sequence[Convertible], progress: Progress) -> Iterator[li
         files = []
         for index, each in enumerate(models):
             files.append(_written(each.planned, Path(folder) / f"{index}.gguf"))
-            progress("writing GGUF files", index + 1, len(models))
+            context.progress("writing GGUF files", index + 1, len(models))
         yield files
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, check_output
 from spinecli.artifacts.manifest import Manifest, Source, Step, lineage_behind, record_file
 from spinecli.artifacts.run import Run
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.source import describe_source
 from spinecli.evaluation.bench.config import BenchConfig
 from spinecli.evaluation.bench.gguf_file import GgufFile
@@ -21,7 +21,6 @@ from spinecli.evaluation.bench.session import BenchSession, open_bench
 from spinecli.evaluation.chain import commands_behind
 from spinecli.evaluation.page.page import REPORT_NAME, Command
 from spinecli.evaluation.results import RESULTS_NAME
-from spinecli.evaluation.session import Listeners
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults,
 
     Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
     """
-    measured = bench.stopwatch.measured()
+    measured = bench.context.stopwatch.measured()
     check_output(output)
     run = run_of(bench, source)
     # nothing is written while measuring, so what a kill leaves here holds nothing to continue
@@ -92,10 +91,7 @@ def _source(model: Model) -> Source:
 
 
 def bench(
-    config: BenchConfig,
-    output: OutputOptions | None = None,
-    listeners: Listeners | None = None,
-    stopwatch: Stopwatch | None = None,
+    config: BenchConfig, output: OutputOptions | None = None, context: RunContext | None = None
 ) -> tuple[BenchResults, Manifest | None]:
     """Measure everything, and write it if there is an `output`, whose manifest is returned.
 
@@ -105,7 +101,7 @@ def bench(
     """
     if output and not output.resume:
         check_output(output)
-    session = open_bench(config, listeners, stopwatch)
+    session = open_bench(config, context)
     if output is None:
         return session.measure(), None
     source = provenance(session.models)

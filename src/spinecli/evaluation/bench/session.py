@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.stream.block_stream import compute_options
 from spinecli.errors import MissingPackageError, OptionError, UserError
 from spinecli.evaluation.bench.config import BenchConfig
@@ -22,10 +22,10 @@ from spinecli.evaluation.machine import machine_facts
 from spinecli.evaluation.models import Subject, weights_of
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.evaluation.results import ModelResult
-from spinecli.evaluation.session import Listeners, Session, open_measures
+from spinecli.evaluation.session import Session, open_measures
 
 
-def open_torch(subjects: Sequence[Subject], config: BenchConfig, listeners: Listeners, stopwatch: Stopwatch) -> Session:
+def open_torch(subjects: Sequence[Subject], config: BenchConfig, context: RunContext) -> Session:
     """Check device, kinds and lengths; nothing is loaded. Raises: OptionError."""
     *others, last = (subject.reference for subject in subjects)
     measures = EvaluateConfig(
@@ -38,7 +38,7 @@ def open_torch(subjects: Sequence[Subject], config: BenchConfig, listeners: List
         dtype=config.dtype,
         threads=config.threads,
     )
-    return open_measures(subjects, measures, listeners, stopwatch)
+    return open_measures(subjects, measures, context)
 
 
 def bench_torch(session: Session) -> EngineResult:
@@ -87,8 +87,7 @@ class BenchSession:
     in_torch: Session | None
     """None: none of them."""
     in_llama_cpp: tuple[Convertible, ...]
-    listeners: Listeners
-    stopwatch: Stopwatch
+    context: RunContext
 
     def measure(self) -> BenchResults:
         """Run every engine.
@@ -109,40 +108,38 @@ class BenchSession:
         )
 
     def _llama_cpp(self, threads: int) -> EngineResult:
-        generation, stopwatch = self.config.generation, self.stopwatch
+        generation, context = self.config.generation, self.context
         with ExitStack() as stack:
-            with stopwatch("writing GGUF files"):
-                files = stack.enter_context(gguf_files(self.in_llama_cpp, self.listeners.progress))
+            with context.stopwatch("writing GGUF files"):
+                files = stack.enter_context(gguf_files(self.in_llama_cpp, context))
             labelled = [
                 LabelledFile(each.model.label, each.model.reference, file)
                 for each, file in zip(self.in_llama_cpp, files, strict=True)
             ]
-            return bench_llama_cpp(labelled, generation, threads, self.listeners, stopwatch)
+            return bench_llama_cpp(labelled, generation, threads, context)
 
 
-def open_bench(
-    config: BenchConfig, listeners: Listeners | None = None, stopwatch: Stopwatch | None = None
-) -> BenchSession:
+def open_bench(config: BenchConfig, context: RunContext | None = None) -> BenchSession:
     """Open the models and check everything that can be checked without loading one.
 
     Of engines that were not asked for, a model stays out that an engine cannot run.
 
     Raises: OptionError, MissingPackageError, UnexportableError, and what `open_models` raises.
     """
-    listeners, stopwatch, asked = listeners or Listeners(), stopwatch or Stopwatch(), config
+    context, asked = context or RunContext(), config
     models = open_models(config.models)
     compute_options(config.device, config.dtype)
     subjects = _for_torch(models, config)
-    with quiet_libraries(listeners.debug):
-        in_llama_cpp = _for_llama_cpp(models, config, listeners.note)
+    with quiet_libraries(context.debug):
+        in_llama_cpp = _for_llama_cpp(models, config, context.note)
     if not models[0].classifies:
         positions = {model.label: model.positions for model in models}
-        fitted = fit_generation(config.generation, positions, listeners.note)
+        fitted = fit_generation(config.generation, positions, context.note)
         config = config.model_copy(update={"generation": fitted})
-    in_torch = open_torch(subjects, config, listeners, stopwatch) if subjects else None
+    in_torch = open_torch(subjects, config, context) if subjects else None
     if in_torch:
         config = config.model_copy(update={"generation": in_torch.config.generation})
-    return BenchSession(asked, config, tuple(models), in_torch, tuple(in_llama_cpp), listeners, stopwatch)
+    return BenchSession(asked, config, tuple(models), in_torch, tuple(in_llama_cpp), context)
 
 
 def _for_torch(models: Sequence[Model], config: BenchConfig) -> list[Subject]:

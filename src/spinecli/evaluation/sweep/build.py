@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.artifacts.whole_file import whole_file
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions
@@ -23,7 +23,6 @@ from spinecli.evaluation.results import LatencyResult
 from spinecli.evaluation.sweep.points import SweepPoint
 from spinecli.evaluation.sweep.request import SweepRequest, with_subjects
 from spinecli.evaluation.sweep.results import Refusal, Speed, SweepRow
-from spinecli.progress import Progress
 from spinecli.pruning.config import TuneConfig, TuneMethod
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.recovery.tune import tune
@@ -60,33 +59,24 @@ class HeldOut:
     dense: Tensor
     """(rows, length, d_model): the dense model's hidden states behind its last block."""
     compute: ComputeOptions
-    stopwatch: Stopwatch
+    context: RunContext
     opening: int
     """Special tokens in front of every row."""
 
     def measure(self, checkpoint: Checkpoint) -> float:
         """The objective of a checkpoint with the dense one's vocabulary and width; the lower the better."""
-        stream = BlockStream(checkpoint, self.tokens.shape[1], self.compute, self.stopwatch, self.opening)
-        with self.stopwatch("computing"):
-            return self.objective.measure(stream, behind_the_blocks(stream, self.tokens), self.dense, self.tokens)
+        stream = BlockStream(checkpoint, self.tokens.shape[1], self.compute, self.context, self.opening)
+        with self.context.stopwatch("computing"):
+            return self.objective.measure(stream, stream.forward(self.tokens), self.dense, self.tokens)
 
 
 def hold_out(
-    dense: Checkpoint, tokens: Tensor, compute: ComputeOptions, stopwatch: Stopwatch, opening: int = 0
+    dense: Checkpoint, tokens: Tensor, compute: ComputeOptions, context: RunContext, opening: int = 0
 ) -> HeldOut:
     """Run the dense model on the rows: tokens (rows, length), the first `opening` of each row special ones."""
-    stream = BlockStream(dense, tokens.shape[1], compute, stopwatch)
-    with stopwatch("computing"):
-        return HeldOut(objective_of(dense), tokens, behind_the_blocks(stream, tokens), compute, stopwatch, opening)
-
-
-def behind_the_blocks(stream: BlockStream, tokens: Tensor) -> Tensor:
-    """Hidden states behind the last block: tokens (rows, length) -> (rows, length, d_model)."""
-    hidden = stream.embed(tokens)
-    for index in range(stream.blocks):
-        with stream.block(index) as block:
-            hidden = stream.run(block, hidden)
-    return hidden
+    stream = BlockStream(dense, tokens.shape[1], compute, context)
+    with context.stopwatch("computing"):
+        return HeldOut(objective_of(dense), tokens, stream.forward(tokens), compute, context, opening)
 
 
 @dataclass(frozen=True)
@@ -177,8 +167,7 @@ class CheckpointBuilder:
 
     request: SweepRequest
     state: Path
-    stopwatch: Stopwatch
-    progress: Progress
+    context: RunContext
 
     def make(self, point: SweepPoint) -> BuiltPoint:
         """Prune and tune.
@@ -191,7 +180,7 @@ class CheckpointBuilder:
         findings = self._folder(_FINDINGS) / request.method.name
         findings.mkdir(exist_ok=True)
         output = OutputOptions(cut if tuned else final, resume=True)
-        report: dict[str, Any] = prune(request, output, self.stopwatch, self.progress, findings).report
+        report: dict[str, Any] = prune(request, output, self.context, findings).report
         if tuned:
             self._tune(cut, tuned, final)
         return BuiltPoint(final, report["achieved_sparsity"], len(report["removed_blocks"]), tuned)
@@ -208,7 +197,7 @@ class CheckpointBuilder:
     def _tune(self, cut: Path, method: TuneMethod, final: Path) -> None:
         asked = self.request.config
         config = TuneConfig(pruned=cut, method=method, seed=asked.seed, device=asked.device, dtype=asked.dtype)
-        tune(open_tune(config), OutputOptions(final, resume=True), self.stopwatch, self.progress)
+        tune(open_tune(config), OutputOptions(final, resume=True), self.context)
 
     def _folder(self, name: str) -> Path:
         folder = self.state / name

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.manifest import Source, Step
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.source import resolve_checkpoint
@@ -17,7 +17,7 @@ from spinecli.data.rows import TokenRows
 from spinecli.errors import OptionError
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig, TextConfig
 from spinecli.evaluation.models import Subject, default_text
-from spinecli.evaluation.session import Listeners, Session, open_measures
+from spinecli.evaluation.session import Session, open_measures
 from spinecli.evaluation.sweep.config import SweepConfig
 from spinecli.evaluation.sweep.points import MethodChoice, SweepPoint, read_methods
 from spinecli.pruning.config import PruneConfig
@@ -75,9 +75,7 @@ class SweepRequest:
         }
 
 
-def open_request(
-    config: SweepConfig, listeners: Listeners | None = None, stopwatch: Stopwatch | None = None
-) -> SweepRequest:
+def open_request(config: SweepConfig, context: RunContext | None = None) -> SweepRequest:
     """Check what is asked for against the checkpoint, for all methods and ratios.
 
     Raises: OptionError and every class of `spinecli.errors` that a checkpoint or a text can cause.
@@ -93,10 +91,10 @@ def open_request(
     texts = speed = None
     if subject.checkpoint.task is Task.causal_lm:
         read = plain.model_copy(update={"perplexity": _perplexity(config, subject)})
-        texts = open_measures([subject], read, listeners, stopwatch)
+        texts = open_measures([subject], read, context)
     if config.latency:
         timed = plain.model_copy(update={"latency": True})
-        speed = open_measures([subject], timed, listeners, stopwatch)
+        speed = open_measures([subject], timed, context)
     inputs = {"model": first.source, "calibration": first.calibration.source()}
     for index, passage in enumerate(texts.passages if texts else (), start=1):
         inputs[f"text {index}"] = TokenRows(passage.windows[0].tokens.contiguous(), passage.text).source()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output, require_space
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.objective import objective_of
 from spinecli.errors import OptionError
@@ -19,7 +19,6 @@ from spinecli.evaluation.machine import machine_facts, torch_threads
 from spinecli.evaluation.models import Subject
 from spinecli.evaluation.page.page import REPORT_NAME, Command
 from spinecli.evaluation.plots import can_plot
-from spinecli.evaluation.session import Listeners
 from spinecli.evaluation.sweep.build import POINTS, CheckpointBuilder, HeldOut, Label, ResultCache, hold_out, measure
 from spinecli.evaluation.sweep.points import SweepPoint
 from spinecli.evaluation.sweep.report import PICTURE_NAME, save_curve, sweep_html
@@ -36,8 +35,7 @@ class Walk:
 
     request: SweepRequest
     work: WorkDirectory
-    stopwatch: Stopwatch
-    listeners: Listeners
+    context: RunContext
 
     def rows(self) -> list[SweepRow | Refusal]:
         """All figures, the dense model's first.
@@ -45,10 +43,10 @@ class Walk:
         Raises: OptionError if no point can be cut, and what `prune`, `tune` and measuring raise.
         """
         request, cache = self.request, ResultCache(self.work.state / _FIGURES)
-        builder = CheckpointBuilder(request, self.work.state, self.stopwatch, self.listeners.progress)
+        builder = CheckpointBuilder(request, self.work.state, self.context)
         calibration = request.calibration
         tokens, opening = calibration.tokens[-held_out_rows(calibration.rows) :], len(calibration.frame.opening)
-        held_out = hold_out(request.subject.checkpoint, tokens, request.compute, self.stopwatch, opening)
+        held_out = hold_out(request.subject.checkpoint, tokens, request.compute, self.context, opening)
         rows = [cache.recorded("dense", partial(measure, request, request.subject, Label("dense"), held_out))]
         self._tell(rows[0], 0)
         for done, point in enumerate(request.points, start=1):
@@ -73,28 +71,25 @@ class Walk:
         return measure(self.request, subject, label, held_out)
 
     def _tell(self, found: SweepRow | Refusal, done: int) -> None:
-        self.listeners.progress("points", done, len(self.request.points))
+        self.context.progress("points", done, len(self.request.points))
         if isinstance(found, Refusal):
-            self.listeners.note(f"{found.name}: left out. {found.reason}")
+            self.context.note(f"{found.name}: left out. {found.reason}")
             return
         figures = [f"{found.achieved_sparsity:.1%} removed"] if found.method else []
         figures += [f"perplexity {value:.4g} on {text}" for text, value in found.perplexity.items()]
         figures += [] if found.perplexity else [f"held-out {found.held_out:.4f}"]
-        self.listeners.note(f"{found.name}: {', '.join(figures)}")
+        self.context.note(f"{found.name}: {', '.join(figures)}")
 
 
 def sweep(
-    request: SweepRequest,
-    output: OutputOptions,
-    stopwatch: Stopwatch | None = None,
-    listeners: Listeners | None = None,
+    request: SweepRequest, output: OutputOptions, context: RunContext | None = None
 ) -> tuple[Manifest, SweepResults]:
     """Prune and measure every point; the figures go to a new directory.
 
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, MeasurementError, OptionError if no
     point can be cut, and what reading can raise.
     """
-    stopwatch, listeners = stopwatch or Stopwatch(), listeners or Listeners()
+    context = context or RunContext()
     run = Run(
         kind="sweep",
         command="sweep",
@@ -109,7 +104,7 @@ def sweep(
     check_output(output, [request.subject.path])
     require_space(output.path.parent, _bytes_needed(request))
     with run.working(output) as work:
-        results = _results(request, Walk(request, work, stopwatch, listeners).rows())
+        results = _results(request, Walk(request, work, context).rows())
         text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
         # without --out: a resumed sweep, and one that is written elsewhere, have the same bytes
@@ -118,7 +113,7 @@ def sweep(
         if can_plot():
             save_curve(results, work.files / PICTURE_NAME)
         report = results.model_dump(mode="json", include={"rows", "refused", "held_out_by"})
-        return run.publish(work, _summary(request), report, stopwatch.measured()), results
+        return run.publish(work, _summary(request), report, context.stopwatch.measured()), results
 
 
 def read_results(directory: Path) -> SweepResults:

@@ -16,13 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spinecli.artifacts.journal import PassJournal
-from spinecli.artifacts.stopwatch import Stopwatch
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
 from spinecli.checkpoints.stream.objective import divergence
-from spinecli.progress import Progress, silent
 from spinecli.pruning.adaptive.damage import Sensitivity
 from spinecli.pruning.allocation import select_shapes
 from spinecli.pruning.recovery.block import TeacherTargets, teach
@@ -39,23 +37,18 @@ _FLOAT = torch.float32.itemsize
 
 
 def sensitivities(
-    stream: BlockStream,
-    tokens: Tensor,
-    scores: Scores,
-    journal: PassJournal | None = None,
-    stopwatch: Stopwatch | None = None,
-    progress: Progress = silent,
+    stream: BlockStream, tokens: Tensor, scores: Scores, context: RunContext
 ) -> dict[tuple[int, str], Sensitivity]:
     """The sensitivity of every sub-layer that a block has, by block and name.
 
     Args:
         tokens: (rows, length) calibration tokens; some rows are fitted to, others judge.
     """
-    checkpoint, blocks = stream.checkpoint, stream.blocks
+    checkpoint, blocks, journal = stream.checkpoint, stream.blocks, context.journal("sensitivity")
     judging = _judging_rows(len(tokens), blocks, tokens.shape[1] * checkpoint.d_model * _FLOAT)
     used = tokens[: _FITTING_ROWS + judging]
     trials: dict[str, Tensor] = {}
-    with (stopwatch or Stopwatch())("computing"):
+    with context.stopwatch("computing"):
         dense = stream.embed(used)
         first = 0
         if journal and (saved := journal.load()):
@@ -71,7 +64,7 @@ def sensitivities(
             dense = targets.after
             if journal:
                 journal.save(index + 1, {**trials, "dense": dense}, last=index + 1 == blocks)
-            progress("measuring sensitivity", index + 1, blocks)
+            context.progress("measuring sensitivity", index + 1, blocks)
         lost = divergence(stream, dense[-judging:], trials)
     return {
         (index, name): Sensitivity(lost[f"{index}.{name}.half"], lost[f"{index}.{name}.whole"])

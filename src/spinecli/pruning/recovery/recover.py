@@ -14,9 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import WorkDirectory
-from spinecli.artifacts.journal import PassJournal
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.artifacts.whole_file import whole_file
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
 from spinecli.checkpoints.masks import Masks
@@ -26,7 +25,6 @@ from spinecli.checkpoints.stream.objective import Objective, objective_of
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_written
 from spinecli.checkpoints.tensors import ComputedTensor
 from spinecli.checkpoints.writer import write_checkpoint
-from spinecli.progress import Progress, silent
 from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.recovery.block import StudentBlock, TeacherTargets, TunedBlock, tune_block
 from spinecli.pruning.recovery.gated_layer import BranchTuning
@@ -178,24 +176,18 @@ def held_out_rows(rows: int) -> int:
     return max(1, rows // 8)
 
 
-def recover_student(
-    task: RecoveryTask,
-    tuned: TunedWeights,
-    journal: PassJournal | None = None,
-    stopwatch: Stopwatch | None = None,
-    progress: Progress = silent,
-) -> RecoveryOutcome:
+def recover_student(task: RecoveryTask, tuned: TunedWeights, context: RunContext | None = None) -> RecoveryOutcome:
     """Walk teacher and student block by block and leave the answers in `tuned`.
 
     Three streams are carried: the teacher's, the tuned student's, and, on the held-out rows, that of the student as it
     was, for the final comparison.
     """
-    stopwatch = stopwatch or Stopwatch()
+    context = context or RunContext()
     tokens, held_out, length = task.tokens, task.held_out_rows, task.tokens.shape[1]
     answer = partial(recover, held_out=held_out * length, method=task.method)
     branches = BranchTuning(held_out * length) if task.method is TuneMethod.auto else None
-    teacher = BlockStream(task.teacher, length, task.compute, stopwatch, task.opening)
-    student = BlockStream(task.student, length, task.compute, stopwatch, task.opening)
+    teacher = BlockStream(task.teacher, length, task.compute, context, task.opening)
+    student = BlockStream(task.student, length, task.compute, context, task.opening)
     student_index = {dense: index for index, dense in enumerate(task.masks.kept_blocks)}
     streams: dict[str, Tensor] = {}
 
@@ -208,11 +200,11 @@ def recover_student(
         tuned.save(index, dense, found, task.student)
         streams["student"] = found.hidden
 
-    with stopwatch("computing"):
+    with context.stopwatch("computing"):
         streams["student"] = student.embed(tokens)
         streams["as it was"] = streams["student"][-held_out:]
         start = teacher.embed(tokens)
-        dense = walk(teacher, start, [task.masks], streams, follow, phase="tuning", journal=journal, progress=progress)
+        dense = walk(teacher, start, [task.masks], streams, follow, "tuning", context)
         objective, judged = objective_of(task.student), slice(-held_out, None)
         before, after = (
             objective.measure(student, hidden[judged], dense[judged], tokens[judged])
@@ -234,13 +226,7 @@ class Recovered:
     """Between the written checkpoint and the intended one."""
 
 
-def recover_into(
-    work: WorkDirectory,
-    task: RecoveryTask,
-    switches: tuple[str, ...],
-    stopwatch: Stopwatch,
-    progress: Progress = silent,
-) -> Recovered:
+def recover_into(work: WorkDirectory, task: RecoveryTask, switches: tuple[str, ...], context: RunContext) -> Recovered:
     """Write the recovered student, or the student as it was if the recovery did not help, with masks and scales.
 
     Args:
@@ -249,17 +235,17 @@ def recover_into(
     Raises: NoSpaceError; VerificationError, and then the checkpoint must not be published.
     """
     tuned = TunedWeights(work.state)
-    outcome = recover_student(task, tuned, PassJournal(work.state, "tuning"), stopwatch, progress)
+    outcome = recover_student(task, tuned, replace(context, state=work.state))
     found = tuned_checkpoint(task.student, tuned, switches) if outcome.helps else task.student
-    with stopwatch("writing"):
-        write_checkpoint(work.files, found.raw_config, found.groups(), found.path, progress)
+    with context.stopwatch("writing"):
+        write_checkpoint(work.files, found.raw_config, found.groups(), found.path, context)
         task.masks.save(work.files)
         if outcome.helps and (scales := tuned.scales(task.student.blocks)):
             save_file(scales, work.files / SCALES_NAME)
-    with stopwatch("verifying"):
+    with context.stopwatch("verifying"):
         tokens, logits = probe(task.student, task.tokens), outcome.logits
         if not outcome.helps:
-            logits = streamed_logits(task.student, tokens, None, task.compute, stopwatch)
-        difference = verify_written(work.files, tokens, logits, task.compute, stopwatch)
+            logits = streamed_logits(task.student, tokens, None, task.compute, context)
+        difference = verify_written(work.files, tokens, logits, task.compute, context)
     layers = [layer for index in range(task.student.blocks) for layer in tuned.report(index)]
     return Recovered(outcome, {**outcome.report(), "layers": layers}, difference)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue, ValidationError
 
+from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, check_output, require_space
 from spinecli.artifacts.manifest import MANIFEST_NAME, Manifest, Source, Step, expect_kind, lineage_behind
 from spinecli.artifacts.run import Run
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
@@ -23,7 +23,6 @@ from spinecli.errors import (
     OfflineError,
     OptionError,
 )
-from spinecli.progress import Progress, silent
 from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
 
@@ -159,9 +158,7 @@ def _bias_switches(config: TuneConfig, student: Checkpoint) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def tune(
-    request: TuneRequest, output: OutputOptions, stopwatch: Stopwatch | None = None, progress: Progress = silent
-) -> Manifest:
+def tune(request: TuneRequest, output: OutputOptions, context: RunContext | None = None) -> Manifest:
     """Tune a pruned checkpoint into a new directory.
 
     If the tuned model as a whole is worse than the untuned one on held-out rows, the weights stay as they were and the
@@ -169,8 +166,7 @@ def tune(
 
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can raise.
     """
-    stopwatch = stopwatch or Stopwatch()
-    student = request.student
+    context, student = context or RunContext(), request.student
     run = Run(
         kind="tuned-checkpoint",
         command="tune",
@@ -185,7 +181,7 @@ def tune(
     check_output(output, [student.path, request.teacher.path])
     require_space(output.path.parent, student.bytes)
     with run.working(output) as work:
-        found = recover_into(work, request.task(), request.bias_switches, stopwatch, progress)
+        found = recover_into(work, request.task(), request.bias_switches, context)
         summary = f"{request.config.method.value}, {found.outcome.summary}"
         report = {**found.report, "largest_logit_difference": found.largest_logit_difference}
-        return run.publish(work, summary, report, stopwatch.measured())
+        return run.publish(work, summary, report, context.stopwatch.measured())

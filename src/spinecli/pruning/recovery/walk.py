@@ -14,10 +14,9 @@ from dataclasses import fields, replace
 
 from torch import Tensor
 
-from spinecli.artifacts.journal import PassJournal
+from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.block_stream import BlockStream
-from spinecli.progress import Progress, silent
 from spinecli.pruning.recovery.block import TeacherTargets, teach
 
 Follow = Callable[[int, TeacherTargets, Sequence[int]], None]
@@ -32,10 +31,8 @@ def walk(
     students: Sequence[Masks],
     streams: dict[str, Tensor],
     follow: Follow,
-    *,
     phase: str,
-    journal: PassJournal | None = None,
-    progress: Progress = silent,
+    context: RunContext,
 ) -> Tensor:
     """Run the teacher over all blocks and call `follow` whenever students can be tuned.
 
@@ -44,12 +41,12 @@ def walk(
         students: what each student keeps of the teacher.
         streams: the students' hidden states by name, (rows, length, d_model) each; `follow` replaces them, and they are
             saved and restored with the teacher's.
-        phase: for the progress.
+        phase: for the progress and the journal.
 
     Returns: the teacher's hidden states behind its last block, (rows, length, d_model).
     """
     waiting_targets: dict[int, TeacherTargets] = {}
-    first = 0
+    first, journal = 0, context.journal(phase)
     if journal and (saved := journal.load()):
         first = saved.finished
         hidden, waiting_targets = _restore(saved.tensors, streams, teacher.compute.device)
@@ -64,7 +61,7 @@ def walk(
         if journal:
             state = {_TEACHER: hidden, **streams, **_flat(waiting_targets)}
             journal.save(dense + 1, state, last=dense + 1 == teacher.blocks)
-        progress(phase, dense + 1, teacher.blocks)
+        context.progress(phase, dense + 1, teacher.blocks)
     return hidden
 
 
