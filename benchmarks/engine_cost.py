@@ -39,9 +39,9 @@ from spinecli.federation.engines.nvflare.certificates import certify, read_ident
 from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
 from spinecli.federation.history import RoundRecord
+from spinecli.federation.launch import launch
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedRequest, open_request
-from spinecli.federation.run import launch
 from spinecli.remote.launch import on_this_machine
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -166,7 +166,7 @@ def connector(engine: str, asked: FederatedRequest) -> Connect | None:
     if engine == "local":
         return None
     if engine == "nvflare":
-        return lambda state: on_this_machine(asked, None, state, lambda line: None)
+        return lambda state: on_this_machine(asked, state, lambda line: None)
     from spinecli.remote import launch_flower
 
     return lambda state: launch_flower.on_this_machine(asked, state, lambda line: None)
@@ -207,7 +207,7 @@ def soak(rounds: int, folder: Path) -> None:
     began = time.perf_counter()
     with quiet_libraries():
         output = OutputOptions(folder / "soak")
-        launch(asked, output, None, heard, lambda state: on_this_machine(asked, None, state, lambda line: None))
+        launch(asked, output, None, heard, lambda state: on_this_machine(asked, state, lambda line: None))
     print("| process | " + " | ".join(f"after round {number}" for number in looks) + " |")
     print("|---|" + "---:|" * len(looks))
     for (kind, _), found in sorted(seen.items()):

@@ -24,9 +24,9 @@ from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import History, Measurement, RoundRecord
+from spinecli.federation.loop import Loop
 from spinecli.federation.request import open_request
 from spinecli.federation.results import summarised
-from spinecli.federation.rounds import Loop
 from spinecli.federation.run import set_up
 from spinecli.federation.strategies import STRATEGIES
 from spinecli.federation.strategies.strategy import GlobalModel
@@ -105,7 +105,7 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
         last = evaluations == -(-asked.rounds // asked.evaluate_every)
         return evaluate(federation.base, model, whole if last else request.evaluation)
 
-    loop = Loop(federation.engine, federation.strategy, federation.setting, measure, lambda state: None)
+    loop = Loop(request.config, federation.training, measure, lambda state: None)
     history = History(None)
     loop.run(history, lambda record: None)
     result = summarised(history.rounds, None)

@@ -23,8 +23,9 @@ from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.client.training import loss_of
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.history import History, Measurement, RoundRecord
+from spinecli.federation.loop import Loop
 from spinecli.federation.request import FederatedRequest, open_request
-from spinecli.federation.rounds import Loop, draw_cohort
+from spinecli.federation.rounds import draw_cohort
 from spinecli.federation.run import Federation, set_up
 from spinecli.federation.seeding import torch_generator
 from spinecli.lora.factors import fresh_factors
@@ -85,7 +86,7 @@ def measured(request: FederatedRequest, federation: Federation) -> tuple[list[fl
         bare.append(bare_steps(request, federation, record.round))
         started = time.perf_counter()
 
-    loop = Loop(federation.engine, federation.strategy, federation.setting, unmeasured, lambda _: None)
+    loop = Loop(request.config, federation.training, unmeasured, lambda _: None)
     loop.run(History(None), listen)
     return simulated, bare
 

@@ -20,15 +20,15 @@ from typing import Any
 from federation import found, mean, points, to_target
 from resumable_runs import collected
 
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.config import make_config
 from spinecli.evaluation.quiet import quiet_libraries
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.history import History
+from spinecli.federation.loop import Loop
 from spinecli.federation.request import open_request
 from spinecli.federation.results import summarised
 from spinecli.federation.split.request import SPLIT_STRATEGIES, split_request
-from spinecli.federation.split.run import loop_of, set_up
+from spinecli.federation.split.run import set_up
 
 
 def arguments() -> argparse.Namespace:
@@ -101,7 +101,8 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
         request = split_request(open_request(config))
         federation = set_up(request)
     history = History(None)
-    loop_of(request, federation, Stopwatch(), None).run(history, lambda record: None)
+    training, examine = federation.training, federation.evaluate
+    Loop(request.config, training, examine, lambda state: None, federation.probe).run(history, lambda record: None)
     result = summarised(history.rounds, None)
     splits = [record.split for record in history.rounds if record.split is not None]
     return {

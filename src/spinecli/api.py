@@ -222,33 +222,29 @@ def federate(
     """
     from spinecli.artifacts.directory import OutputOptions
     from spinecli.evaluation.quiet import quiet_libraries
-    from spinecli.federation import run
     from spinecli.federation.config import FederateConfig
     from spinecli.federation.history import RoundRecord
+    from spinecli.federation.launch import launch
     from spinecli.federation.request import open_request
-    from spinecli.federation.run import memory_needs, memory_objection
-    from spinecli.federation.split import run as split_run
     from spinecli.federation.split.request import split_request
     from spinecli.remote.engines import require_engine, starting_devices
 
     with quiet_libraries(), _asked(FederateConfig, model, fields) as config:
         require_engine(config.engine.name)
         request = open_request(config)
-        split = split_request(request) if config.splits else None
+        if config.splits:
+            request = split_request(request)
         if out is None:
-            needs = memory_needs(request) if split is None else split.needs()
-            refused = memory_objection(request, needs) if split is None else split.memory_objection(needs)
+            needs = request.needs()
+            refused = request.memory_objection(needs)
             figures = asdict(request.label_table()) | {"memory": [asdict(need) for need in needs], "refused": refused}
             return Result(config, figures)
 
         def heard(record: RoundRecord) -> None:
             progress("rounds", record.round + 1, config.train.rounds)
 
-        output, connect = OutputOptions(Path(out), overwrite, resume), starting_devices(request, split, _log.info)
-        if split is not None:
-            manifest = split_run.launch(split, output, listener=heard, connect=connect)
-        else:
-            manifest = run.launch(request, output, listener=heard, connect=connect)
+        output, connect = OutputOptions(Path(out), overwrite, resume), starting_devices(request, _log.info)
+        manifest = launch(request, output, listener=heard, connect=connect)
         return Result(config, manifest.report, Path(out), manifest)
 
 

@@ -15,10 +15,9 @@ from sums import digest
 from spinecli.config import make_config, read_config
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.engine import Lost
-from spinecli.federation.evaluation import evaluate
 from spinecli.federation.history import History, RoundRecord, RunState
+from spinecli.federation.loop import Loop
 from spinecli.federation.request import FederatedRequest, open_request
-from spinecli.federation.rounds import Loop
 from spinecli.federation.run import Federation, set_up
 from spinecli.federation.strategies.strategy import ClientUpdate, TrainInstruction
 from spinecli.lora.factors import Adapter
@@ -140,13 +139,8 @@ class Watched:
         before = len(self.history.rounds)
         federation = self.federation
         config = make_config(FederateConfig, self.request.config, {"rounds": rounds, **changes})
-        loop = Loop(
-            federation.engine,
-            federation.strategy,
-            replace(federation.setting, config=config),
-            lambda model: evaluate(federation.base, model, self.request.evaluation),
-            self.states.append,
-        )
+        training = replace(federation.training, setting=replace(federation.setting, config=config))
+        loop = Loop(config, training, federation.evaluate, self.states.append)
         loop.run(self.history, lambda record: None)
         return self.history.rounds[before:]
 

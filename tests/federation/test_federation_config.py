@@ -15,11 +15,10 @@ from spinecli.config import make_config, read_config
 from spinecli.errors import OptionError
 from spinecli.federation.client.importance import SCORES
 from spinecli.federation.config import DataConfig, FederateConfig, ScoreName, SelectionName, SplitConfig, TrainConfig
+from spinecli.federation.launch import launch
 from spinecli.federation.request import open_request
-from spinecli.federation.run import launch
 from spinecli.federation.split.control.selection.registry import SELECTIONS
 from spinecli.federation.split.request import split_request
-from spinecli.federation.split.run import launch as launch_split
 
 SOURCE = Path(spinecli.__file__).parent
 SMALLEST: dict[str, Any] = {"model": "builtin:tiny", "data": "texts.jsonl"}
@@ -142,7 +141,7 @@ def test_a_config_survives_yaml_and_takes_models_and_single_values(tmp_path: Pat
 def test_the_recorded_config_makes_the_same_bytes_again(requests: Maker, tmp_path: Path, strategy: str) -> None:
     def run(config: FederateConfig, out: Path) -> FederateConfig:
         request, output = open_request(config), OutputOptions(out)
-        manifest = launch_split(split_request(request), output) if config.splits else launch(request, output)
+        manifest = launch(split_request(request) if config.splits else request, output)
         return FederateConfig.model_validate(manifest.config)
 
     given = {"cut_layer": 1, "bottom": "full"} if strategy == "mergesfl" else {"deploy": True}

@@ -16,16 +16,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.batches import collate
-from spinecli.federation import run as federated_run
+from spinecli.federation import launch as launching
+from spinecli.federation.launch import launch
 from spinecli.federation.results import FederatedResult
-from spinecli.federation.run import DEPLOYED_DIRECTORY, MASKS_DIRECTORY, launch
+from spinecli.federation.run import DEPLOYED_DIRECTORY, MASKS_DIRECTORY
 from spinecli.lora.aggregation.contribution import restricted
 
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here."""
-    monkeypatch.setattr(federated_run, "can_plot", lambda: False)
+    monkeypatch.setattr(launching, "can_plot", lambda: False)
 
 
 def language(folder: Path) -> dict[str, Any]:

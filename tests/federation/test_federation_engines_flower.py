@@ -15,7 +15,7 @@ from small_federations import Maker
 from sums import learned
 
 from spinecli.artifacts.directory import OutputOptions
-from spinecli.federation.run import launch
+from spinecli.federation.launch import launch
 from spinecli.remote.launch_flower import on_this_machine
 
 pytestmark = pytest.mark.slow

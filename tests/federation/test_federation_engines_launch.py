@@ -19,10 +19,9 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.checkpoints.source import describe_source
 from spinecli.errors import FederationError, OptionError
 from spinecli.federation.engine import Connect
+from spinecli.federation.launch import launch
 from spinecli.federation.request import FederatedRequest
-from spinecli.federation.run import launch
-from spinecli.federation.split.request import SplitRequest, split_request
-from spinecli.federation.split.run import launch as launch_split
+from spinecli.federation.split.request import split_request
 from spinecli.remote.client_dir import require_few
 from spinecli.remote.launch import on_this_machine
 
@@ -31,8 +30,8 @@ pytestmark = pytest.mark.slow
 SOON = 300.0
 
 
-def here(request: FederatedRequest, split: SplitRequest | None, notes: list[str]) -> Connect:
-    return lambda state: on_this_machine(request, split, state, notes.append)
+def here(request: FederatedRequest, notes: list[str]) -> Connect:
+    return lambda state: on_this_machine(request, state, notes.append)
 
 
 @pytest.mark.parametrize("strategy", ["fedit", "legend", "fedspine", "fedspine-model"])
@@ -40,7 +39,7 @@ def test_processes_end_with_the_bytes_of_the_simulation(requests: Maker, tmp_pat
     request = requests(strategy=strategy, fleet=THREE, rounds=3)
     launch(request, OutputOptions(tmp_path / "local"))
     notes: list[str] = []
-    launch(request, OutputOptions(tmp_path / "flare"), connect=here(request, None, notes))
+    launch(request, OutputOptions(tmp_path / "flare"), connect=here(request, notes))
     assert learned(tmp_path / "local") == learned(tmp_path / "flare")
     assert {"adapter_model.safetensors", "history.jsonl"} <= learned(tmp_path / "flare").keys()
     assert len(notes) == 1
@@ -54,8 +53,8 @@ def test_processes_end_with_the_joined_checkpoint_of_the_simulation(
     chosen = {} if strategy == "fedavg" else {"cut_layer": 1}
     request = requests(strategy=strategy, fleet=THREE, rounds=3, learning_rate=1e-3, **chosen)
     split = split_request(request)
-    launch_split(split, OutputOptions(tmp_path / "local"))
-    launch_split(split, OutputOptions(tmp_path / "flare"), connect=here(request, split, []))
+    launch(split, OutputOptions(tmp_path / "local"))
+    launch(split, OutputOptions(tmp_path / "flare"), connect=here(split, []))
     assert learned(tmp_path / "local") == learned(tmp_path / "flare")
     assert {"model.safetensors", "history.jsonl"} <= learned(tmp_path / "flare").keys()
 
@@ -110,4 +109,4 @@ def test_a_device_that_cannot_take_part_ends_the_run_in_a_sentence(
     request = requests(strategy="fedit", fleet=THREE)
     other = replace(request, source=describe_source("other", written(recipe("llama"))))
     with pytest.raises(FederationError, match="is not the checkpoint of this run"):
-        launch(other, OutputOptions(tmp_path / "flare"), connect=here(other, None, []))
+        launch(other, OutputOptions(tmp_path / "flare"), connect=here(other, []))

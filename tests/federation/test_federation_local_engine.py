@@ -33,15 +33,11 @@ def fleet_of(folder: Path, **changes: Any) -> Fleet:
     return load_fleet(str(path))
 
 
-class NoData:
-    def label_counts(self, examples: Sequence[int]) -> tuple[int, ...]:
-        return (len(examples), 0)
-
-
 def bare(name: str, examples: int) -> Simulated[Device]:
     """A device without a model."""
-    nothing, data, meter = cast("Any", None), cast("Any", NoData()), VirtualMeter()
-    return Simulated(Device(name, nothing, nothing, data, range(examples), DeviceMemory(), meter), meter)
+    nothing, meter = cast("Any", None), VirtualMeter()
+    device = Device(name, nothing, nothing, nothing, range(examples), DeviceMemory(), meter)
+    return Simulated(device, meter, examples, (examples, 0))
 
 
 def engine_of(fleet: Fleet) -> LocalEngine[Device]:

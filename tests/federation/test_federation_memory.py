@@ -10,8 +10,8 @@ from small_federations import Watched
 
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.errors import FederationError, OptionError
+from spinecli.federation.launch import launch
 from spinecli.federation.memory import DeviceGroup, MemoryNeed, objection, places_of
-from spinecli.federation.run import launch, memory_needs, memory_objection
 from spinecli.federation.strategies import STRATEGIES
 from spinecli.federation.strategies.fedit import FedIT
 
@@ -94,9 +94,9 @@ def test_a_fleet_that_cannot_hold_the_least_is_refused_before_anything_is_writte
 @pytest.mark.parametrize("strategy", FIXED)
 def test_a_strategy_that_asks_the_same_of_all_refuses_a_class_that_cannot(requests: Any, strategy: str) -> None:
     request = requests(strategy=strategy, fleet={"slow_gb": gigabytes(requests, 3)})
-    needs = memory_needs(request)
+    needs = request.needs()
     assert [(need.device_class, need.devices, need.fits) for need in needs] == [("slow", 3, False), ("fast", 2, True)]
-    told = memory_objection(request, needs)
+    told = request.memory_objection(needs)
     assert told is not None
     assert "class slow" in told
     assert "rank 4 in all" in told
@@ -107,14 +107,14 @@ def test_the_table_tells_least_and_most_of_each_class(requests: Any) -> None:
     request = requests(strategy="fedspine", fleet={"slow_gb": gigabytes(requests, 3), "fast_gb": TOO_LITTLE})
     memory = Watched(requests(strategy="fedit")).federation.setting.memory
     blocks = len(memory.shapes)
-    slow, fast = memory_needs(request)
+    slow, fast = request.needs()
     assert slow.least_bytes == slow.most_bytes == memory.needed([2] * blocks)  # of 2, 4 and 6
     assert slow.work == f"rank 2 in all {blocks} blocks"
     assert slow.fits
     assert fast.least_bytes == memory.needed([2] * blocks)
     assert not fast.fits
-    assert memory_objection(request, [slow, fast]) is None
-    (deep, _) = memory_needs(requests(strategy="legend"))
+    assert request.memory_objection([slow, fast]) is None
+    (deep, _) = requests(strategy="legend").needs()
     assert deep.least_bytes < deep.most_bytes
     assert deep.work.startswith("ranks ")
     assert deep.work.endswith(f" in all {blocks} blocks")

@@ -17,12 +17,14 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import Manifest, damaged_files, read_manifest
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import FederationError, OptionError, SpineError, UnfinishedRunError
+from spinecli.federation import launch as launching
 from spinecli.federation import run as federated_run
-from spinecli.federation.history import HISTORY_NAME, load_state, read_history
+from spinecli.federation.history import HISTORY_NAME, RunState, load_state, read_history
+from spinecli.federation.launch import launch
 from spinecli.federation.messages import Message
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.results import FederatedResult
-from spinecli.federation.run import MASKS_DIRECTORY, launch, set_up
+from spinecli.federation.run import MASKS_DIRECTORY, set_up
 from spinecli.federation.strategies import STRATEGIES
 from spinecli.federation.strategies.fedit import FedIT
 from spinecli.lora.factors import Factors
@@ -31,7 +33,7 @@ from spinecli.lora.factors import Factors
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here."""
-    monkeypatch.setattr(federated_run, "can_plot", lambda: False)
+    monkeypatch.setattr(launching, "can_plot", lambda: False)
 
 
 @pytest.fixture
@@ -83,9 +85,9 @@ def test_every_strategy_stopped_twice_ends_with_the_same_bytes(request_of: Any, 
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("moment", ["verify_deployed", "summarised"])
+@pytest.mark.parametrize(("place", "moment"), [(federated_run, "verify_deployed"), (launching, "summarised")])
 def test_stopped_while_writing_it_goes_on(
-    request_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    request_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, moment: str
 ) -> None:
     request = request_of("fedspine", deploy=True)
     launch(request, OutputOptions(tmp_path / "whole"))
@@ -95,7 +97,7 @@ def test_stopped_while_writing_it_goes_on(
         raise StoppedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(federated_run, moment, stop)
+        patched.setattr(place, moment, stop)
         with pytest.raises(StoppedError):
             launch(request, OutputOptions(out))
     assert not out.exists()
@@ -108,7 +110,7 @@ def test_stopped_between_a_rounds_line_and_its_state_the_round_is_run_again(
 ) -> None:
     request = request_of("fedspine-model")
     launch(request, OutputOptions(tmp_path / "whole"))
-    saved = federated_run.RunState.save
+    saved = RunState.save
 
     def save(state: Any, directory: Path) -> None:
         if state.rounds == 3:
@@ -116,7 +118,7 @@ def test_stopped_between_a_rounds_line_and_its_state_the_round_is_run_again(
         saved(state, directory)
 
     with monkeypatch.context() as patched:
-        patched.setattr(federated_run.RunState, "save", save)
+        patched.setattr(RunState, "save", save)
         with pytest.raises(StoppedError):
             launch(request, OutputOptions(tmp_path / "out"))
     rest = Until(None)

@@ -15,13 +15,12 @@ from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.errors import OptionError
 from spinecli.federation.config import FederateConfig
+from spinecli.federation.launch import launch
 from spinecli.federation.planning.config import PlanConfig
 from spinecli.federation.planning.request import open_request as open_plan
 from spinecli.federation.planning.run import decide
 from spinecli.federation.request import open_request
-from spinecli.federation.run import launch
 from spinecli.federation.split.request import split_request
-from spinecli.federation.split.run import launch as launch_split
 from spinecli.lora.cost import BlockLayout
 from spinecli.lora.factors import target_projections
 
@@ -54,9 +53,9 @@ def test_lora_goes_where_projections_are(configs: Callable[..., FederateConfig],
 def test_a_split_model_trains_what_it_has(configs: Callable[..., FederateConfig], tmp_path: Path, cut: str) -> None:
     asked = configs(strategy="mergesfl", learning_rate=1e-3, cut_layer=cut, top="lora")
     split = split_request(open_request(asked))
-    launch_split(split, OutputOptions(tmp_path / "out"))
+    launch(split, OutputOptions(tmp_path / "out"))
     joined = Checkpoint.open(tmp_path / "out")
-    assert joined.shapes == split.federated.checkpoint.shapes
+    assert joined.shapes == split.checkpoint.shapes
 
 
 def test_strategies_that_prune_say_why_not(configs: Callable[..., FederateConfig], tmp_path: Path) -> None:

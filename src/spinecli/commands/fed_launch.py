@@ -14,7 +14,6 @@ from spinecli.federation.config import FederateConfig
 
 if TYPE_CHECKING:
     from spinecli.federation.request import FederatedRequest
-    from spinecli.federation.split.request import SplitRequest
 
 DryRun = Annotated[
     bool,
@@ -52,8 +51,9 @@ def fed_launch(
     for note in request.splits.notes:
         terminal.note(note)
     split = split_request(request) if config.splits else None
+    asked = split or request
     if dry_run or out is None:
-        _show_needs(request, split, terminal)
+        _show_needs(asked, terminal)
         return
     terminal.note(opening(request))
     if config.plan is not None and config.strategy != "legend":
@@ -66,16 +66,14 @@ def fed_launch(
         )
     if split is not None:
         terminal.note(split_opening(split))
-    connect = starting_devices(request, split, terminal.note)
-    launched(request, split, OutputOptions(out, overwrite, resume), stopwatch, terminal, connect)
+    connect = starting_devices(asked, terminal.note)
+    launched(asked, OutputOptions(out, overwrite, resume), stopwatch, terminal, connect)
 
 
-def _show_needs(request: FederatedRequest, split: SplitRequest | None, terminal: Terminal) -> None:
+def _show_needs(request: FederatedRequest, terminal: Terminal) -> None:
     """Where the labels lie and what memory the strategy asks for."""
-    from spinecli.federation.run import memory_needs, memory_objection
-
     labels = request.label_table()
-    needs = memory_needs(request) if split is None else split.needs()
-    refused = memory_objection(request, needs) if split is None else split.memory_objection(needs)
+    needs = request.needs()
+    refused = request.memory_objection(needs)
     value = {**asdict(labels), "memory": need_values(needs), "refused": refused}
     terminal.result(value, *label_view(labels), "", *memory_view(needs, request.config.strategy, refused))

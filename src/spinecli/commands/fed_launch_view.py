@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from spinecli.federation.config import FederateConfig
     from spinecli.federation.engine import Connect
     from spinecli.federation.history import RoundRecord
+    from spinecli.federation.loop import Listener
     from spinecli.federation.memory import MemoryNeed
     from spinecli.federation.request import FederatedRequest
     from spinecli.federation.results import FederatedResult
-    from spinecli.federation.rounds import Listener
     from spinecli.federation.simulation.partition import LabelTable
     from spinecli.federation.split.request import SplitRequest
 
@@ -31,7 +31,6 @@ _COLUMNS = ("round", "time", "accuracy", "loss", "slowest", "idle", "traffic", "
 
 def launched(
     request: FederatedRequest,
-    split: SplitRequest | None,
     output: OutputOptions,
     stopwatch: Stopwatch,
     terminal: Terminal,
@@ -39,15 +38,11 @@ def launched(
 ) -> None:
     """Run all rounds before a person's eyes, and say what came of them."""
     from spinecli.evaluation.quiet import quiet_libraries
+    from spinecli.federation.launch import launch
     from spinecli.federation.results import FederatedResult
-    from spinecli.federation.run import launch
-    from spinecli.federation.split.run import launch as launch_split
 
     with quiet_libraries(terminal.debug), live_rounds(terminal, request.config) as listener:
-        if split is not None:
-            manifest = launch_split(split, output, stopwatch, listener, connect)
-        else:
-            manifest = launch(request, output, stopwatch, listener, connect)
+        manifest = launch(request, output, stopwatch, listener, connect)
     result = FederatedResult.model_validate(manifest.report)
     measured = stopwatch.measured()
     value = {"out": str(output.path), **result.model_dump(mode="json"), "measured": measured.model_dump(mode="json")}
@@ -121,7 +116,7 @@ def opening(request: FederatedRequest) -> str:
 
 def split_opening(request: SplitRequest) -> str:
     """One line on where the model is cut and what crosses the cut."""
-    blocks, config = request.federated.checkpoint.blocks, request.config.split
+    blocks, config = request.checkpoint.blocks, request.config.split
     if not request.strategy.split:
         return f"unsplit: every device trains the whole model ({config.bottom})"
     return (

@@ -62,11 +62,12 @@ def fed_server(
     for note in request.splits.notes:
         terminal.note(note)
     split = split_request(request) if config.splits else None
+    asked = split or request
     terminal.note(f"{config.strategy} over {', '.join(names)}; {len(request.evaluation)} examples held out")
     if split is not None:
         terminal.note(split_opening(split))
 
     def connect(state: Path) -> AbstractContextManager[Engine]:
-        return serving(request, split, names, address, identity, state, terminal.note)
+        return serving(asked, names, address, identity, state, terminal.note)
 
-    launched(request, split, output, stopwatch, terminal, connect)
+    launched(asked, output, stopwatch, terminal, connect)

@@ -14,7 +14,6 @@ from spinecli.errors import MissingPackageError
 if TYPE_CHECKING:
     from spinecli.federation.engine import Connect, Engine
     from spinecli.federation.request import FederatedRequest
-    from spinecli.federation.split.request import SplitRequest
 
 _FLOWER = "1.41."
 """The versions that the Flower engine is made for; it uses parts of Flower that change with every minor version."""
@@ -51,9 +50,7 @@ def require_engine(name: str) -> None:
         require_flower("--engine flower")
 
 
-def starting_devices(
-    request: FederatedRequest, split: SplitRequest | None, note: Callable[[str], None]
-) -> Connect | None:
+def starting_devices(request: FederatedRequest, note: Callable[[str], None]) -> Connect | None:
     """Starts a process for each device when the run begins; None for the engine that simulates them in this process.
 
     Args:
@@ -74,6 +71,6 @@ def starting_devices(
             return launch_flower.on_this_machine(request, state, note)
         from spinecli.remote import launch
 
-        return launch.on_this_machine(request, split, state, note)
+        return launch.on_this_machine(request, state, note)
 
     return connect

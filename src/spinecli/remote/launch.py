@@ -19,7 +19,6 @@ from spinecli.federation.engines.nvflare.engine import NvflareEngine
 from spinecli.federation.engines.nvflare.names import SERVER
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.simulation.virtual_clock import VirtualClock
-from spinecli.federation.split.request import SplitRequest
 from spinecli.remote.client_dir import prepare_client_dir
 from spinecli.remote.device import LaunchedDevice
 from spinecli.remote.run_config import run_config_of
@@ -29,7 +28,6 @@ from spinecli.remote.running import LOG_NAME, Running, require_all, start, stop
 @contextmanager
 def on_this_machine(
     request: FederatedRequest,
-    split: SplitRequest | None,
     state: Path,
     note: Callable[[str], None],
 ) -> Iterator[Engine]:
@@ -48,7 +46,7 @@ def on_this_machine(
     log_to(place / f"{SERVER}-{LOG_NAME}")
     address = Address(LOOPBACK, free_port())
     clock = VirtualClock(request.fleet, request.config.seed) if request.config.clock == "fleet" else None
-    run_config = run_config_of(request, split).model_dump_json().encode()
+    run_config = run_config_of(request).model_dump_json().encode()
     with ExitStack() as stack:
         running: list[Running] = []
         engine = NvflareEngine(names, run_config, address, read_identity(place / "identities" / SERVER), clock)

@@ -44,7 +44,7 @@ class RunConfig(FiniteRecord):
         return ComputeOptions(device, getattr(torch, self.dtype))
 
 
-def run_config_of(request: FederatedRequest, split: SplitRequest | None = None) -> RunConfig:
+def run_config_of(request: FederatedRequest) -> RunConfig:
     """What the devices of a run are told."""
     config, train = request.config, request.splits.train
     return RunConfig(
@@ -55,5 +55,5 @@ def run_config_of(request: FederatedRequest, split: SplitRequest | None = None) 
         max_length=config.data.max_length,
         seed=config.seed,
         dtype=config.dtype,
-        split=None if split is None else SplitCharter(cut=split.cut, config=config.split),
+        split=SplitCharter(cut=request.cut, config=config.split) if isinstance(request, SplitRequest) else None,
     )

@@ -15,7 +15,6 @@ from spinecli.federation.engines.nvflare.connection import Address, log_to
 from spinecli.federation.engines.nvflare.engine import NvflareEngine
 from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.simulation.fleet import Fleet
-from spinecli.federation.split.request import SplitRequest
 from spinecli.remote.run_config import run_config_of
 
 _LOG_NAME = "server-log.txt"
@@ -42,7 +41,6 @@ def open_server_request(config: FederateConfig, names: Sequence[str]) -> Federat
 @contextmanager
 def serving(
     request: FederatedRequest,
-    split: SplitRequest | None,
     names: Sequence[str],
     address: Address,
     identity: Path | None,
@@ -55,7 +53,7 @@ def serving(
     """
     log_to(state / _LOG_NAME)
     own = None if identity is None else read_identity(identity)
-    engine = NvflareEngine(names, run_config_of(request, split).model_dump_json().encode(), address, own)
+    engine = NvflareEngine(names, run_config_of(request).model_dump_json().encode(), address, own)
     told: set[str] = set()
 
     def look(status: EnrolmentStatus) -> None:

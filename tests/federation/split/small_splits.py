@@ -16,7 +16,6 @@ from families import VOCABULARY, WORDS, Recipe, recipe
 from torch import Tensor
 from torch.nn import functional
 
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.config import read_config
@@ -25,6 +24,7 @@ from spinecli.data.config import Task
 from spinecli.federation.config import FederateConfig, LoraConfig, SplitConfig
 from spinecli.federation.engine import Job, Lost, Reply
 from spinecli.federation.history import History, RoundRecord, RunState
+from spinecli.federation.loop import Loop
 from spinecli.federation.messages import Message
 from spinecli.federation.request import open_request
 from spinecli.federation.seeding import torch_generator
@@ -34,8 +34,8 @@ from spinecli.federation.split.device import SplitDevice, handle
 from spinecli.federation.split.messages import PROBE
 from spinecli.federation.split.model import Parameters, SplitModel
 from spinecli.federation.split.request import SplitRequest, split_request
-from spinecli.federation.split.rounds import SplitLoop
-from spinecli.federation.split.run import SplitFederation, loop_of, set_up
+from spinecli.federation.split.rounds import SplitTraining
+from spinecli.federation.split.run import SplitFederation, set_up
 
 LLAMA = recipe("llama", grouped=True)
 LABELS = ("calm", "loud")
@@ -161,7 +161,6 @@ class Watched:
     misbehaving: Mapping[str, Answer] = field(default_factory=dict)
     """By device name."""
     federation: SplitFederation = field(init=False)
-    loop: SplitLoop = field(init=False)
     history: History = field(init=False)
     states: list[RunState] = field(default_factory=list)
     exchanges: list[list[tuple[Job, Reply | Lost]]] = field(default_factory=list)
@@ -174,9 +173,7 @@ class Watched:
     def __post_init__(self) -> None:
         self.federation = set_up(self.request)
         self.history = History(None)
-        self.loop = loop_of(self.request, self.federation, Stopwatch(), None)
-        self.loop.save = self.states.append
-        engine: Any = self.federation.engine
+        engine: Any = self.training.engine
         exchange, work = engine.exchange, engine.work
 
         def exchanging(jobs: Sequence[Job], deadline: float | None) -> list[Reply | Lost]:
@@ -198,8 +195,12 @@ class Watched:
         return self.misbehaving.get(device.name, handle)(kind, message, device)
 
     @property
+    def training(self) -> SplitTraining:
+        return self.federation.training
+
+    @property
     def engine(self) -> LocalEngine[SplitDevice]:
-        return self.federation.engine
+        return self.training.engine
 
     @property
     def rounds(self) -> list[RoundRecord]:
@@ -208,7 +209,7 @@ class Watched:
     @property
     def trained(self) -> dict[str, Tensor]:
         """Both halves as they are now, which the next step does not change any more."""
-        return {name: value.clone() for name, value in self.loop.trained.items()}
+        return {name: value.clone() for name, value in self.training.model.items()}
 
     def device(self, name: str) -> SplitDevice:
         return self.engine._devices[name].work
@@ -216,8 +217,10 @@ class Watched:
     def go_on(self, rounds: int | None = None) -> list[RoundRecord]:
         """Run until `rounds` rounds, or all, are in the history; returns those that are new."""
         before = len(self.rounds)
+        federation, save = self.federation, self.states.append
+        loop = Loop(self.request.config, self.training, federation.evaluate, save, federation.probe)
         with suppress(_StoppedError):
-            self.loop.run(self.history, _StopAfter(rounds))
+            loop.run(self.history, _StopAfter(rounds))
         return self.rounds[before:]
 
     def losses(self) -> list[float | None]:
@@ -308,12 +311,12 @@ def concatenated(parts: Sequence[Batch]) -> Batch:
 
 def batches_of(watched: Watched, record: RoundRecord) -> dict[str, list[Batch]]:
     """The batches that the devices of a round have drawn, by the rule of the device and not by asking it."""
-    request, steps = watched.request, watched.loop.config.train.local_steps
+    request, steps = watched.request, watched.training.config.train.local_steps
     drawn = {}
     for device in record.devices:
         generator = torch_generator(request.config.seed, "batches", device.device, record.round)
         own = watched.device(device.device).indices
-        drawn[device.device] = list(batches(request.federated.train, own, device.batch, steps, generator))
+        drawn[device.device] = list(batches(request.train, own, device.batch, steps, generator))
     return drawn
 
 

@@ -70,7 +70,7 @@ def test_a_round_of_tau_iterations_is_tau_and_one_exchanges(splits: SplitMaker, 
 def test_every_message_has_its_latency(splits: SplitMaker, steps: int) -> None:
     request = splits(local_steps=steps, rounds=2, cohort=5)
     watched = Watched(request)
-    specs = {spec.name: spec for spec in request.federated.fleet.devices}
+    specs = {spec.name: spec for spec in request.fleet.devices}
     with patch.object(rounds, "plan_round", lambda *_: planned(dict.fromkeys(specs, 3))):
         records = watched.go_on()
     seen = set()
@@ -105,7 +105,7 @@ def test_the_servers_work_is_that_of_the_merged_batch(splits: SplitMaker) -> Non
     watched.go_on()
     lengths = [outcome.message.tensors["lengths"] for _, outcome in watched.exchanges[0] if isinstance(outcome, Reply)]
     rows, longest = sum(len(each) for each in lengths), max(int(each.max()) for each in lengths)
-    assert watched.work == [watched.federation.costs.top(rows, longest).flops]
+    assert watched.work == [watched.training.costs.top(rows, longest).flops]
 
 
 @every_strategy

@@ -43,7 +43,7 @@ def test_one_round_of_one_iteration_is_one_step_on_the_merged_batch(splits: Spli
         assert watched.losses() == [pytest.approx(loss, abs=1e-5)]
         for name, value in watched.trained.items():
             torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
-        assert digest(watched.loop.bottom) != digest(watched.federation.model.bottom_start)
+        assert digest(watched.training.bottom) != digest(watched.federation.model.bottom_start)
 
     holds()
 
@@ -59,7 +59,7 @@ def test_with_equal_weights_it_would_not_be(splits: SplitMaker) -> None:
         (record,) = watched.go_on(1)
     merged = concatenated([found[0] for found in batches_of(watched, record).values()])
     _, expected = sgd_step(watched.federation.model, start, merged, record.learning_rate)
-    assert max(float((value - expected[name]).abs().max()) for name, value in watched.loop.bottom.items()) > 1e-3
+    assert max(float((value - expected[name]).abs().max()) for name, value in watched.training.bottom.items()) > 1e-3
 
 
 def mean_of(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -115,7 +115,7 @@ def test_fedavg_is_the_mean_of_whole_models_by_examples(splits: SplitMaker) -> N
         for device, found in batches_of(watched, record).items():
             loss, after = sgd_step(watched.federation.model, trained, found[0], record.learning_rate)
             parts.append(after)
-            examples.append(watched.device(device).examples)
+            examples.append(len(watched.device(device).indices))
             (reported,) = [each for each in record.devices if each.device == device]
             assert reported.loss_before == reported.loss_after == pytest.approx(loss, abs=1e-5)
         trained = {

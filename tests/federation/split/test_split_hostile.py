@@ -16,11 +16,11 @@ from torch import Tensor
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.data.config import Task
 from spinecli.errors import FederationError
+from spinecli.federation.launch import launch
 from spinecli.federation.messages import Message
 from spinecli.federation.split import rounds
 from spinecli.federation.split.device import SplitDevice, handle
 from spinecli.federation.split.messages import BEGIN, FINISH, GRADIENT, LOCAL, STEP, diverged_message
-from spinecli.federation.split.run import launch
 from spinecli.federation.split.server import UnusableFeaturesError
 
 COHORT = {"slow-00": 4, "slow-01": 3, "slow-02": 2, "fast-00": 5, "fast-01": 4}
@@ -138,14 +138,14 @@ def lost_of(record: Any) -> dict[str, tuple[str, str]]:
 def steps_of(watched: Watched) -> list[list[str]]:
     """Whose features the top's steps are on, noted from now on."""
     noted: list[list[str]] = []
-    step = watched.loop.top.step
+    step = watched.training.top.step
 
     def stepping(batches: Any) -> Any:
         found = step(batches)
         noted.append(list(batches))
         return found
 
-    watched.loop.top.step = stepping  # type: ignore[method-assign]
+    watched.training.top.step = stepping  # type: ignore[method-assign]
     return noted
 
 
@@ -180,7 +180,7 @@ def test_a_dropped_step_leaves_the_top_where_it_was(splits: SplitMaker, strategy
     assert watched.losses() == [None]
     assert list(lost_of(record)) == [CULPRIT]
     assert digest(watched.trained) == before
-    assert watched.loop.state.participations == {}
+    assert watched.training.state.participations == {}
 
 
 def refusing_once(step: Any) -> Any:
@@ -204,7 +204,7 @@ def test_without_its_culprit_a_round_ends_as_if_it_had_never_begun_with_it(split
     cohort = {device: COHORT[device] for device in OTHERS}
     other = Watched(splits(**changes))
     with patch.object(rounds, "plan_round", lambda *_: planned(cohort)):
-        other.loop.top.step = refusing_once(other.loop.top.step)  # type: ignore[method-assign]
+        other.training.top.step = refusing_once(other.training.top.step)  # type: ignore[method-assign]
         other.go_on()
     assert digest(watched.trained) == digest(other.trained)
     assert watched.losses() == other.losses()
@@ -441,13 +441,13 @@ def test_a_joined_model_without_numbers_ends_the_run_before_it_is_saved(
 ) -> None:
     watched = Watched(splits(rounds=3, evaluate_every=evaluate_every))
     watched.go_on(1)
-    end = watched.loop.top.end
+    end = watched.training.top.end
 
     def poisoned(weights: Any) -> None:
         end(weights)
-        watched.loop.top.trained = {name: value * math.nan for name, value in watched.loop.top.trained.items()}
+        watched.training.top.trained = {name: value * math.nan for name, value in watched.training.top.trained.items()}
 
-    watched.loop.top.end = poisoned  # type: ignore[method-assign]
+    watched.training.top.end = poisoned  # type: ignore[method-assign]
     with pytest.raises(
         FederationError, match=r"diverged in round 2 of 3: its loss on held-out data is nan, after slow-00"
     ):

@@ -14,8 +14,9 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.data.batches import IGNORED, collate
 from spinecli.data.config import CalibrationConfig, Task
 from spinecli.errors import VerificationError
-from spinecli.federation.split import run as split_run
-from spinecli.federation.split.run import evaluate, launch, verify_joined, write_joined
+from spinecli.federation import launch as launching
+from spinecli.federation.launch import launch
+from spinecli.federation.split.run import evaluate, verify_joined, write_joined
 from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_pruning
 
@@ -70,7 +71,7 @@ def test_the_joined_checkpoint_answers_as_the_split_model(
 
 @pytest.fixture
 def joined(splits: SplitMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    monkeypatch.setattr(split_run, "can_plot", lambda: False)
+    monkeypatch.setattr(launching, "can_plot", lambda: False)
 
     def publish(made: Recipe = LLAMA, **changes: object) -> Path:
         launch(splits(made, rounds=1, local_steps=1, **changes), OutputOptions(tmp_path / "out"))
@@ -110,7 +111,7 @@ def test_a_published_run_answers_as_its_last_evaluation_says(
     out = joined(strategy=strategy)
     watched = Watched(splits(strategy=strategy, rounds=1, local_steps=1))
     (record,) = watched.go_on()
-    data = watched.request.federated.evaluation
+    data = watched.request.evaluation
     batch = collate(data, list(range(len(data))))
     with torch.no_grad():
         logits = load(out)(**batch.model_inputs()).logits
@@ -124,7 +125,7 @@ def test_a_published_run_answers_as_its_last_evaluation_says(
 @pytest.mark.parametrize("task", ["classification", "language"])
 def test_the_evaluation_is_a_mean_over_all_answers(splits: SplitMaker, task: Task) -> None:
     watched = Watched(splits(task=task))
-    model, data = watched.federation.model, watched.request.federated.evaluation
+    model, data = watched.federation.model, watched.request.evaluation
     logits, targets = model.joined_answers(watched.trained, collate(data, list(range(len(data)))))
     found = evaluate(model, watched.trained, data)
     assert found.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, targets)), rel=1e-5)
@@ -135,7 +136,7 @@ def test_a_checkpoint_that_answers_otherwise_is_not_published(
     opened: Opened, splits: SplitMaker, tmp_path: Path
 ) -> None:
     watched = Watched(splits())
-    model, data = watched.federation.model, watched.request.federated.evaluation
+    model, data = watched.federation.model, watched.request.evaluation
     write_joined(tmp_path, model, watched.trained, LABELS)
     assert verify_joined(tmp_path, model, watched.trained, data) < 1e-4
     with pytest.raises(VerificationError, match="nothing was published"):

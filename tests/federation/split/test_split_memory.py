@@ -13,25 +13,25 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.config import make_config
 from spinecli.errors import FederationError, OptionError
 from spinecli.federation.config import FederateConfig
+from spinecli.federation.launch import launch
 from spinecli.federation.simulation.fleet import Fleet
-from spinecli.federation.split.request import SplitRequest, rows_held, split_request
-from spinecli.federation.split.run import launch
+from spinecli.federation.split.request import SplitRequest, split_request
 
 REGULATED, EQUAL = ["mergesfl", "sfl-br"], ["sfl-fm", "splitfed", "fedavg"]
 
 
 def limited(request: SplitRequest, memory_bytes: int, device_class: str = "slow") -> SplitRequest:
     """The same request on a fleet of which one class has so little memory."""
-    fleet = request.federated.fleet
+    fleet = request.fleet
     classes = tuple(
         each.model_copy(update={"memory_gb": memory_bytes / 1e9}) if each.name == device_class else each
         for each in fleet.classes
     )
-    return replace(request, federated=replace(request.federated, fleet=Fleet(fleet.name, classes, fleet.reference)))
+    return replace(request, fleet=Fleet(fleet.name, classes, fleet.reference))
 
 
 def bytes_of(request: SplitRequest, rows: int) -> int:
-    return request.costs().device_memory(rows, request.federated.longest) + 1
+    return request.costs().device_memory(rows, request.longest) + 1
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -40,7 +40,7 @@ def test_batches_stay_within_memory_where_they_follow_the_devices(splits: SplitM
     """Also in the first look, before anything is known of the devices."""
     request = splits(strategy=strategy, cohort=5, rounds=3)
     request = limited(request, bytes_of(request, rows))
-    assert rows_held(request.costs(), request.federated.longest, bytes_of(request, rows)) == rows
+    assert request.costs().rows_held(request.longest, bytes_of(request, rows)) == rows
     watched = Watched(request)
     records = watched.go_on()
     batches = {device.device: device.batch for record in records for device in record.devices}
@@ -75,7 +75,7 @@ def test_a_class_that_cannot_hold_the_least_is_refused_before_anything_is_writte
 
 def test_a_batch_is_no_larger_than_the_examples_of_a_device(splits: SplitMaker) -> None:
     request = splits(strategy="splitfed", batch_size=40)
-    parts, devices = request.federated.parts, request.federated.fleet.devices
+    parts, devices = request.parts, request.fleet.devices
     most = {
         kind: max(len(part) for part, spec in zip(parts, devices, strict=True) if spec.device_class.name == kind)
         for kind in ("slow", "fast")
@@ -88,7 +88,7 @@ def test_a_batch_is_no_larger_than_the_examples_of_a_device(splits: SplitMaker) 
 def test_where_no_cut_holds_whole_batches_it_is_the_shallowest(splits: SplitMaker, strategy: str) -> None:
     """With as many rows as fit if the strategy gives everybody its own, else with none."""
     whole = splits(strategy=strategy, cut_layer=1)
-    tight = limited(whole, bytes_of(whole, 2)).federated
+    tight = limited(whole, bytes_of(whole, 2))
     config = make_config(FederateConfig, whole.config, {"cut_layer": "auto"})
     found = split_request(replace(tight, config=config))
     assert found.cut == 1
@@ -102,9 +102,9 @@ def test_where_no_cut_holds_whole_batches_it_is_the_shallowest(splits: SplitMake
 @pytest.mark.parametrize("task", ["classification", "language"])
 def test_a_device_with_the_whole_model_holds_its_head_and_logits(splits: SplitMaker, task: Any) -> None:
     request = splits(strategy="fedavg", task=task, rows=plain_rows(60) if task == "language" else None)
-    costs, length = request.costs(), request.federated.longest
+    costs, length = request.costs(), request.longest
     states = 4 if task == "classification" or request.config.split.top == "full" else 1
     assert costs.device_memory(0, length) == costs.bottom_memory(0, length) + 4 * states * request.head.parameters
     tokens = 3 * length
-    logits = (tokens if request.head.per_token else 3) * request.head.weights // request.federated.checkpoint.d_model
+    logits = (tokens if request.head.per_token else 3) * request.head.weights // request.checkpoint.d_model
     assert costs.device_memory(3, length) - costs.bottom_memory(3, length) > 4 * logits

@@ -24,14 +24,14 @@ COHORT = {"slow-00": 3, "slow-01": 5, "fast-00": 4, "fast-01": 1}
 
 def conditions_of(watched: Watched, device: str) -> Conditions:
     """What holds for a device in the first round."""
-    request = watched.request.federated
+    request = watched.request
     (spec,) = [each for each in request.fleet.devices if each.name == device]
     return conditions(spec, request.config.seed, 0)
 
 
 def row_compute_seconds(watched: Watched, device: str) -> float:
-    (length,) = set(watched.request.federated.train.lengths.tolist())
-    return conditions_of(watched, device).compute_seconds(watched.federation.costs.bottom(1, length).flops)
+    (length,) = set(watched.request.train.lengths.tolist())
+    return conditions_of(watched, device).compute_seconds(watched.training.costs.bottom(1, length).flops)
 
 
 def timings_of(watched: Watched, device: str) -> list[Timing]:
@@ -46,10 +46,10 @@ def test_one_round_shows_speed_rate_and_latency_of_every_device(splits: SplitMak
     watched = Watched(request)
     with patch.object(rounds, "plan_round", lambda *_: planned(COHORT)):
         watched.go_on(1)
-    assert watched.loop.state.paces.keys() == COHORT.keys()
+    assert watched.training.state.paces.keys() == COHORT.keys()
     for device, rows in COHORT.items():
         found, now, timings = (
-            watched.loop.state.paces[device],
+            watched.training.state.paces[device],
             conditions_of(watched, device),
             timings_of(watched, device),
         )

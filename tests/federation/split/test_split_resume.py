@@ -14,10 +14,11 @@ from sums import contents, digest
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.errors import UnfinishedRunError
-from spinecli.federation.history import HISTORY_NAME, History, load_state, read_history
+from spinecli.federation import launch as launching
+from spinecli.federation.history import HISTORY_NAME, History, RunState, load_state, read_history
+from spinecli.federation.launch import launch
 from spinecli.federation.results import FederatedResult
 from spinecli.federation.split import run as split_run
-from spinecli.federation.split.run import launch
 
 FAILING = {"dropout": 0.2}
 
@@ -25,7 +26,7 @@ FAILING = {"dropout": 0.2}
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here."""
-    monkeypatch.setattr(split_run, "can_plot", lambda: False)
+    monkeypatch.setattr(launching, "can_plot", lambda: False)
 
 
 @pytest.mark.parametrize("strategy", ["mergesfl", "splitfed"])
@@ -44,12 +45,12 @@ def test_restored_after_any_round_it_ends_with_the_same_bytes(
         assert loaded is not None
         other = Watched(request)
         other.history = History(None, whole.rounds[: state.rounds])
-        other.loop.restore(loaded.strategy)
+        other.training.restore(loaded.strategy)
         other.engine.restore(loaded.engine)
         other.go_on()
-        assert digest(other.loop.bottom) == digest(whole.loop.bottom)
-        assert digest(other.loop.top.tensors()) == digest(whole.loop.top.tensors())
-        assert other.loop.state == whole.loop.state
+        assert digest(other.training.bottom) == digest(whole.training.bottom)
+        assert digest(other.training.top.tensors()) == digest(whole.training.top.tensors())
+        assert other.training.state == whole.training.state
         assert other.rounds == whole.rounds
     assert len(whole.states) == 3
 
@@ -108,7 +109,7 @@ def test_stopped_twice_and_between_a_line_and_its_state(
     request = splits(rounds=4)
     launch(request, OutputOptions(tmp_path / "whole"))
     stopped(launch, request, tmp_path / "out", 0)
-    saved = split_run.RunState.save
+    saved = RunState.save
 
     def save(state: Any, directory: Path) -> None:
         if state.rounds == 3:
@@ -116,7 +117,7 @@ def test_stopped_twice_and_between_a_line_and_its_state(
         saved(state, directory)
 
     with monkeypatch.context() as patched:
-        patched.setattr(split_run.RunState, "save", save)
+        patched.setattr(RunState, "save", save)
         with pytest.raises(StoppedError):
             launch(request, OutputOptions(tmp_path / "out", resume=True))
     rest = Until(None)
@@ -125,9 +126,9 @@ def test_stopped_twice_and_between_a_line_and_its_state(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("moment", ["verify_joined", "summarised"])
+@pytest.mark.parametrize(("place", "moment"), [(split_run, "verify_joined"), (launching, "summarised")])
 def test_stopped_while_writing_it_goes_on(
-    splits: SplitMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    splits: SplitMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, moment: str
 ) -> None:
     request = splits(rounds=2)
     launch(request, OutputOptions(tmp_path / "whole"))
@@ -136,7 +137,7 @@ def test_stopped_while_writing_it_goes_on(
         raise StoppedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(split_run, moment, stop)
+        patched.setattr(place, moment, stop)
         with pytest.raises(StoppedError):
             launch(request, OutputOptions(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

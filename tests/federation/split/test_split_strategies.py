@@ -35,7 +35,7 @@ def test_the_federation_knows_the_names_of_all_of_them() -> None:
 @pytest.mark.parametrize("counts", [(), (5,), (0, 0), (3, 2, 1), (10**6, 1)])
 def test_a_device_that_counts_other_labels_is_named(splits: SplitMaker, counts: tuple[int, ...]) -> None:
     request = splits()
-    engine = set_up(request).engine
+    engine = set_up(request).training.engine
     nodes = engine.nodes()
     engine.nodes = lambda: [replace(nodes[0], label_counts=counts), *nodes[1:]]  # type: ignore[method-assign]
     with pytest.raises(FederationError, match=nodes[0].name):
@@ -79,7 +79,7 @@ def test_other_families_end_to_end(splits: SplitMaker, strategy: str, made: Any)
 def test_training_learns(splits: SplitMaker, strategy: str) -> None:
     """On what they train on; the sets are too small to tell of anything else."""
     watched = Watched(splits(strategy=strategy, rounds=5, cohort=5, largest_batch=8, learning_rate=0.01))
-    model, data = watched.federation.model, watched.request.federated.train
+    model, data = watched.federation.model, watched.request.train
     before = evaluate(model, watched.trained, data)
     watched.go_on()
     after = evaluate(model, watched.trained, data)
@@ -121,14 +121,14 @@ def test_the_bottoms_are_averaged_by_their_batches(splits: SplitMaker, merged: b
     with patch.object(rounds, "plan_round", lambda *_: planned(COHORT)):
         watched.go_on()
     ends = {job.device: outcome.message.tensors for job, outcome in watched.exchanges[-1]}  # type: ignore[union-attr]
-    for name, value in watched.loop.bottom.items():
+    for name, value in watched.training.bottom.items():
         expected = sum(ends[device][TRAINED + name] * (rows / 11) for device, rows in COHORT.items())
         torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_splitfeds_tops_are_averaged_by_their_batches(splits: SplitMaker) -> None:
     watched = Watched(splits(strategy="splitfed", rounds=1, local_steps=3))
-    top: Any = watched.loop.top
+    top: Any = watched.training.top
     tops: dict[str, Any] = {}
     end = top.end
 
@@ -149,7 +149,7 @@ def test_splitfeds_tops_are_averaged_by_their_batches(splits: SplitMaker) -> Non
 def test_a_device_lost_at_the_end_weighs_nothing_in_either_half(splits: SplitMaker) -> None:
     watched = Watched(splits(strategy="splitfed", rounds=6, local_steps=4, fleet={"dropout": 0.3}, cohort=5))
     seen: list[set[str]] = []
-    top: Any = watched.loop.top
+    top: Any = watched.training.top
     end = top.end
 
     def ending(weights: Any) -> None:
@@ -163,7 +163,7 @@ def test_a_device_lost_at_the_end_weighs_nothing_in_either_half(splits: SplitMak
     for record, weighed, gone in zip(records, seen, lost, strict=True):
         assert not weighed & gone
         assert weighed <= {device.device for device in record.devices}
-    completed = watched.loop.state.participations
+    completed = watched.training.state.participations
     assert completed == {name: sum(name in each for each in seen) for name in completed}
     assert sum(completed.values()) == sum(map(len, seen))
 

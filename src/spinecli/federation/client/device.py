@@ -161,16 +161,6 @@ class Device:
     memory: DeviceMemory
     meter: Meter
 
-    @property
-    def examples(self) -> int:
-        """Size of the private data set."""
-        return len(self.indices)
-
-    @property
-    def label_counts(self) -> tuple[int, ...]:
-        """Examples of each label; empty for language modelling."""
-        return self.data.label_counts(self.indices)
-
     def abandon(self) -> None:
         """Nothing that it does outlasts a message."""
 

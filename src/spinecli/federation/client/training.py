@@ -128,7 +128,7 @@ def train(order: TrainingOrder, tensors: Mapping[str, Tensor], device: Device) -
     answer |= head_tensors(head)
     before, after = loss_at_ends(losses)
     metrics: dict[str, JsonValue] = {
-        "examples": device.examples,
+        "examples": len(device.indices),
         "loss_before": before,
         "loss_after": after,
         "forward_seconds": device.meter.seconds("forward"),

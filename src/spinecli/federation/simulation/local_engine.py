@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from spinecli.data.encoding import Encoded
 from spinecli.federation.client.device import DeviceMemory
 from spinecli.federation.engine import Job, Lost, Node, Reply, Snapshot
 from spinecli.federation.messages import Message
@@ -24,14 +25,6 @@ class Worker(Protocol):
     def memory(self) -> DeviceMemory:
         """What stays on it from round to round."""
 
-    @property
-    def examples(self) -> int:
-        """Size of its data set."""
-
-    @property
-    def label_counts(self) -> tuple[int, ...]:
-        """Examples of each label; empty where there are no labels."""
-
     def abandon(self) -> None:
         """It was lost on the way; what it has begun leads nowhere."""
 
@@ -41,10 +34,13 @@ Work = TypeVar("Work", bound=Worker)
 
 @dataclass(frozen=True, eq=False)
 class Simulated(Generic[Work]):
-    """A device of the fleet: its work, and the meter that its work charges."""
+    """A device of the fleet: its work, the meter that its work charges, and what it says of its data."""
 
     work: Work
     meter: VirtualMeter
+    examples: int
+    label_counts: tuple[int, ...]
+    """Examples of each label; empty where there are no labels."""
 
 
 class LocalEngine(Generic[Work]):
@@ -76,8 +72,8 @@ class LocalEngine(Generic[Work]):
                 spec.name,
                 spec.device_class.name,
                 spec.device_class.memory_bytes,
-                self._devices[spec.name].work.examples,
-                self._devices[spec.name].work.label_counts,
+                self._devices[spec.name].examples,
+                self._devices[spec.name].label_counts,
             )
             for spec in self._fleet.devices
         ]
@@ -125,3 +121,28 @@ class LocalEngine(Generic[Work]):
                 key.removeprefix(prefix): value for key, value in snapshot.tensors.items() if key.startswith(prefix)
             }
             device.work.memory.tensors = kept
+
+
+def simulated(
+    fleet: Fleet,
+    data: Encoded,
+    parts: Sequence[Sequence[int]],
+    device: Callable[[str, Sequence[int], DeviceMemory, VirtualMeter], Work],
+    handle: Callable[[str, Message, Work], Message],
+    seed: int,
+) -> LocalEngine[Work]:
+    """A fleet whose devices remember nothing yet.
+
+    Args:
+        data: of all devices.
+        parts: the examples of each device, in the fleet's order.
+        device: makes what a device does its work with, given its name, its examples, its memory and its meter.
+        handle: what a device does with a message.
+        seed: of the fleet's conditions.
+    """
+    devices: dict[str, Simulated[Work]] = {}
+    for spec, part in zip(fleet.devices, parts, strict=True):
+        meter = VirtualMeter()
+        work = device(spec.name, part, DeviceMemory(), meter)
+        devices[spec.name] = Simulated(work, meter, len(part), data.label_counts(part))
+    return LocalEngine(fleet, devices, handle, seed)

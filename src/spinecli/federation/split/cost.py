@@ -73,6 +73,11 @@ class SplitCosts:
         saved = tokens * d_model * ((not self.layout.post_norm) + (states > 1)) + logits
         return held + _VALUE_BYTES * (states * self.head.parameters + saved)
 
+    def rows_held(self, length: int, memory_bytes: int) -> int:
+        """Rows of a batch that a device's memory holds beside its part of the model; below 0 if not even that fits."""
+        fixed = self.device_memory(0, length)
+        return (memory_bytes - fixed) // max(1, self.device_memory(1, length) - fixed)
+
     def bottom_memory(self, rows: int, length: int) -> int:
         """Bytes on a device at the end of a forward pass: its weights, what autograd keeps, what is trained."""
         layout, shapes = self.layout, self.checkpoint.shapes[: self.cut]

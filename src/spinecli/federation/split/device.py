@@ -79,16 +79,6 @@ class SplitDevice:
     meter: Meter
     session: DeviceSession | None = None
 
-    @property
-    def examples(self) -> int:
-        """Size of the private data set."""
-        return len(self.indices)
-
-    @property
-    def label_counts(self) -> tuple[int, ...]:
-        """Examples of each label; empty for language modelling."""
-        return self.data.label_counts(self.indices)
-
     def abandon(self) -> None:
         """Drop its half of the model, the moments, and the graph of the last features."""
         self.session = None
@@ -181,7 +171,7 @@ def _train_locally(message: Message, device: SplitDevice) -> Message:
         device.meter.charge("backward", cost.backward_flops)
         losses.append(float(loss.detach()))
     before, after = loss_at_ends(losses)
-    figures: dict[str, JsonValue] = {"examples": device.examples, "loss_before": before, "loss_after": after}
+    figures: dict[str, JsonValue] = {"examples": len(device.indices), "loss_before": before, "loss_after": after}
     return Message(figures, {TRAINED + name: value.detach() for name, value in session.bottom.items()})
 
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from pydantic import JsonValue
 
+from spinecli.artifacts.manifest import ArtifactKind
 from spinecli.errors import OptionError
-from spinecli.federation.config import FederateConfig
+from spinecli.federation.engine import Engine
+from spinecli.federation.loop import ReadyFederation
 from spinecli.federation.memory import DeviceGroup, MemoryNeed, needs_of, objection
 from spinecli.federation.planning.workload import Head, head_of
 from spinecli.federation.request import FederatedRequest
@@ -27,6 +30,7 @@ from spinecli.federation.split.control.plan import ControlOptions
 from spinecli.federation.split.cost import SplitCosts
 from spinecli.federation.split.messages import bytes_per_token
 from spinecli.federation.split.model import require_precision
+from spinecli.federation.split.run import set_up
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,10 @@ def rows_within(ingress_bytes: float, row_bytes: float) -> float:
     return ingress_bytes / row_bytes * (1 + _ROUNDING)
 
 
-def rows_held(costs: SplitCosts, length: int, memory_bytes: int) -> int:
-    """Rows of a batch that a device's memory holds beside its part of the model; below 0 if not even that fits."""
-    fixed = costs.device_memory(0, length)
-    return (memory_bytes - fixed) // max(1, costs.device_memory(1, length) - fixed)
-
-
-@dataclass(frozen=True, eq=False)
-class SplitRequest:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SplitRequest(FederatedRequest):
     """A federated request with what splitting adds to it."""
 
-    federated: FederatedRequest
     strategy: SplitStrategy
     cut: int
     head: Head
@@ -127,9 +124,14 @@ class SplitRequest:
     """Of features an iteration, at most."""
 
     @property
-    def config(self) -> FederateConfig:
-        """What was asked for."""
-        return self.federated.config
+    def kind(self) -> ArtifactKind:
+        """What a run makes of it."""
+        return "joined-checkpoint"
+
+    @property
+    def title(self) -> str:
+        """Of the picture of its rounds."""
+        return f"{super().title}, cut before block {self.cut}"
 
     @property
     def row_budget(self) -> float:
@@ -138,7 +140,7 @@ class SplitRequest:
 
     def parameters(self) -> dict[str, JsonValue]:
         """What decides the result, for `spine.json`."""
-        known = {name: value for name, value in self.federated.parameters().items() if name != "ingress"}
+        known = {name: value for name, value in super().parameters().items() if name != "ingress"}
         return {**known, "cut_layer": self.cut, "ingress_bytes": self.ingress_bytes}
 
     def control(self) -> ControlOptions:
@@ -154,7 +156,7 @@ class SplitRequest:
         Args:
             places: the devices that have enrolled; None: those of the fleet.
         """
-        federated, costs, length = self.federated, self.costs(), self.federated.longest
+        costs, length = self.costs(), self.longest
         largest = self.config.split.largest_batch
         asked = min(self.config.train.batch_size, largest)
 
@@ -167,12 +169,12 @@ class SplitRequest:
         def most(place: DeviceGroup) -> tuple[int, str]:
             rows = least_rows(place)
             if self.strategy.regulated:
-                held = rows_held(costs, length, place.memory_bytes)
+                held = costs.rows_held(length, place.memory_bytes)
                 rows = max(rows, min(largest, math.floor(self.row_budget), place.examples, held))
-            blocks = f"{self.cut} of {federated.checkpoint.blocks} blocks"
+            blocks = f"{self.cut} of {self.checkpoint.blocks} blocks"
             return costs.device_memory(rows, length), f"{blocks}, {rows} row{'s' if rows > 1 else ''}"
 
-        return needs_of(federated.places() if places is None else places, least, most)
+        return needs_of(self.places() if places is None else places, least, most)
 
     def memory_objection(self, needs: Sequence[MemoryNeed]) -> str | None:
         """Why a run with these needs cannot begin; None if it can."""
@@ -183,14 +185,19 @@ class SplitRequest:
         remedy = f"lower {options}, {other}or name a fleet with more memory"
         return objection(needs, self.config.strategy, remedy, leaves_out=False)
 
-    def require_memory(self) -> None:
-        """Raise OptionError if the memory of the fleet does not hold what the strategy asks of its devices."""
-        if self.federated.fleet.devices and (refused := self.memory_objection(self.needs())):
-            raise OptionError(refused)
+    def set_up(self, engine: Engine | None = None) -> ReadyFederation[Any]:
+        """Load what a run needs.
+
+        Args:
+            engine: where the devices are; None simulates the fleet in this process.
+
+        Raises: FederationError if the devices do not hold what the strategy asks of them, or count other labels.
+        """
+        return set_up(self, engine)
 
     def costs(self) -> SplitCosts:
         """Of both halves."""
-        return SplitCosts.of(self.federated.checkpoint, self.cut, self.config.split, self.config.lora, self.head)
+        return SplitCosts.of(self.checkpoint, self.cut, self.config.split, self.config.lora, self.head)
 
 
 def split_request(federated: FederatedRequest) -> SplitRequest:
@@ -213,7 +220,14 @@ def split_request(federated: FederatedRequest) -> SplitRequest:
     if config.split.cut_layer != "auto" and not strategy.split:
         raise OptionError(f"--cut-layer has no use with {config.strategy}, which does not split; drop it.")
     cut = checkpoint.blocks if not strategy.split else _cut(federated, head)
-    request = SplitRequest(federated, strategy, cut, head, float(lengths.mean()) * token_bytes, ingress)
+    request = SplitRequest(
+        **{field.name: getattr(federated, field.name) for field in fields(FederatedRequest)},
+        strategy=strategy,
+        cut=cut,
+        head=head,
+        row_bytes=float(lengths.mean()) * token_bytes,
+        ingress_bytes=ingress,
+    )
     request.control()
     return request
 

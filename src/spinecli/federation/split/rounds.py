@@ -1,4 +1,4 @@
-"""The round loop of split training: plan, converse, step, average, measure, save.
+"""A round of split training: plan, converse, step, average.
 
 The server's first look at its devices: how fast each computes and communicates, before any of them trains.
 
@@ -10,8 +10,8 @@ from its latency, with a few rows of the device's own forward and backward in ea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import JsonValue
@@ -19,18 +19,9 @@ from torch import Tensor
 
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.engine import Engine, Job, Reply, Snapshot
-from spinecli.federation.history import (
-    DeviceRecord,
-    History,
-    IterationRecord,
-    Measurement,
-    RoundRecord,
-    RunState,
-    SplitRecord,
-)
+from spinecli.federation.history import DeviceRecord, IterationRecord, RoundRecord, SplitRecord
+from spinecli.federation.loop import RoundStart, named
 from spinecli.federation.messages import Message
-from spinecli.federation.rounds import Listener, diverged, measured, named, run_rounds
-from spinecli.federation.schedule import learning_rate
 from spinecli.federation.split.channel import Channel, ClientExchange, DivergedDevicesError, exchanged
 from spinecli.federation.split.control.estimates import Iteration, Pace, Population, Transfer, observed_pace
 from spinecli.federation.split.control.plan import ControlOptions, ControlPlan, ControlState, plan_round
@@ -155,8 +146,8 @@ _BOTTOM, _TOP = "bottom.", "top."
 
 
 @dataclass(eq=False)
-class SplitLoop:
-    """Everything the rounds need."""
+class SplitTraining:
+    """Everything that rounds of split training need."""
 
     config: FederateConfig
     split: bool
@@ -169,32 +160,16 @@ class SplitLoop:
     """What all devices start a round from."""
     costs: SplitCosts
     expected: Expected
-    evaluate: Callable[[Parameters], Measurement]
-    save: Callable[[RunState], None]
-    state: ControlState
     row_bytes: float
     """Of one row's features, on average."""
-    probe: Callable[[Parameters], Measurement] | None = None
-    """Measures on a few rows, in rounds that are not evaluated, whether the model still gives numbers."""
+    state: ControlState = field(default_factory=ControlState)
 
     @property
-    def trained(self) -> dict[str, Tensor]:
+    def model(self) -> dict[str, Tensor]:
         """Trained tensors of both halves, where the model computes."""
         place = self.top.model.compute.device
         bottom = {name: value.to(place) for name, value in self.bottom.items()}
         return {**bottom, **{name: value.detach() for name, value in self.top.trained.items()}}
-
-    def run(self, history: History, listener: Listener) -> None:
-        """Run what rounds are left after those in the history.
-
-        Raises: FederationError if a loss, features, gradients or weights are not finite any more; the state saved is
-        then that of the round before.
-        """
-
-        def keep(finished: int) -> None:
-            self.save(RunState(finished, self.snapshot(), self.engine.snapshot()))
-
-        run_rounds(self.config.train, history, self._round, keep, listener)
 
     def snapshot(self) -> Snapshot:
         """Both halves and what the control module knows."""
@@ -215,9 +190,12 @@ class SplitLoop:
         self.bottom = {name: kept[_BOTTOM][name] for name in self.bottom}
         self.top.restore(kept[_TOP])
 
-    def _round(self, number: int) -> RoundRecord:
-        config, train = self.config, self.config.train
-        rate = learning_rate(config.learning_rate, train.schedule, number, train.rounds)
+    def play(self, start: RoundStart) -> RoundRecord:
+        """One round.
+
+        Raises: FederationError if a loss, features, gradients or weights are not finite any more.
+        """
+        config, train, number = self.config, self.config.train, start.number
         began = self.engine.now()
         probed = self._look() if number == 0 and self.split and self.control.regulation else 0
         plan = plan_round(self.state, self.population, self.control, config.seed, number)
@@ -226,7 +204,7 @@ class SplitLoop:
             seed=config.seed,
             steps=train.local_steps,
             batch_size=1,  # each device is told its own
-            learning_rate=rate,
+            learning_rate=start.learning_rate,
             optimizer=config.split.optimizer,
             clip_norm=train.clip_norm,
             feature_dtype=self.expected.feature_dtype,
@@ -239,18 +217,16 @@ class SplitLoop:
                 f"the {part} of {named([each for each in error.devices if error.devices[each] == part])}"
                 for part in parts
             ]
-            raise diverged(number, train.rounds, f"{' and '.join(whose)} left the range of usable numbers") from error
+            raise start.diverged(f"{' and '.join(whose)} left the range of usable numbers") from error
         except DivergedTopError as error:
             what = f"{error.what} left the range of usable numbers on the features of {named(error.among)}"
-            raise diverged(number, train.rounds, what) from error
+            raise start.diverged(what) from error
         ended = self.engine.now()
-        answered = [device for device, talk in talks.items() if talk.lost is None]
         return RoundRecord(
             round=number,
             began=began,
             ended=ended,
-            learning_rate=rate,
-            evaluation=measured(train, number, self.trained, answered, self.evaluate, self.probe),
+            learning_rate=start.learning_rate,
             devices=tuple(_device_record(device, talk, losses.get(device), ended) for device, talk in talks.items()),
             split=SplitRecord(
                 divergence=plan.divergence,
@@ -320,7 +296,7 @@ class SplitLoop:
         self, order: BeginOrder, plan: ControlPlan
     ) -> tuple[Mapping[str, ClientExchange], list[IterationRecord], dict[str, tuple[float, float]]]:
         """Every device trains the whole model, and the mean by examples is the next one (FedAvg)."""
-        updates, talks = train_locally(self.engine, order, plan.cohort, self.trained, self.config.train.deadline)
+        updates, talks = train_locally(self.engine, order, plan.cohort, self.model, self.config.train.deadline)
         if updates:
             weights = [update.examples for update in updates.values()]
             mean = average_tensors([update.trained for update in updates.values()], weights)
