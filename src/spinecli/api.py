@@ -84,11 +84,11 @@ class Result:
         return f"<p>{escape(self.summary)}</p><table>{rows}</table>"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class EvaluationResult(Result):
     """Models measured side by side."""
 
-    evaluation: Evaluation | None = None
+    evaluation: Evaluation
 
     @property
     def summary(self) -> str:
@@ -99,7 +99,6 @@ class EvaluationResult(Result):
         """A head and a line a figure: its name, its value of each model, and the ratios to the first one's."""
         from spinecli.evaluation.report import cell, ratio_cell
 
-        assert self.evaluation is not None
         models = self.evaluation.models
         head = ["", *(found.label for found in models), *(f"{found.label} ×" for found in models[1:])]
         lines = [
@@ -268,9 +267,8 @@ def evaluate(
     with _asked(EvaluateConfig, model, fields) as config:
         output = None if out is None else OutputOptions(Path(out), overwrite, resume)
         evaluation, manifest = run.evaluate(config, output, _context(progress))
-        return EvaluationResult(
-            config, evaluation.model_dump(mode="json"), None if out is None else Path(out), manifest, evaluation
-        )
+        place, figures = None if out is None else Path(out), evaluation.model_dump(mode="json")
+        return EvaluationResult(config, figures, place, manifest, evaluation=evaluation)
 
 
 def bench(

@@ -64,7 +64,6 @@ def run_demo(out: Path, sparsity: float, context: RunContext) -> DemoResult:
         request = open_request(federated.config)
         untrained = set_up(request)
         before = evaluate(untrained.base, untrained.strategy.model(), request.evaluation)
-    assert measured.evaluation is not None
     return DemoResult(
         pruned=results["pruned"].figures,
         evaluation=measured.evaluation,
