@@ -185,7 +185,7 @@ def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
 def test_a_fleet_is_read_without_torch() -> None:
     script = (
         "import sys; from spinecli.federation.simulation.fleet import load_fleet; load_fleet('jetson-80');"
-        "import spinecli.federation.simulation.virtual_clock;"
+        "import spinecli.federation.simulation.conditions;"
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
