@@ -145,23 +145,25 @@ class Config(BaseModel):
 
 
 # Options that mean the same in every command.
-Model = Annotated[str, Option("Checkpoint: a directory, a hub id, or builtin:tiny.", argument=True, decides=False)]
-Seed = Annotated[int, Field(ge=0), Option("Seed of everything random.", decides=False)]
+Model = Annotated[
+    str, Option("Checkpoint to read: a directory, a hub id, or builtin:tiny.", argument=True, decides=False)
+]
+Seed = Annotated[int, Field(ge=0), Option("Seed for everything that is drawn at random.", decides=False)]
 """Recorded beside the parameters."""
-Device = Annotated[str, Option("Where to compute: cpu, cuda, cuda:1, mps.", decides=False)]
+Device = Annotated[str, Option("Device to compute on: cpu, cuda, cuda:1 or mps.", decides=False)]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
-    Option("Precision of the computation; the stored precision stays what it was."),
+    Option("Precision of the computation; the precision of stored weights does not change."),
 ]
 Sparsity = Annotated[
     float,
     Field(gt=0, lt=1),
-    Option("Share of the block parameters to remove, between 0 and 1; embeddings and head are not counted."),
+    Option("Share of the block parameters to remove, between 0 and 1; embeddings and head do not count."),
 ]
 RoundTo = Annotated[
     int,
     Field(ge=1),
-    Option("Kept channels are a multiple of this, unless all are kept; 32 or 256 for quantised GGUF."),
+    Option("Keep a multiple of this many channels, unless all are kept; use 32 or 256 for quantised GGUF."),
 ]
 
 
