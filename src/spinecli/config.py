@@ -247,9 +247,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingPathError(f"{file} does not exist; name a YAML file with --config.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"{file} cannot be read as YAML ({reason_of(error)}); mend it.") from error
+        raise OptionError(f"{file} cannot be read as YAML ({reason_of(error)}); fix it.") from error
     if not isinstance(values, dict):
-        raise OptionError(f"{file} is no list of options and values; --print-config shows what one looks like.")
+        raise OptionError(f"{file} is not a list of options and values; --print-config shows what one looks like.")
     return values
 
 
@@ -311,7 +311,7 @@ def _sentence(kind: type[Config], error: ErrorDetails, named: Callable[[ConfigFi
     if error["type"] == "missing":
         beside = [each for each in kind.fields() if each.path[:-1] == path[:-1] and each.path[-1] in value]
         if beside and not found.required:
-            return f"{named(beside[0])} belongs to {name}, which was not asked for; add it."
+            return f"{named(beside[0])} belongs to {name}, which is not given; add it."
         return f"{name} is missing: {found.option.help}"
     if error["type"] == "value_error":
         return f"{name} {error['ctx']['error']}"

@@ -53,7 +53,7 @@ def fed_device(
     insecure: Insecure = False,
     name: Name = None,
 ) -> None:
-    """Train MODEL on this machine's examples for a server, until its run is over. The examples stay here."""
+    """Train MODEL on this machine's examples for a server, until its run is over. Only what is learned is sent."""
     from spinecli.remote.engines import require_nvflare
 
     require_nvflare("spine fed-device")

@@ -43,7 +43,7 @@ def inspect(
 
         if print_config or recipe:
             if plot or verify or json or (print_config and recipe):
-                raise OptionError("--print-config and --recipe print a file and nothing else; give one of them alone.")
+                raise OptionError("--print-config and --recipe print a file and nothing else; give only one of them.")
             typer.echo(recipe_of(directory).as_yaml() if recipe else last_config(directory), nl=False)
             return
         if plot:

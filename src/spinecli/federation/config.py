@@ -194,7 +194,7 @@ def _read_cut(value: Any) -> Any:
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is no number of blocks; give one, or auto.") from None
+        raise ValueError(f"{value!r} is not a number of blocks; give a number, or auto.") from None
 
 
 class SplitConfig(Config):
@@ -325,9 +325,11 @@ class FederateConfig(Config):
         usual = SplitConfig()
         changed = [found for found in SplitConfig.fields() if self.split.value_of(found) != usual.value_of(found)]
         if changed and not self.splits:
-            raise ValueError(f"{changed[0].flag} belongs to split training; {self.strategy} has no use for it.")
+            raise ValueError(f"{changed[0].flag} belongs to split training; {self.strategy} does not use it.")
         if self.pruning.deploy and self.splits:
-            raise ValueError(f"--deploy has no use with {self.strategy}, which writes the joined checkpoint; drop it.")
+            raise ValueError(
+                f"--deploy has no effect with {self.strategy}, which writes the joined checkpoint; drop it."
+            )
         if self.engine.name == "flower" and self.splits:
             raise ValueError(
                 f"--engine flower does not run {self.strategy}: Flower starts a process on the device for every "

@@ -140,7 +140,7 @@ class Loop:
             if found is not None and needed[found.ranks] > node.memory_bytes:
                 raise FederationError(
                     f"{node.name} has {node.memory_bytes / 1e9:.3g} GB and would need "
-                    f"{needed[found.ranks] / 1e9:.3g} GB for what the strategy orders; lower --batch-size or "
+                    f"{needed[found.ranks] / 1e9:.3g} GB for the strategy's instruction; lower --batch-size or "
                     "--max-length, or name a fleet with more memory."
                 )
 
@@ -255,7 +255,7 @@ def diverged(number: int, rounds: int, what: str) -> FederationError:
     """
     return FederationError(
         f"The model has diverged in round {number + 1} of {rounds}: {what}; nothing is published and the rounds before "
-        "are kept, so --resume tries this one again, or start anew with --overwrite and a lower --learning-rate."
+        "are kept, so --resume tries this one again, or start over with --overwrite and a lower --learning-rate."
     )
 
 
