@@ -110,7 +110,7 @@ def test_a_wrong_value_is_told_by_its_flag_and_in_python_by_its_field(change: di
         ("model: m\nshare: 0.5\ncolor: red\n", "no option color; did you mean colour"),
         ("model: m\nshare: 0.5\ninner: {sice: 3}\n", r"no option inner\.sice; did you mean inner\.size"),
         ("model: m\nshare: 0.5\ninner: large\n", "inner"),
-        ("- model\n", "is no list of options"),
+        ("- model\n", "is not a list of options"),
         ("a: [", "cannot be read as YAML"),
     ],
 )

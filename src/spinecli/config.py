@@ -145,23 +145,25 @@ class Config(BaseModel):
 
 
 # Options that mean the same in every command.
-Model = Annotated[str, Option("Checkpoint: a directory, a hub id, or builtin:tiny.", argument=True, decides=False)]
-Seed = Annotated[int, Field(ge=0), Option("Seed of everything random.", decides=False)]
+Model = Annotated[
+    str, Option("Checkpoint to read: a directory, a hub id, or builtin:tiny.", argument=True, decides=False)
+]
+Seed = Annotated[int, Field(ge=0), Option("Seed for everything that is drawn at random.", decides=False)]
 """Recorded beside the parameters."""
-Device = Annotated[str, Option("Where to compute: cpu, cuda, cuda:1, mps.", decides=False)]
+Device = Annotated[str, Option("Device to compute on: cpu, cuda, cuda:1 or mps.", decides=False)]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
-    Option("Precision of the computation; the stored precision stays what it was."),
+    Option("Precision of the computation; the precision of stored weights does not change."),
 ]
 Sparsity = Annotated[
     float,
     Field(gt=0, lt=1),
-    Option("Share of the block parameters to remove, between 0 and 1; embeddings and head are not counted."),
+    Option("Share of the block parameters to remove, between 0 and 1; embeddings and head do not count."),
 ]
 RoundTo = Annotated[
     int,
     Field(ge=1),
-    Option("Kept channels are a multiple of this, unless all are kept; 32 or 256 for quantised GGUF."),
+    Option("Keep a multiple of this many channels, unless all are kept; use 32 or 256 for quantised GGUF."),
 ]
 
 
@@ -245,9 +247,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingPathError(f"{file} does not exist; name a YAML file with --config.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"{file} cannot be read as YAML ({reason_of(error)}); mend it.") from error
+        raise OptionError(f"{file} cannot be read as YAML ({reason_of(error)}); fix it.") from error
     if not isinstance(values, dict):
-        raise OptionError(f"{file} is no list of options and values; --print-config shows what one looks like.")
+        raise OptionError(f"{file} is not a list of options and values; --print-config shows what one looks like.")
     return values
 
 
@@ -315,7 +317,7 @@ def _sentence(kind: type[Config], error: ErrorDetails, named: Callable[[ConfigFi
     if error["type"] == "missing":
         beside = [each for each in kind.fields() if each.path[:-1] == path[:-1] and each.path[-1] in value]
         if beside and not found.required:
-            return f"{named(beside[0])} belongs to {name}, which was not asked for; add it."
+            return f"{named(beside[0])} belongs to {name}, which is not given; add it."
         return f"{name} is missing: {found.option.help}"
     if error["type"] == "value_error":
         return f"{name} {error['ctx']['error']}"

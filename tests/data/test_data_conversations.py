@@ -51,10 +51,10 @@ def test_rows_with_the_columns_of_a_message_are_no_conversation(rows: object) ->
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("[{'role': 'user'}]", r"no JSON list of messages \(.*write the list as JSON, or save the rows as .jsonl"),
-        ("hello", "no JSON list of messages"),
-        ('{"role": "user", "content": "a"}', "no JSON list of messages"),
-        ("[" * 100_000, "no JSON list of messages"),
+        ("[{'role': 'user'}]", r"not a JSON list of messages \(.*write the list as JSON, or save the rows as .jsonl"),
+        ("hello", "not a JSON list of messages"),
+        ('{"role": "user", "content": "a"}', "not a JSON list of messages"),
+        ("[" * 100_000, "not a JSON list of messages"),
         ("[]", "no list of messages"),
         ('["a"]', "message 1 without role or text"),
         (None, "no list of messages"),

@@ -67,7 +67,7 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("rows.jsonl", b'{"text": "a", "label": 0}\n\n{"text": ', ["line 3", "not JSON"]),
-        ("rows.jsonl", b'["a", 0]', ["line 1", "no JSON object"]),
+        ("rows.jsonl", b'["a", 0]', ["line 1", "not a JSON object"]),
         ("rows.jsonl", b"[" * 100_000, ["line 1", "not JSON"]),
         ("rows.jsonl", b"", ["holds no examples"]),
         ("rows.txt", b" \n\n", ["holds no examples"]),
@@ -88,7 +88,7 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
         ("rows.json", b"", ["holds no examples"]),
         ("rows.json", b"[]", ["holds no examples"]),
         ("rows.json", b'"text"', ["a single JSON value"]),
-        ("rows.json", b'["a", "b"]', ["row 1", "no JSON object"]),
+        ("rows.json", b'["a", "b"]', ["row 1", "not a JSON object"]),
         ("rows.json", b'[\n{"text": "a"},\n]', ["not JSON at line 3"]),
         ("rows.json", b'{"a": 1}\n{"a": ', ["line 2", "not JSON"]),
         ("rows.json", b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}', ["arrays train, test"]),
@@ -274,7 +274,7 @@ def test_parquet_gives_plain_values(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(file.read_bytes()))
     assert list(read_table(packed)) == list(table)
     parquet.write_table(pyarrow.table({"text": [["a"], ["b"]], "label": [0, 1]}), file)
-    with pytest.raises(DataError, match=r"row 1 has \['a'\] in column 'text', which is no text"):
+    with pytest.raises(DataError, match=r"row 1 has \['a'\] in column 'text', which is not text"):
         load_dataset(str(file))
 
 

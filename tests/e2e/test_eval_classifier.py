@@ -82,8 +82,8 @@ def test_mistakes_in_one_sentence(joined: Step, dense: Path, data: Path, tmp_pat
         ((dense, "--labelled", data), "--labelled measures classifiers and dense is a language model"),
         ((joined.out, "--perplexity", data), "--perplexity measures language models and joined is a classifier"),
         ((joined.out, "--against", dense, "--labelled", data), "joined is a classifier and dense is a language model"),
-        ((joined.out, "--examples", 5), "--examples belongs to --labelled, which was not asked for"),
-        ((joined.out, "--window", 32), "--window belongs to --perplexity, which was not asked for"),
+        ((joined.out, "--examples", 5), "--examples belongs to --labelled, which is not given"),
+        ((joined.out, "--window", 32), "--window belongs to --perplexity, which is not given"),
         ((joined.out, "--labelled", "builtin:tiny-topics"), "has 4 labels (farm, hills, sea, town) and joined answers"),
     ):
         finished = spine_here("eval", *arguments, "--out", tmp_path / "out")

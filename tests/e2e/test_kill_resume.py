@@ -88,7 +88,7 @@ def test_without_resume_it_is_refused_by_name_and_with_overwrite_begun_anew(
     done = spine_here(*searched.arguments, "--out", killed, "--quiet")
     assert done.code == 2
     assert done.stderr == (
-        f"error: An unfinished run of {killed} was found; add --resume to continue it or --overwrite to start anew.\n"
+        f"error: An unfinished run of {killed} was found; add --resume to continue it or --overwrite to start over.\n"
     )
     other = spine_here(*searched.arguments, "--sparsity", 0.3, "--out", killed, "--resume", "--quiet")
     assert other.code == 2

@@ -110,7 +110,7 @@ def test_a_flag_takes_the_place_of_what_the_file_says(tmp_path: Path) -> None:
     ("command", "values", "sentence"),
     [
         ("eval", {"model": "m", "perplexity": {"window": 1}}, "--window must be at least 2, not 1."),
-        ("eval", {"model": "m", "tasks": {"limit": 3}}, "--limit belongs to --tasks, which was not asked for; add it."),
+        ("eval", {"model": "m", "tasks": {"limit": 3}}, "--limit belongs to --tasks, which is not given; add it."),
         ("eval", {"model": "m", "tasks": {"names": []}}, "--tasks names no task; write names separated by commas."),
         ("eval", {"model": "m", "labelled": {}}, "--labelled is missing: "),
         ("eval", {"model": "m", "generation": {"batch_size": 0}}, "--sequences must be at least 1, not 0."),

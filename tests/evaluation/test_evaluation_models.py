@@ -42,7 +42,7 @@ def test_encoders_that_answer_nothing_are_refused(tmp_path: Path, task: str) -> 
     from families import recipe
 
     directory = recipe("bert", task=task).write(tmp_path / "encoder")
-    with pytest.raises(UnsupportedFamilyError, match=f"encoder is a {task} checkpoint and answers nothing"):
+    with pytest.raises(UnsupportedFamilyError, match=f"encoder is a {task} checkpoint and gives no output"):
         open_subjects([(str(directory), None)])
 
 

@@ -144,13 +144,13 @@ def test_a_task_that_cannot_be_built(task_folder: Path) -> None:
 def test_a_task_without_data_is_told(task_folder: Path) -> None:
     file = task_folder / "tiny_choice.yaml"
     file.write_text(file.read_text().replace("dataset_path: json\n", ""))
-    with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded \(tiny_choice has no dataset_path\); mend"):
+    with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded \(tiny_choice has no dataset_path\); fix"):
         _find(task_folder, "tiny_choice")
 
 
 def test_data_that_cannot_be_parsed_gives_its_own_reason(task_folder: Path) -> None:
     (task_folder / "data" / "tiny_choice.jsonl").write_text('{"context": "a",\n{{{')
-    with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded \(JSON parse error: .*\); mend"):
+    with pytest.raises(OptionError, match=r"tiny_choice cannot be loaded \(JSON parse error: .*\); fix"):
         _find(task_folder, "tiny_choice")
 
 
@@ -163,7 +163,7 @@ def test_a_split_that_the_data_lacks_is_named(task_folder: Path, grouped: bool) 
     reason = "the data of tiny_choice has no split 'tset', which its test_split names"
     with pytest.raises(OptionError) as caught:
         _find(task_folder, name)
-    assert str(caught.value) == f"Task {name} cannot be loaded ({reason}); mend its file."
+    assert str(caught.value) == f"Task {name} cannot be loaded ({reason}); fix its file."
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_reason_of_one_word_or_none_becomes_one_that_helps(task_folder: Path, 
     with pytest.raises(OptionError) as caught:
         _find(task_folder, "tiny_choice")
     expected = reason.format(file=task_folder / "own.py")
-    assert str(caught.value) == f"Task tiny_choice cannot be loaded ({expected}); mend its file."
+    assert str(caught.value) == f"Task tiny_choice cannot be loaded ({expected}); fix its file."
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_function_that_cannot_be_had_names_the_task_file(task_folder: Path, fu
     file = task_folder / "tiny_choice.yaml"
     file.write_text(file.read_text().replace('"{{context}}"', f"!function {function}"))
     for name in ("tiny_choice", "tiny_group"):
-        with pytest.raises(OptionError, match=rf"^The task file {file} cannot be loaded \(.*{reason}.*\); mend it\.$"):
+        with pytest.raises(OptionError, match=rf"^The task file {file} cannot be loaded \(.*{reason}.*\); fix it\.$"):
             _find(task_folder, name)
     # a file that is not asked for does no harm
     assert _find(task_folder, "tiny_other").names == ("tiny_other",)
@@ -233,7 +233,7 @@ def test_a_broken_task_file_shows_its_own_error(task_folder: Path) -> None:
     file.write_text("\n".join([*lines, "metric_list: [acc", "other: 1"]))
     for name in ("tiny_choice", "absent"):
         with pytest.raises(
-            OptionError, match=rf"tiny_choice\.yaml line {len(lines) + 2} cannot be read \(.*\); mend it"
+            OptionError, match=rf"tiny_choice\.yaml line {len(lines) + 2} cannot be read \(.*\); fix it"
         ):
             _find(task_folder, name)
     file.write_text("include: nowhere.yaml\ntask: tiny_choice\n")

@@ -72,9 +72,9 @@ def test_no_command_repeats_an_option(name: str) -> None:
         ({"clip_norm": float("nan")}, "--clip-norm must be above 0, not nan"),
         ({"target_accuracy": 1.5}, "--target-accuracy must be above 0 and at most 1, not 1.5"),
         ({"smallest_rank": 9, "largest_rank": 8}, "--largest-rank 8 is below --smallest-rank 9; swap them"),
-        ({"cut_layer": "deep"}, "--cut-layer 'deep' is no number of blocks; give one, or auto"),
+        ({"cut_layer": "deep"}, "--cut-layer 'deep' is not a number of blocks; give a number, or auto"),
         ({"clock": "wall"}, "--clock wall needs devices that take their own time"),
-        ({"strategy": "mergesfl", "deploy": True}, "--deploy has no use with mergesfl"),
+        ({"strategy": "mergesfl", "deploy": True}, "--deploy has no effect with mergesfl"),
         ({"strategy": "mergesfl", "engine": "flower"}, "--engine flower does not run mergesfl"),
     ],
     ids=str,
@@ -101,7 +101,7 @@ def test_data_that_nobody_names_are_asked_for_by_their_flag() -> None:
 )
 def test_options_of_split_training_are_refused_where_nothing_is_split(given: dict[str, Any]) -> None:
     flag = "--" + next(iter(given)).replace("_", "-")
-    with pytest.raises(OptionError, match=f"{flag} belongs to split training; fedit has no use for it"):
+    with pytest.raises(OptionError, match=f"{flag} belongs to split training; fedit does not use it"):
         config_of(strategy="fedit", **given)
     config_of(strategy="mergesfl", **given)
     config_of(strategy="fedit", **SplitConfig().model_dump())

@@ -240,4 +240,4 @@ def test_where_a_model_is_cut_must_be_told_before_its_devices_come(tmp_path: Pat
     assert "give a number of blocks" in " ".join(answer.stderr.split())
     answer = CliRunner().invoke(app, [*given, "--deploy"])
     assert answer.exit_code == 2
-    assert "--deploy has no use" in " ".join(answer.stderr.split())
+    assert "--deploy has no effect" in " ".join(answer.stderr.split())

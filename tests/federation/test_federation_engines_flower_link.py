@@ -193,9 +193,9 @@ def foreign(header: JobHeader, blob: bytes) -> RecordDict:
     [
         (failing, "failed", "no such thing"),
         (another, "failed", "something else than it was asked"),
-        (cut, "refused", "cut short"),
-        (garbage, "failed", "cut short"),
-        (foreign, "failed", "something else than one envelope"),
+        (cut, "refused", "truncated"),
+        (garbage, "failed", "truncated"),
+        (foreign, "failed", "does not contain exactly one envelope"),
     ],
 )
 def test_an_answer_that_is_none_is_the_loss_of_its_own_device(

@@ -186,7 +186,7 @@ def test_a_baseline_refuses_what_only_others_can_choose(
 
 
 def test_a_cut_that_removes_nothing_is_refused(options: Callable[..., PruneConfig]) -> None:
-    with pytest.raises(OptionError, match="smallest piece"):
+    with pytest.raises(OptionError, match="smallest unit"):
         decide(open_request(options(sparsity=0.001, block_share=0.0)))
 
 
@@ -258,6 +258,6 @@ def test_a_model_that_spine_reads_otherwise_than_transformers_is_not_pruned(
     wrong = held(request.checkpoint.read(name) + 0.5)
     misread = replace(request.checkpoint, tensors={**request.checkpoint.tensors, name: wrong})
     request = replace(request, checkpoint=misread)
-    with pytest.raises(VerificationError, match="otherwise than transformers does"):
+    with pytest.raises(VerificationError, match="differently from transformers"):
         prune(request, OutputOptions(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

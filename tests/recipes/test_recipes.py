@@ -97,12 +97,12 @@ def test_a_dry_run_expects_the_sizes_that_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ({}, "has to hold steps alone"),
+        ({}, "must hold only named steps"),
         ({"a b": CHAIN["pruned"]}, "cannot be called 'a b'"),
         ({"../x": CHAIN["pruned"]}, "cannot be called"),
         ({"one": {"prine": {}}}, "names the command 'prine'"),
-        ({"one": {"prune": 3}}, "has to hold one command"),
-        ({"one": {"prune": {}, "tune": {}}}, "has to hold one command"),
+        ({"one": {"prune": 3}}, "must hold one command"),
+        ({"one": {"prune": {}, "tune": {}}}, "must hold one command"),
         ({"tuned": CHAIN["tuned"], "pruned": CHAIN["pruned"]}, r"refers to \$\{pruned\}, and no step before it"),
         ({"pruned": {"prune": {"model": "m", "sparsity": 2}}}, "Step pruned: --sparsity must be above 0"),
         ({"pruned": {"prune": {"model": "m", "sparsity": 0.2, "rows": 2}}}, "Step pruned: There is no option rows"),

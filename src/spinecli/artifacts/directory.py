@@ -40,7 +40,7 @@ from spinecli.errors import (
 class OutputOptions:
     """What the user allows: where to write, and what to do with what is already there.
 
-    To resume and to overwrite means to go on where that is possible, and to start anew where it is not.
+    To resume and to overwrite means to go on where that is possible, and to start over where it is not.
     """
 
     path: Path
@@ -157,7 +157,7 @@ def check_output(options: OutputOptions, inputs: Sequence[Path] = ()) -> None:
         raise MissingPathError(f"{out.parent} does not exist; create it or choose another --out.")
     for directory in (path.resolve() for path in inputs):
         if directory == place or directory in place.parents or place in directory.parents:
-            raise OutputExistsError(f"{out} and the input {directory} lie inside each other; choose another --out.")
+            raise OutputExistsError(f"{out} and the input {directory} are inside each other; choose another --out.")
     if not os.access(place.parent, os.W_OK):
         raise _not_writable(place)
     if not out.exists():
@@ -209,12 +209,12 @@ def _claim(work: WorkDirectory, options: OutputOptions, fingerprint: str) -> boo
                 if not options.overwrite:
                     raise UnfinishedRunError(
                         f"The unfinished run of {work.out} had other options or inputs; repeat its command, or add "
-                        "--overwrite to start anew."
+                        "--overwrite to start over."
                     )
             if begun and not options.overwrite:
                 raise UnfinishedRunError(
                     f"An unfinished run of {work.out} was found; add --resume to continue it or --overwrite to start "
-                    "anew."
+                    "over."
                 )
             shutil.rmtree(work.root)
     try:
@@ -244,7 +244,7 @@ def _work_of(out: Path) -> WorkDirectory:
 
 
 def _not_writable(place: Path) -> OutputNotWritableError:
-    return OutputNotWritableError(f"{place.parent} cannot be written to; mend its permissions or choose another --out.")
+    return OutputNotWritableError(f"{place.parent} cannot be written to; fix its permissions or choose another --out.")
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def check_picture(path: Path, artifact: Path, *, overwrite: bool = False) -> Non
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; add --overwrite to replace it or name another file for --plot.")
     if not os.access(folder, os.W_OK):
-        raise OutputNotWritableError(f"{folder} cannot be written to; mend its permissions or name another file.")
+        raise OutputNotWritableError(f"{folder} cannot be written to; fix its permissions or name another file.")
 
 
 def save_figure(figure: Any, path: Path) -> None:

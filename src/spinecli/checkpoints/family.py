@@ -241,7 +241,7 @@ def family_of_config(file: Path, raw_config: Mapping[str, Any]) -> Family:
         raise UnsupportedFamilyError(f"{file} wraps a {inside} in a multimodal {model_type}; {way_out}.")
     if raw_config.get("auto_map"):
         raise UnsupportedFamilyError(
-            f"{file} names code of its own for the model type {model_type!r}, and spine runs no code from a "
+            f"{file} names its own code for the model type {model_type!r}, and spine runs no code from a "
             "checkpoint; if its layers are those of a family that spine knows, save it as one with transformers."
         )
     return family_of(model_type)

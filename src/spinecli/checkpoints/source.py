@@ -69,8 +69,10 @@ def _download(reference: str) -> Path:
     try:
         return Path(snapshot_download(reference, allow_patterns=patterns))
     except HfHubHTTPError as error:
-        raise MissingPathError(f"{reference} is no directory here, and the hub refuses it: check the name.") from error
+        raise MissingPathError(
+            f"{reference} is not a directory here, and the hub refuses it; check the name."
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise OfflineError(
-            f"{reference} is no directory here, and the hub cannot be reached; name a local checkpoint directory."
+            f"{reference} is not a directory here, and the hub cannot be reached; name a local checkpoint directory."
         ) from error

@@ -24,7 +24,7 @@ def check_sizes(file: Path, family: Family, raw_config: dict[str, Any], on_disk:
     """
     if family.positions_behind_padding and raw_config.get("pad_token_id", 0) is None:
         raise DamagedCheckpointError(
-            f"{file} has no pad_token_id, behind which {family.model_type} counts its positions; set it."
+            f"{file} has no pad_token_id, after which {family.model_type} counts its positions; set it."
         )
     keys = family.config_keys
     longest = max((size for stored in on_disk.values() for size in stored.shape), default=0)
@@ -35,7 +35,9 @@ def check_sizes(file: Path, family: Family, raw_config: dict[str, Any], on_disk:
     sizes = {key: raw_config[key] for key in limits if key is not None and raw_config.get(key) is not None}
     for key, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise DamagedCheckpointError(f"{file} has {key} {size!r}, no positive number; fetch the checkpoint again.")
+            raise DamagedCheckpointError(
+                f"{file} has {key} {size!r}, not a positive number; fetch the checkpoint again."
+            )
         if size > limits[key]:
             raise DamagedCheckpointError(
                 f"{file} has {key} {size}, more than its weights have; the files do not belong together."
@@ -43,7 +45,8 @@ def check_sizes(file: Path, family: Family, raw_config: dict[str, Any], on_disk:
     heads, kv_heads = sizes.get(keys.heads), sizes.get(keys.kv_heads) if keys.kv_heads else None
     if heads and kv_heads and heads % kv_heads:
         raise DamagedCheckpointError(
-            f"{file} has {keys.heads} {heads}, no multiple of {keys.kv_heads} {kv_heads}; fetch the checkpoint again."
+            f"{file} has {keys.heads} {heads}, not a multiple of {keys.kv_heads} {kv_heads}; fetch the checkpoint "
+            "again."
         )
 
 
@@ -61,7 +64,7 @@ def check_token_ids(directory: Path, config: PreTrainedConfig) -> None:
         for token in value if isinstance(value, list) else [value]:
             if isinstance(token, int) and not -rows <= token < rows:
                 raise DamagedCheckpointError(
-                    f"{file} has {key} {token}, but the embedding has {rows} rows, numbered from 0; mend the file."
+                    f"{file} has {key} {token}, but the embedding has {rows} rows, numbered from 0; fix the file."
                 )
 
 
@@ -121,7 +124,7 @@ class Stored:
                 )
             if stored.format not in READABLE:
                 raise DamagedCheckpointError(
-                    f"{name} in {stored.file} is stored as {stored.format}, which is no plain weight; "
+                    f"{name} in {stored.file} is stored as {stored.format}, which is not a plain weight; "
                     f"{self._way_out('dequantise it first')}."
                 )
             if stored.shape != shape:

@@ -12,7 +12,7 @@ from spinecli.console import Terminal
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Directory for what the steps write.")] = Path("spine-demo"),
+    out: Annotated[Path, typer.Option("--out", help="Directory for the outputs of the steps.")] = Path("spine-demo"),
     sparsity: Annotated[
         float, typer.Option("--sparsity", help="Share of the block parameters to remove, between 0 and 1.")
     ] = 0.5,
@@ -20,7 +20,7 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Prune, tune, evaluate and fine-tune a small built-in model: all that spine does, in a minute or two, offline."""
+    """Prune, tune, evaluate and fine-tune a small built-in model, in a minute or two and without a network."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         from spinecli.commands.eval import comparison_table

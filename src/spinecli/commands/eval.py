@@ -26,7 +26,7 @@ ReportOut = Annotated[
 def evaluate(config: EvaluateConfig, terminal: Terminal, out: ReportOut = None, overwrite: Overwrite = False) -> None:
     """Measure models side by side: perplexity, lm-eval tasks, labelled examples, speed and memory.
 
-    With no measure named: speed, and of language models perplexity on a built-in text.
+    If no measure is named, it takes speed, and for language models perplexity on a built-in text.
 
     [bold]spine eval tuned/ --against dense/ --perplexity text.txt --latency --out results/[/bold]
 

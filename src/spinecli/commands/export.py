@@ -23,7 +23,7 @@ ExportOut = Annotated[
 
 @from_config(ExportConfig)
 def export(config: ExportConfig, terminal: Terminal, out: ExportOut, overwrite: Overwrite = False) -> None:
-    """Write MODEL as GGUF for llama.cpp, tokenizer included, or as a plain Hugging Face directory."""
+    """Write MODEL as GGUF for llama.cpp, including the tokenizer, or as a plain Hugging Face directory."""
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.evaluation.quiet import quiet_libraries
     from spinecli.exports.run import export as run_export

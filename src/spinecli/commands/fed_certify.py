@@ -12,18 +12,20 @@ from spinecli.console import Terminal
 
 
 def fed_certify(
-    directory: Annotated[Path, typer.Argument(help="Where the certificates are, or are to be.")],
-    devices: Annotated[str, typer.Option("--devices", help="Names of devices, with commas between.")],
+    directory: Annotated[Path, typer.Argument(help="Directory of the certificates; it is created if needed.")],
+    devices: Annotated[str, typer.Option("--devices", help="Names of the devices, separated by commas.")],
     host: Annotated[
         list[str] | None,
-        typer.Option("--host", help="Name or number of the server as devices reach it; may be repeated."),
+        typer.Option("--host", help="Name or IP address at which devices reach the server; may be repeated."),
     ] = None,
-    days: Annotated[int, typer.Option("--days", help="How long certificates are valid.", min=1, max=3650)] = 365,
+    days: Annotated[
+        int, typer.Option("--days", help="Number of days for which certificates are valid.", min=1, max=3650)
+    ] = 365,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make the certificates that DIRECTORY lacks: of an authority, of the server, and of each device."""
+    """Create the certificates that DIRECTORY lacks: for an authority, the server, and each device."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         from spinecli.remote.engines import require_nvflare

@@ -11,28 +11,33 @@ from spinecli.commands.flags import from_config
 from spinecli.console import Terminal
 from spinecli.remote.config import DeviceConfig
 
-Server = Annotated[str, typer.Option("--server", help="Where the server listens: HOST or HOST:PORT.")]
+Server = Annotated[str, typer.Option("--server", help="Address of the server: HOST or HOST:PORT.")]
 Identity = Annotated[
     Path | None,
     typer.Option("--identity", help="Directory of this device's certificate and key.", show_default=False),
 ]
 State = Annotated[
-    Path, typer.Option("--state", help="Directory for what it remembers from round to round, and its log.")
+    Path, typer.Option("--state", help="Directory for what this device keeps from round to round, and for its log.")
 ]
 DeviceClass = Annotated[
     str,
     typer.Option(
-        "--class", help="What kind of device this is; deploying and reports go by it. Letters, digits, - and _."
+        "--class",
+        help="Class of this device, for --deploy and reports; it may have letters, digits, - and _.",
     ),
 ]
 Memory = Annotated[
     float | None,
-    typer.Option("--memory", help="Gigabytes that training may take. Default: all.", min=0.001, show_default=False),
+    typer.Option(
+        "--memory", help="Memory that training may take, in gigabytes. Default: all.", min=0.001, show_default=False
+    ),
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Do without certificates, on 127.0.0.1 alone.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Use no certificates; this works on 127.0.0.1 only.")]
 Name = Annotated[
     str | None,
-    typer.Option("--name", help="This device's name with --insecure; else its certificate's.", show_default=False),
+    typer.Option(
+        "--name", help="Name of this device with --insecure; otherwise its certificate says it.", show_default=False
+    ),
 ]
 
 

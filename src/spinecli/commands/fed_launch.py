@@ -19,7 +19,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Show where labels lie and what memory is needed; train nothing.",
+        help="Show how labels are distributed and which memory is needed; train nothing.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -34,7 +34,7 @@ def fed_launch(
     overwrite: Overwrite = False,
     resume: Resume = False,
 ) -> None:
-    """Fine-tune MODEL over a fleet of devices that keep their texts: pruned and planned for each, or split."""
+    """Fine-tune MODEL over a fleet of devices that keep their data, planned and pruned for each, or split."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.evaluation.quiet import quiet_libraries

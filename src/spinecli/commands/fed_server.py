@@ -21,12 +21,12 @@ _OF_A_FLEET = frozenset(
 )
 """What is asked for where devices are simulated or started here, and their data dealt out."""
 
-Devices = Annotated[str, typer.Option("--devices", help="Names of the devices of this run, with commas between.")]
-Listen = Annotated[str, typer.Option("--listen", help="Where to listen: HOST or HOST:PORT of this machine.")]
+Devices = Annotated[str, typer.Option("--devices", help="Names of the devices of this run, separated by commas.")]
+Listen = Annotated[str, typer.Option("--listen", help="Address of this machine to listen on: HOST or HOST:PORT.")]
 Identity = Annotated[
     Path | None, typer.Option("--identity", help="Directory of the server's certificate and key.", show_default=False)
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Do without certificates, on 127.0.0.1 alone.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Use no certificates; this works on 127.0.0.1 only.")]
 
 
 @from_config(FederateConfig, without=_OF_A_FLEET)

@@ -29,15 +29,13 @@ Resume = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=OUTPUT)]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=MESSAGES),
+    typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.", rich_help_panel=MESSAGES),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=MESSAGES)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=MESSAGES)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=MESSAGES)]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(
-        "--config", help="YAML file of options; flags take the place of what it says.", rich_help_panel=MESSAGES
-    ),
+    typer.Option("--config", help="YAML file to read options from; flags override it.", rich_help_panel=MESSAGES),
 ]
 PrintConfig = Annotated[
     bool,

@@ -12,18 +12,21 @@ from spinecli.console import Terminal, number, size, table
 
 
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="A directory that a spine command wrote, or any checkpoint.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its recorded sum.")] = False,
+    directory: Annotated[Path, typer.Argument(help="Directory that a spine command wrote, or any checkpoint.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its recorded checksum.")] = False,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw what was cut where into this .png, .svg or .pdf file.", show_default=False),
+        typer.Option(
+            "--plot", help="Draw what was cut from each block into this .png, .svg or .pdf file.", show_default=False
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --plot names.")] = False,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print what its command was asked for, as a file for --config.")
+        bool,
+        typer.Option("--print-config", help="Print the options of the command that wrote it, as a file for --config."),
     ] = False,
     recipe: Annotated[
-        bool, typer.Option("--recipe", help="Print the chain of commands that made it, as a file for spine run.")
+        bool, typer.Option("--recipe", help="Print the chain of commands that made it, as a recipe for spine run.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -40,7 +43,7 @@ def inspect(
 
         if print_config or recipe:
             if plot or verify or json or (print_config and recipe):
-                raise OptionError("--print-config and --recipe print a file and nothing else; give one of them alone.")
+                raise OptionError("--print-config and --recipe print a file and nothing else; give only one of them.")
             typer.echo(recipe_of(directory).as_yaml() if recipe else last_config(directory), nl=False)
             return
         if plot:

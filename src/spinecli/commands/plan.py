@@ -23,7 +23,7 @@ def plan(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Choose for every device of a FLEET in how many of MODEL's last blocks it trains LoRA, and with which ranks."""
+    """Choose for every device of a fleet in how many of MODEL's last blocks it trains LoRA, and with which ranks."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.picture_file import require_matplotlib
     from spinecli.artifacts.stopwatch import Stopwatch

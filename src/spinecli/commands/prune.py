@@ -20,7 +20,7 @@ def prune(
     overwrite: Overwrite = False,
     resume: Resume = False,
 ) -> None:
-    """Cut whole blocks and then heads and channels out of MODEL, without gradients, one block in memory at a time."""
+    """Remove whole blocks, then heads and channels, from MODEL, without gradients, one block in memory at a time."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.pruning.decision import decide

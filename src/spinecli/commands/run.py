@@ -12,9 +12,12 @@ from spinecli.console import Terminal, size, table
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="YAML file of named steps, a command and its options each.")],
+    recipe: Annotated[Path, typer.Argument(help="YAML file of named steps; each holds a command and its options.")],
     out: Annotated[
-        Path, typer.Option("--out", help="Directory for what the steps write, by their names.", rich_help_panel=OUTPUT)
+        Path,
+        typer.Option(
+            "--out", help="Directory for the outputs of the steps, each under the step's name.", rich_help_panel=OUTPUT
+        ),
     ],
     dry_run: Annotated[
         bool,
@@ -26,10 +29,10 @@ def run(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run the steps of RECIPE in turn. What has not changed since is left as it is; a killed chain goes on.
+    """Run the steps of RECIPE in turn. Steps that have not changed are skipped, and a killed chain continues.
 
     A step names an earlier one as its input: [bold]tune: {pruned: "${pruned}"}[/bold]. `spine inspect DIR --recipe`
-    prints the chain that made a directory as such a file.
+    prints the chain that made a directory as such a recipe.
     """
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sweep(
     config: SweepConfig, terminal: Terminal, out: Out, overwrite: Overwrite = False, resume: Resume = False
 ) -> None:
-    """Prune MODEL by several ratios and methods, scoring it once a method, and compare what is left.
+    """Prune MODEL at several sparsities and with several methods, scoring it once per method, and compare the results.
 
     [bold]spine sweep MODEL --sparsity 0.1..0.5 --methods spine,comp --latency --out sweep/[/bold]
     """

@@ -15,7 +15,7 @@ from spinecli.pruning.config import TuneConfig
 def tune(
     config: TuneConfig, terminal: Terminal, out: Out, overwrite: Overwrite = False, resume: Resume = False
 ) -> None:
-    """Recover what pruning lost by closed-form tuning against the dense model; no training, no run-time cost."""
+    """Recover what pruning lost in closed form against the dense model, without training and at no run-time cost."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.pruning.recovery.recover import held_out_rows

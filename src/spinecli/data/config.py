@@ -30,15 +30,20 @@ class CalibrationConfig(Config):
         Option(
             "Text to calibrate on: a .txt, .jsonl, .csv or .parquet file, a hub data set, or builtin:python-docs.",
             name="calibration",
-            default="a built-in model's own language, else text that every Python has",
+            default="the built-in model's own language, otherwise builtin:python-docs",
             decides=False,
         ),
     ] = None
-    rows: Annotated[int, Field(ge=1), Option("Rows of calibration text.", name="calibration-rows")] = 128
-    length: Annotated[int, Field(ge=2), Option("Tokens per calibration row.", name="calibration-length")] = 128
+    rows: Annotated[int, Field(ge=1), Option("Number of calibration rows.", name="calibration-rows")] = 128
+    length: Annotated[int, Field(ge=2), Option("Number of tokens in a calibration row.", name="calibration-length")] = (
+        128
+    )
     special_tokens: Annotated[
         SpecialTokens,
-        Option("auto: every row begins as the tokenizer begins a text, with <bos> for instance; none: with text."),
+        Option(
+            "How calibration rows begin. auto: with what the tokenizer puts in front of a text, such as <bos>; none: "
+            "with the text itself."
+        ),
     ] = SpecialTokens.auto
 
 
@@ -49,15 +54,26 @@ CALIBRATION = Option("The text that importance is measured on.", panel="Calibrat
 class ColumnsConfig(Config):
     """Which columns of a data set are read; None: those with the usual names."""
 
-    text_column: Annotated[str | None, Option("Column of the text.", default="by its name", decides=False)] = None
-    pair_column: Annotated[str | None, Option("Column of a second text, if there is one.", decides=False)] = None
-    label_column: Annotated[str | None, Option("Column of the label.", default="by its name", decides=False)] = None
+    text_column: Annotated[str | None, Option("Column that holds the text.", default="by its name", decides=False)] = (
+        None
+    )
+    pair_column: Annotated[str | None, Option("Column that holds a second text, if there is one.", decides=False)] = (
+        None
+    )
+    label_column: Annotated[
+        str | None, Option("Column that holds the label.", default="by its name", decides=False)
+    ] = None
 
 
 class ExamplesConfig(ColumnsConfig):
     """What is read of a data set. The examples that come of it are an input of what is made with them."""
 
-    task: Annotated[Task | None, Option("What to learn.", default="as the columns suggest", decides=False)] = None
+    task: Annotated[
+        Task | None,
+        Option("Task to train: classification or language.", default="as the columns suggest", decides=False),
+    ] = None
     limit: Annotated[
-        int | None, Field(ge=1), Option("At most so many examples of each file, spread evenly over it.", decides=False)
+        int | None,
+        Field(ge=1),
+        Option("Largest number of examples to take from each file, spread evenly over it.", decides=False),
     ] = None

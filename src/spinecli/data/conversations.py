@@ -51,7 +51,7 @@ def read_conversation(value: object, place: str, column: str) -> Conversation:
     if isinstance(value, str):
         value = _parsed(value, where)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"{where} no list of messages, but {value!r:.40}; mend or remove the row.")
+        raise DataError(f"{where} no list of messages, but {value!r:.40}; fix or remove the row.")
     return tuple(_turn(message, number, where) for number, message in enumerate(value, start=1))
 
 
@@ -62,7 +62,7 @@ def _parsed(value: str, where: str) -> object:
         found = None
     if not isinstance(found, list):
         raise DataError(
-            f"{where} a text that is no JSON list of messages ({value!r:.40}); write the list as JSON, or save the "
+            f"{where} a text that is not a JSON list of messages ({value!r:.40}); write the list as JSON, or save the "
             "rows as .jsonl."
         )
     return found
@@ -121,7 +121,7 @@ def render(
     except (TemplateError, ValueError, TypeError, KeyError) as error:
         reason = reason_of(error)
         raise DataError(
-            f"The model's chat template refuses a conversation of {reference} ({reason}); mend or remove it."
+            f"The model's chat template refuses a conversation of {reference} ({reason}); fix or remove it."
         ) from error
     return str(rendered)
 

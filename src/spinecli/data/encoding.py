@@ -92,7 +92,7 @@ def encode(
     highest = max((int(row.max()) for row in encoded.tokens), default=0)
     if vocabulary is not None and highest >= vocabulary:
         raise TokenizerError(
-            f"The tokenizer makes token {highest}, but the model's vocabulary ends at {vocabulary - 1}; "
+            f"The tokenizer produces token {highest}, but the model's vocabulary ends at {vocabulary - 1}; "
             "the tokenizer belongs to another model."
         )
     return encoded

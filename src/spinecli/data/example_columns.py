@@ -60,7 +60,7 @@ def choose_columns(table: Table, config: ExamplesConfig, group: GroupColumn | No
     task = config.task or _task(table, label is not None, prompt is not None or chat is not None)
     if task == "language":
         if config.pair_column:
-            raise OptionError("--pair-column is for classification of text pairs; leave it out for language modelling.")
+            raise OptionError("--pair-column is for classification of text pairs; drop it for language modelling.")
         if prompt is not None:
             given = recognised(table.columns, INPUTS)
             return Columns(task, prompt[0], given, label=label, answer=prompt[1], group=grouped)

@@ -72,7 +72,7 @@ def _find(directory: Path, names: tuple[str, ...]) -> Path | None:
         found = [path for suffix in SUFFIXES if (path := directory / f"{name}{suffix}").is_file()]
         if len(found) > 1:
             listed = " and ".join(path.name for path in found)
-            raise DataError(f"{directory} has {listed}, of which one can be meant; name the file itself.")
+            raise DataError(f"{directory} has {listed}, of which only one can be meant; name the file itself.")
         if found:
             return found[0]
     return None
@@ -236,7 +236,7 @@ def _text(place: _Place, row: Row, column: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{place} has an empty text in column {column!r}; fill it in or remove the row.")
     if not isinstance(value, str):
-        raise DataError(f"{place} has {value!r:.40} in column {column!r}, which is no text; mend the row.")
+        raise DataError(f"{place} has {value!r:.40} in column {column!r}, which is not text; fix the row.")
     _refuse_surrogates(place, column, value)
     return value
 
@@ -246,7 +246,7 @@ def _refuse_surrogates(place: _Place, column: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{place} has half a surrogate pair in column {column!r}, which is no character; mend the row."
+            f"{place} has half a surrogate pair in column {column!r}, which is not a character; fix the row."
         ) from error
 
 

@@ -81,8 +81,8 @@ def encode_instructions(
             answer.append(end)
         if not answer:
             raise DataError(
-                f"Example {start + len(rows) + 1} of {dataset.reference} has the answer {texts[len(rows)]!r:.40}, "
-                "which the tokenizer reads as nothing; mend or remove it."
+                f"Example {start + len(rows) + 1} of {dataset.reference} has the answer {texts[len(rows)]!r:.40}, for "
+                "which the tokenizer gives no tokens; fix or remove it."
             )
         shortened += len(prompt) + len(answer) > max_length
         kept = answer[: max(max_length - len(prompt), max_length - max_length // 2)]

@@ -102,7 +102,7 @@ def _refuse_mixed(column: _Column) -> None:
         if type(value) is not first:
             raise DataError(
                 f"{column.place(index)} has {kinds[type(value)]} in column {column.name!r} where the rows above have "
-                f"{kinds[first]}; write all labels alike."
+                f"{kinds[first]}; write all labels in the same way."
             )
 
 

@@ -142,8 +142,8 @@ def first_tokens(
     highest = max(usable[:wanted], default=0)
     if vocabulary is not None and highest >= vocabulary:
         raise TokenizerError(
-            f"The tokenizer makes token {highest}, but the model's vocabulary ends at {vocabulary - 1}; the tokenizer "
-            "belongs to another model."
+            f"The tokenizer produces token {highest}, but the model's vocabulary ends at {vocabulary - 1}; the "
+            "tokenizer belongs to another model."
         )
     return torch.tensor(usable[:wanted], dtype=torch.int64)
 

@@ -77,7 +77,9 @@ def read_table(path: Path) -> Table:
     if kind not in KINDS:
         if path.is_file():
             refuse_binary(path)
-        raise DataError(f"{path} is none of the files that hold examples: {', '.join(KINDS)}; convert or rename it.")
+        raise DataError(
+            f"{path} is not one of the file types that hold examples: {', '.join(KINDS)}; convert or rename it."
+        )
     if kind in (".csv", ".tsv"):
         table = _separated(path, "," if kind == ".csv" else "\t")
     elif kind in LINE_KINDS:
@@ -116,9 +118,9 @@ def _json_lines(path: Path) -> Iterator[Numbered]:
             try:
                 row = _row(json.loads(line.strip().removesuffix(",")))
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path} line {number} is not JSON; mend or remove the line.") from error
+                raise DataError(f"{path} line {number} is not JSON; fix or remove the line.") from error
             if not isinstance(row, dict):
-                raise DataError(f"{path} line {number} is no JSON object with text columns; mend or remove the line.")
+                raise DataError(f"{path} line {number} is not a JSON object with text columns; fix or remove the line.")
             yield number, row
 
 
@@ -136,7 +138,7 @@ def _json_array(path: Path) -> Table | None:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and kind_of(path) == ".json" and not _first_line_is_object(path):
-            raise DataError(f"{path} is not JSON at line {error.lineno} ({error.msg}); mend it there.") from error
+            raise DataError(f"{path} is not JSON at line {error.lineno} ({error.msg}); fix it there.") from error
         return None
     rows = _object_rows(path, found) if isinstance(found, dict) else found
     if not isinstance(rows, list):
@@ -146,7 +148,7 @@ def _json_array(path: Path) -> Table | None:
         return None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise DataError(f"{path} row {number} is no JSON object with text columns; mend or remove the row.")
+            raise DataError(f"{path} row {number} is not a JSON object with text columns; fix or remove the row.")
     return _from_rows(str(path), lambda: iter(enumerate(rows, start=1)), "row")
 
 
@@ -154,7 +156,7 @@ def _object_rows(path: Path, found: dict[str, Any]) -> list[Any]:
     """The rows of an object: of the one array that it holds, or in one of pandas' layouts, or the object as a row."""
     arrays = {name: value for name, value in found.items() if name not in CONVERSATIONS and _holds_rows(value)}
     if len(arrays) > 1:
-        raise DataError(f"{path} holds the arrays {', '.join(arrays)}; save the one that is meant as .jsonl.")
+        raise DataError(f"{path} holds the arrays {', '.join(arrays)}; save the one with the examples as .jsonl.")
     if arrays:
         return next(iter(arrays.values()))
     rows = _pandas_rows(path, found)
@@ -241,7 +243,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
     except (pyarrow.ArrowException, UnicodeError) as error:
         reason = reason_of(error)
         raise DataError(
-            f"{path} is no parquet file that can be read ({reason}); fetch it again, or convert it to .jsonl or .csv."
+            f"{path} cannot be read as parquet ({reason}); fetch it again, or convert it to .jsonl or .csv."
         ) from error
 
 
@@ -257,7 +259,7 @@ def _separated(path: Path, usual: str) -> Table:
             if len(fields) != len(columns):
                 raise DataError(
                     f"{path} line {number} has {len(fields)} fields where the header has {len(columns)}; "
-                    "quote fields that hold separators, or mend the line."
+                    "quote fields that hold separators, or fix the line."
                 )
             yield number, dict(zip(columns, fields, strict=True))
 
@@ -287,7 +289,7 @@ def _fields(path: Path, separator: str, named: bool) -> Iterator[tuple[int, list
                     chunk = [(reader.line_num, fields) for fields in islice(reader, _CHUNK)]
             except csv.Error as error:
                 raise DataError(
-                    f"{path} line {reader.line_num} cannot be read ({error}); mend its quotes, or save the data as "
+                    f"{path} line {reader.line_num} cannot be read ({error}); fix its quotes, or save the data as "
                     ".jsonl."
                 ) from error
             if not chunk:

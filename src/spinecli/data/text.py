@@ -141,7 +141,7 @@ def _textless(table: Table, number: int, row: Iterable[str]) -> DataError:
     place = table.place(number)
     column = recognised(row, TEXTS)
     if column is not None:
-        return DataError(f"{place} has no text in column {column!r}; mend or remove the row.")
+        return DataError(f"{place} has no text in column {column!r}; fix or remove the row.")
     return DataError(
         table.wrong_separator or f"{place} has none of the text columns {', '.join(TEXTS)}; rename its column."
     )

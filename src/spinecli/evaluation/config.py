@@ -45,18 +45,20 @@ class TextConfig(Config):
         Several,
         Option(
             "Text to measure perplexity on: a text file, a table with a column of texts or conversations, a hub data "
-            "set, or builtin:NAME; repeatable.",
+            "set, or builtin:NAME; may be repeated.",
             name="perplexity",
-            default="a built-in text, where perplexity is measured without one",
+            default="a built-in text, if perplexity is measured without one",
             decides=False,
         ),
     ] = ()
     window: Annotated[
         int | None,
         Field(ge=2),
-        Option("Tokens in a window.", default=f"{DEFAULT_WINDOW}, or as many as every model has positions for"),
+        Option(
+            "Number of tokens in a window.", default=f"{DEFAULT_WINDOW}, or as many as every model has positions for"
+        ),
     ] = None
-    rows: Annotated[int, Field(ge=1), Option("At most this many windows from the start of the text.")] = 40
+    rows: Annotated[int, Field(ge=1), Option("Largest number of windows, from the start of the text.")] = 40
 
 
 class PerplexityConfig(TextConfig):
@@ -65,11 +67,16 @@ class PerplexityConfig(TextConfig):
     stride: Annotated[
         int | None,
         Field(ge=1),
-        Option("Tokens from one window's start to the next.", default="the window, so that none overlap"),
+        Option(
+            "Number of tokens from the start of one window to the next.", default="the window, so that none overlap"
+        ),
     ] = None
     special_tokens: Annotated[
         SpecialTokens,
-        Option("auto: every window begins as the tokenizer begins a text, with <bos> for instance; none: with text."),
+        Option(
+            "How windows begin. auto: with what the tokenizer puts in front of a text, such as <bos>; none: with the "
+            "text itself."
+        ),
     ] = SpecialTokens.auto
 
 
@@ -79,17 +86,19 @@ class TaskConfig(Config):
     names: Annotated[
         Names,
         AfterValidator(_some_tasks),
-        Option("Tasks, groups or tags of lm-eval by name, separated by commas; mmlu_* works.", name="tasks"),
+        Option("Names of lm-eval tasks, groups or tags, separated by commas; mmlu_* works.", name="tasks"),
     ]
-    include_path: Annotated[Path | None, Option("Directory with task files of yours.")] = None
-    limit: Annotated[int | None, Field(ge=1), Option("Only the first examples of each task.", default="all")] = None
-    num_fewshot: Annotated[int | None, Field(ge=0), Option("Examples in the prompt.", default="what the task says")] = (
-        None
-    )
-    batch_size: Annotated[int, Field(ge=1), Option("Requests computed together.")] = 8
-    seed: Annotated[int, Field(ge=0), Option("Chooses few-shot examples; the default is lm-eval's.", decides=False)] = (
-        1234
-    )
+    include_path: Annotated[Path | None, Option("Directory with your own task files.")] = None
+    limit: Annotated[
+        int | None, Field(ge=1), Option("Number of examples of each task, from its first.", default="all")
+    ] = None
+    num_fewshot: Annotated[
+        int | None, Field(ge=0), Option("Number of examples in the prompt.", default="what the task says")
+    ] = None
+    batch_size: Annotated[int, Field(ge=1), Option("Number of requests to compute together.")] = 8
+    seed: Annotated[
+        int, Field(ge=0), Option("Seed for choosing few-shot examples; the default is lm-eval's.", decides=False)
+    ] = 1234
 
 
 class LabelledConfig(Config):
@@ -98,25 +107,25 @@ class LabelledConfig(Config):
     data: Annotated[
         str,
         Option(
-            "Labelled examples to measure classifiers on: a file, a directory, a hub data set, builtin:tiny-topics.",
+            "Labelled examples to measure classifiers on: a file, a directory, a hub data set, or builtin:tiny-topics.",
             name="labelled",
             decides=False,
         ),
     ]
-    text_column: Annotated[str | None, Option("Column of the text.", default="by its name")] = None
-    pair_column: Annotated[str | None, Option("Column of a second text, if there is one.", default="by its name")] = (
-        None
-    )
-    label_column: Annotated[str | None, Option("Column of the label.", default="by its name")] = None
+    text_column: Annotated[str | None, Option("Column that holds the text.", default="by its name")] = None
+    pair_column: Annotated[
+        str | None, Option("Column that holds a second text, if there is one.", default="by its name")
+    ] = None
+    label_column: Annotated[str | None, Option("Column that holds the label.", default="by its name")] = None
     max_length: Annotated[
         int | None,
         Field(ge=2),
         Option(
-            "Longest row in tokens; what is longer is cut.",
+            "Length of the longest row in tokens; longer texts are truncated.",
             default=f"{DEFAULT_MAX_LENGTH}, or as many as every model has positions for",
         ),
     ] = None
-    examples: Annotated[int, Field(ge=1), Option("At most so many, spread evenly over the data.")] = 2000
+    examples: Annotated[int, Field(ge=1), Option("Largest number of examples, spread evenly over the data.")] = 2000
 
 
 class GenerationConfig(Config):
@@ -126,7 +135,7 @@ class GenerationConfig(Config):
         int | None,
         Field(ge=1),
         Option(
-            "Tokens before generation, or of a classifier's row.",
+            "Number of tokens in the prompt, or in a classifier's row.",
             default=f"{DEFAULT_PROMPT_LENGTH}, or what every model has room for",
         ),
     ] = None
@@ -134,13 +143,17 @@ class GenerationConfig(Config):
         int,
         Field(ge=0),
         Option(
-            "Tokens generated greedily with a KV cache, at least 2; the first belongs to the prefill. Classifiers "
-            "generate none."
+            "Number of tokens to generate greedily with a KV cache, at least 2; the first belongs to the prefill. "
+            "Classifiers generate none."
         ),
     ] = 32
-    batch_size: Annotated[int, Field(ge=1), Option("Sequences generated, or rows classified, together.")] = 1
+    batch_size: Annotated[
+        int, Field(ge=1), Option("Number of sequences to generate, or rows to classify, together.")
+    ] = 1
     repeats: Annotated[
-        int, Field(ge=1), Option("Timed rounds, after one that is not counted; each times every model once.")
+        int,
+        Field(ge=1),
+        Option("Number of timed rounds, after one that does not count; each round times every model once."),
     ] = 5
     warmup: int = 1
     """Rounds before them that are not counted."""
@@ -160,9 +173,11 @@ class EvaluateConfig(Config):
     model: Model
     against: Annotated[
         Several,
-        Option("Another model to compare with; repeatable. Ratios are to the first.", decides=False),
+        Option("Another model to compare with; may be repeated. Ratios are to the first one.", decides=False),
     ] = ()
-    adapter: Annotated[Path | None, Option("A PEFT adapter to put on MODEL.", decides=False)] = None
+    adapter: Annotated[
+        Path | None, Option("Directory of a PEFT adapter to load onto MODEL, unmerged.", decides=False)
+    ] = None
     perplexity: Annotated[PerplexityConfig | None, Option("Perplexity of language models.", panel="Perplexity")] = None
     """None: not measured."""
     tasks: Annotated[TaskConfig | None, Option("Tasks of lm-eval.", panel="lm-eval tasks")] = None
@@ -173,11 +188,13 @@ class EvaluateConfig(Config):
         bool,
         Option("Measure speed in tokens per second: prefill and decode, or a classifier's forward pass.", panel=_SPEED),
     ] = False
-    memory: Annotated[bool, Option("Measure peak memory, in a fresh process a model.", panel=_SPEED)] = False
+    memory: Annotated[bool, Option("Measure peak memory, in a fresh process for each model.", panel=_SPEED)] = False
     generation: Annotated[
         GenerationConfig, Option("What is timed.", panel=_SPEED, renamed={"batch_size": "sequences"})
     ] = GenerationConfig()
-    threads: Annotated[int | None, Field(ge=1), Option("Threads of torch.", default="torch's choice")] = None
+    threads: Annotated[
+        int | None, Field(ge=1), Option("Number of threads that torch uses.", default="torch's choice")
+    ] = None
     device: Device = "cpu"
     dtype: Dtype = "float32"
 

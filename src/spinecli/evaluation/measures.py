@@ -65,5 +65,5 @@ def _refuse_perplexity(config: EvaluateConfig) -> None:
         return
     for found in EvaluateConfig.fields():
         if found.path[0] == "perplexity" and config.value_of(found) != found.info.default:
-            raise OptionError(f"{found.flag} belongs to --perplexity, which was not asked for; add it.")
+            raise OptionError(f"{found.flag} belongs to --perplexity, which is not given; add it.")
     raise OptionError("--perplexity names no text; name one, or leave out all that belongs to it.")

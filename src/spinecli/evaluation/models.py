@@ -156,7 +156,7 @@ def _open(reference: str, adapter: Path | None) -> Checkpoint:
         return padded_classifier(checkpoint)
     if checkpoint.task is not Task.causal_lm:
         raise UnsupportedFamilyError(
-            f"{reference} is a {checkpoint.task.value} checkpoint and answers nothing that spine eval measures; name "
+            f"{reference} is a {checkpoint.task.value} checkpoint and gives no output that spine eval measures; name "
             "a language model or a classifier."
         )
     return checkpoint

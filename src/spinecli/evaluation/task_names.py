@@ -197,8 +197,8 @@ def _refuse_broken(paths: Sequence[Path]) -> None:
             file = mark.name if mark and Path(mark.name).is_file() else path
             line = f" line {mark.line + 1}" if mark else ""
             reason = ", ".join(part for part in (error.context, error.problem) if part)
-            raise OptionError(f"The task file {file}{line} cannot be read ({reason}); mend it.") from error
+            raise OptionError(f"The task file {file}{line} cannot be read ({reason}); fix it.") from error
         # a file of any author: it may include what is absent, or hold no mapping
         except Exception as error:
             reason = reason_of(error)
-            raise OptionError(f"The task file {path} cannot be read ({reason}); mend it.") from error
+            raise OptionError(f"The task file {path} cannot be read ({reason}); fix it.") from error

@@ -225,7 +225,7 @@ def _check_task(manager: Any, name: str) -> None:
     try:
         loaded = manager.load([name])
     except FileNotFoundError as error:
-        raise OptionError(f"The data of task {name} was not found: {_reason(error)}; mend its data_files.") from error
+        raise OptionError(f"The data of task {name} was not found: {_reason(error)}; fix its data_files.") from error
     except ConnectionError as error:
         raise OfflineError(
             f"The data of task {name} is on the hub, which cannot be reached ({_reason(error)}); fetch it once with "
@@ -234,7 +234,7 @@ def _check_task(manager: Any, name: str) -> None:
     # a task file is configuration and code of any author, and lm-eval raises whatever comes of it
     except Exception as error:
         reason = _absent_data(manager.task_index, name, error) or _reason(error)
-        raise OptionError(f"Task {name} cannot be loaded ({reason}); mend its file.") from error
+        raise OptionError(f"Task {name} cannot be loaded ({reason}); fix its file.") from error
     for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise OptionError(
@@ -293,7 +293,7 @@ def _resolve_local_data(index: dict[str, Any], names: Iterable[str], folder: Pat
             index[name] = _with_local_data(index[name])
         # a file of any author, whose functions are imported here
         except Exception as error:
-            raise OptionError(f"The task file {file} cannot be loaded ({_reason(error)}); mend it.") from error
+            raise OptionError(f"The task file {file} cannot be loaded ({_reason(error)}); fix it.") from error
 
 
 def _with_local_data(entry: Any) -> Any:

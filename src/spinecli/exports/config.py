@@ -33,8 +33,12 @@ class ExportConfig(Config):
     """Which checkpoint to write, and in which form."""
 
     model: Model
-    format: Annotated[Format, Option("gguf: one file for llama.cpp; hf: a plain Hugging Face directory.")]
-    adapter: Annotated[Path | None, Option("PEFT LoRA directory, merged into the weights first.", decides=False)] = None
+    format: Annotated[
+        Format, Option("Format to write: gguf, one file for llama.cpp, or hf, a plain Hugging Face directory.")
+    ]
+    adapter: Annotated[
+        Path | None, Option("Directory of a PEFT adapter to merge into the weights first.", decides=False)
+    ] = None
     quantize: Annotated[
-        Quantization | None, Option("Type of GGUF's matrices: f32, f16, q8_0 or q4_0.", default="f16")
+        Quantization | None, Option("Type of the matrices in GGUF: f32, f16, q8_0 or q4_0.", default="f16")
     ] = None

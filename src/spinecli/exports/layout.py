@@ -110,8 +110,8 @@ def filled_shapes(shapes: Sequence[BlockShape], architecture: Architecture, d_mo
         kv_heads = d_model // head_dim // group
         if kv_heads * group * head_dim != d_model:
             raise UnexportableError(
-                f"llama.cpp's {architecture.name} wants heads that fill {d_model} dimensions, and heads of {head_dim} "
-                "do not"
+                f"llama.cpp's {architecture.name} requires heads that fill {d_model} dimensions, and heads of "
+                f"{head_dim} do not"
             )
     if architecture.fixed_heads and any(shape.kv_heads != kv_heads for shape in shapes):
         raise UnexportableError(

@@ -113,10 +113,10 @@ def _check_place(out: Path, checkpoint: Path) -> None:
     if not place.parent.is_dir():
         raise MissingPathError(f"{out.parent} does not exist; create it or choose another --out.")
     if place == source or source in place.parents or place in source.parents:
-        raise OutputExistsError(f"{out} and the checkpoint {checkpoint} lie inside each other; choose another --out.")
+        raise OutputExistsError(f"{out} and the checkpoint {checkpoint} are inside each other; choose another --out.")
     if not os.access(place.parent, os.W_OK):
         raise OutputNotWritableError(
-            f"{place.parent} cannot be written to; mend its permissions or choose another --out."
+            f"{place.parent} cannot be written to; fix its permissions or choose another --out."
         )
 
 

@@ -69,7 +69,7 @@ def _rules(
     if architecture.sliding and whole and local and local.get("rope_type", "default") == "default":
         return whole, float(local["rope_theta"])
     raise UnexportableError(
-        f"turns queries by different rules in different blocks, which llama.cpp's {architecture.name} does not",
+        f"rotates queries by different rules in different blocks, which llama.cpp's {architecture.name} does not",
         checkpoint.path,
     )
 

@@ -38,68 +38,83 @@ class DataConfig(Config):
         str,
         Option(
             "Training data: a .csv, .jsonl, .parquet or .txt file, a directory, a hub data set, or "
-            "builtin:tiny-topics. For spine fed-server, whose devices have their own: held-out data to measure on.",
+            "builtin:tiny-topics. For spine fed-server, whose devices have their own data, it is the held-out data.",
             name="data",
             decides=False,
         ),
     ]
     partition: Annotated[
-        str, Option("How data is dealt out: iid, dirichlet:ALPHA, shards:LABELS, column or column:NAME.")
+        str,
+        Option(
+            "How to partition the data over the devices: iid, dirichlet:ALPHA, shards:LABELS, column or column:NAME."
+        ),
     ] = "iid"
     evaluation: Annotated[
         str | None,
-        Option("Held-out data.", default="found beside the training data, or a share of it", decides=False),
+        Option(
+            "Held-out data to evaluate on.", default="found next to the training data, or a share of it", decides=False
+        ),
     ] = None
     evaluation_share: Annotated[
         float,
         Field(gt=0, lt=1),
-        Option("Share to hold out where there is no held-out data.", decides=False),
+        Option("Share of the training data to hold out if there is no held-out data.", decides=False),
     ] = 0.1
     examples: ExamplesConfig = ExamplesConfig()
-    max_length: Annotated[int, Field(ge=2), Option("Longest row in tokens; longer texts are shortened.")] = 128
+    max_length: Annotated[
+        int, Field(ge=2), Option("Length of the longest row in tokens; longer texts are truncated.")
+    ] = 128
 
 
 class TrainConfig(Config):
     """What happens in a round, and how often."""
 
-    rounds: Annotated[int, Field(ge=1), Option("Rounds to run.")] = 50
+    rounds: Annotated[int, Field(ge=1), Option("Number of rounds to run.")] = 50
     cohort: Annotated[
-        int, Field(ge=1), Option("Devices that take part in a round; in split training at most so many.")
+        int, Field(ge=1), Option("Number of devices that take part in a round; in split training, the largest number.")
     ] = 10
     local_steps: Annotated[
-        int, Field(ge=1), Option("Training steps of a device in a round; in split training, iterations.")
+        int, Field(ge=1), Option("Number of training steps of a device in a round; in split training, of iterations.")
     ] = 20
     batch_size: Annotated[
         int,
         Field(ge=1),
-        Option("Rows in a training step. mergesfl and sfl-br begin with it, and reckon --ingress and the cut by it."),
+        Option(
+            "Number of rows in a training step. mergesfl and sfl-br start from it, and derive --ingress and the cut "
+            "layer from it."
+        ),
     ] = 16
     learning_rate: Annotated[
         float | None,
         Field(gt=0),
         Option(
-            "Of AdamW, without weight decay.",
-            default=f"{LEARNING_RATE:g}, or {SPLIT_LEARNING_RATE:g} where the model is split",
+            "Learning rate of the optimiser, without weight decay.",
+            default=f"{LEARNING_RATE:g}, or {SPLIT_LEARNING_RATE:g} if the model is split",
         ),
     ] = None
     schedule: Annotated[
-        Schedule, Option("The learning rate over the rounds: constant, or falling to a tenth of it.")
+        Schedule, Option("Schedule of the learning rate over the rounds: constant, or falling to a tenth of it.")
     ] = "linear"
-    clip_norm: Annotated[float, Field(gt=0), Option("Gradients of a step are scaled down to this norm.")] = 1.0
+    clip_norm: Annotated[
+        float, Field(gt=0), Option("Largest norm of a step's gradients; larger ones are scaled down to it.")
+    ] = 1.0
     weighting: Annotated[
-        Weighting, Option("Whether a device counts by its examples, or all alike. No effect where the model is split.")
+        Weighting,
+        Option("Whether a device counts by its examples, or all devices equally; no effect if the model is split."),
     ] = "examples"
     deadline: Annotated[
         float | None,
         Field(gt=0),
-        Option("Seconds after which missing answers are given up, of a round, or in split training of each exchange."),
+        Option("Seconds after which a round stops waiting for answers; in split training, each exchange."),
     ] = None
     evaluate_every: Annotated[
-        int, Field(ge=1), Option("Rounds between two evaluations; the last round is measured, too.")
+        int, Field(ge=1), Option("Number of rounds from one evaluation to the next; the last round is evaluated, too.")
     ] = 1
-    evaluation_limit: Annotated[int, Field(ge=1), Option("At most so many held-out examples, spread evenly.")] = 2000
+    evaluation_limit: Annotated[int, Field(ge=1), Option("Largest number of held-out examples, spread evenly.")] = 2000
     target_accuracy: Annotated[
-        float | None, Field(gt=0, le=1), Option("Stop after the first evaluation that reaches it, 0 to 1.")
+        float | None,
+        Field(gt=0, le=1),
+        Option("Stop after the first evaluation that reaches this accuracy, from 0 to 1."),
     ] = None
 
     @field_validator("learning_rate")
@@ -121,19 +136,20 @@ class LoraConfig(Config):
         int,
         Field(ge=1),
         Option(
-            "Rank where a strategy has one for all; the mean rank of legend without a plan; where fedspine-model takes "
-            "the gain to saturate."
+            "LoRA rank of strategies that use one rank for all devices; the mean rank of legend without a plan; the "
+            "rank at which fedspine-model assumes that the gain saturates."
         ),
     ] = 8
-    smallest_rank: Annotated[int, Field(ge=1), Option("Lowest rank of strategies that vary it.")] = 4
+    smallest_rank: Annotated[int, Field(ge=1), Option("Lowest rank for strategies that vary it.")] = 4
     largest_rank: Annotated[
         int,
         Field(ge=1),
         Option(
-            "Highest rank of strategies that vary it, and the global adapter's rank of fedspine and fedspine-model."
+            "Highest rank for strategies that vary it, and the rank of the global adapter of fedspine and "
+            "fedspine-model."
         ),
     ] = 16
-    scale: Annotated[float, Field(gt=0), Option("LoRA's alpha / rank, at every rank.", name="lora-scale")] = 2.0
+    scale: Annotated[float, Field(gt=0), Option("Scale of LoRA, alpha / rank, at every rank.", name="lora-scale")] = 2.0
     targets: Annotated[
         str, Option("Projections with LoRA: all, attention, query-value, or names separated by commas.")
     ] = "all"
@@ -152,22 +168,24 @@ class FleetPruningConfig(Config):
     sparsity: Annotated[
         float,
         Field(ge=0, lt=1),
-        Option("Share of the block parameters that pruning strategies end at, 0 to 1."),
+        Option("Share of the block parameters that pruning strategies remove by the end, from 0 to below 1."),
     ] = 0.5
     prune_interval: Annotated[
         int,
         Field(ge=1),
         Option(
-            "Local steps between two cuts. One more is made after the last; fedspine-model cuts once, before the first."
+            "Number of local steps between two cuts. Another cut follows the last step; fedspine-model cuts once, "
+            "before the first."
         ),
     ] = 20
     score: Annotated[
         ScoreName | None,
         Option(
-            "How importance is measured: lora, only of what carries LoRA, or salience.", default="the strategy's own"
+            "How importance is measured: lora, only for projections with LoRA, or salience.",
+            default="the strategy's own",
         ),
     ] = None
-    deploy: Annotated[bool, Option("Also write, for each class of devices, the checkpoint it would run.")] = False
+    deploy: Annotated[bool, Option("Also write the checkpoint that each class of devices would run.")] = False
 
 
 def _read_cut(value: Any) -> Any:
@@ -176,7 +194,7 @@ def _read_cut(value: Any) -> Any:
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is no number of blocks; give one, or auto.") from None
+        raise ValueError(f"{value!r} is not a number of blocks; give a number, or auto.") from None
 
 
 class SplitConfig(Config):
@@ -185,36 +203,43 @@ class SplitConfig(Config):
     cut_layer: Annotated[
         Literal["auto"] | int,
         BeforeValidator(_read_cut),
-        Option("Blocks on the devices, or auto: as fits their memory and links. spine fed-server needs a number."),
+        Option(
+            "Number of blocks on the devices, or auto, which fits it to their memory and links. spine fed-server needs "
+            "a number."
+        ),
     ] = "auto"
     bottom: Annotated[
-        TrainMode, Option("Train lora beside frozen weights, or full: all weights on the devices, with the embeddings.")
+        TrainMode,
+        Option("What the devices train: lora beside frozen weights, or full, all weights including the embeddings."),
     ] = "lora"
-    top: Annotated[TrainMode, Option("The same on the server, where the head is always trained.")] = "full"
+    top: Annotated[TrainMode, Option("What the server trains: lora or full; it always trains the head.")] = "full"
     feature_dtype: Annotated[
-        FeatureDtype, Option("How features and their gradients travel; int8 with a scale for each token.")
+        FeatureDtype, Option("Type in which features and their gradients are sent; int8 has a scale for each token.")
     ] = "fp32"
     ingress: Annotated[
         float | None,
         Field(gt=0),
         Option(
-            "Megabytes (10^6 bytes) of features that the server takes in an iteration.",
+            "Limit on the features that the server accepts in an iteration, in megabytes (10^6 bytes).",
             default="those of --cohort devices with --batch-size rows of mean length each, in fp32",
         ),
     ] = None
     largest_batch: Annotated[
-        int, Field(ge=1), Option("Most rows of a device's batch; a larger --batch-size is lowered to it.")
+        int, Field(ge=1), Option("Largest number of rows in a device's batch; a larger --batch-size is lowered to it.")
     ] = 64
     divergence_limit: Annotated[
         float,
         Field(ge=0),
-        Option("How far, in nats, merged labels may be from the fleet's; rounds that cannot keep it are counted."),
+        Option(
+            "Limit on the divergence of merged labels from the fleet's, in nats; rounds that cannot keep it are "
+            "counted."
+        ),
     ] = 0.05
     selection: Annotated[
         SelectionName,
-        Option("How mergesfl looks for a cohort: greedy and genetic look at labels, priority and random do not."),
+        Option("How mergesfl selects a cohort: greedy and genetic consider labels, priority and random do not."),
     ] = "greedy"
-    optimizer: Annotated[Optimizer, Option("Optimizer of both halves; sgd without momentum.")] = "adamw"
+    optimizer: Annotated[Optimizer, Option("Optimiser of both halves; sgd has no momentum.")] = "adamw"
 
 
 class EngineConfig(Config):
@@ -223,20 +248,20 @@ class EngineConfig(Config):
     name: Annotated[
         Literal["local", "nvflare", "flower"],
         Option(
-            "Simulate the devices in this process (local), or start a process for each on this machine, up to 32 "
-            "(nvflare, flower).",
+            "Engine that runs the devices: local simulates them in this process; nvflare and flower start a process "
+            "for each on this machine, up to 32.",
             name="engine",
         ),
     ] = "local"
     devices: Annotated[
         int | None,
         Field(ge=1),
-        Option("Scale the fleet to so many devices, with the shares of its classes kept.", decides=False),
+        Option("Number of devices to scale the fleet to; the shares of its classes are kept.", decides=False),
     ] = None
     clock: Annotated[
         Clock | None,
         Option(
-            "Whose seconds count: those that the fleet would need, or those that pass.",
+            "Which seconds count: fleet, those that the fleet would need, or wall, those that pass.",
             default="fleet for local, wall for nvflare and flower",
         ),
     ] = None
@@ -249,18 +274,16 @@ class FederateConfig(Config):
     strategy: Annotated[
         str,
         Option(
-            "How to federate: fedspine, fedspine-model, fed-loraprune, legend, fedit, hetlora, flexlora, flora or "
-            f"ffa-lora; or split the model: {', '.join(SPLITTING[:-1])} or {SPLITTING[-1]}."
+            "Strategy of the run: fedspine, fedspine-model, fed-loraprune, legend, fedit, hetlora, flexlora, flora or "
+            f"ffa-lora; or, to split the model, {', '.join(SPLITTING[:-1])} or {SPLITTING[-1]}."
         ),
     ] = "fedspine-model"
-    fleet: Annotated[str, Option("A fleet file, or jetson-N, phones-N, uniform-N for N devices.", decides=False)] = (
-        "jetson-80"
-    )
+    fleet: Annotated[
+        str, Option("Fleet to use: a .toml file, or jetson-N, phones-N or uniform-N for N devices.", decides=False)
+    ] = "jetson-80"
     plan: Annotated[
         Path | None,
-        Option(
-            "A directory that spine plan wrote for this fleet and checkpoint; legend starts from it.", decides=False
-        ),
+        Option("Directory that spine plan wrote for this fleet and checkpoint; legend starts from it.", decides=False),
     ] = None
     data: Annotated[DataConfig, Option("What is learned.", panel="Data")]
     train: Annotated[TrainConfig, Option("How it is learned.", panel="Rounds and training")] = TrainConfig()
@@ -302,9 +325,11 @@ class FederateConfig(Config):
         usual = SplitConfig()
         changed = [found for found in SplitConfig.fields() if self.split.value_of(found) != usual.value_of(found)]
         if changed and not self.splits:
-            raise ValueError(f"{changed[0].flag} belongs to split training; {self.strategy} has no use for it.")
+            raise ValueError(f"{changed[0].flag} belongs to split training; {self.strategy} does not use it.")
         if self.pruning.deploy and self.splits:
-            raise ValueError(f"--deploy has no use with {self.strategy}, which writes the joined checkpoint; drop it.")
+            raise ValueError(
+                f"--deploy has no effect with {self.strategy}, which writes the joined checkpoint; drop it."
+            )
         if self.engine.name == "flower" and self.splits:
             raise ValueError(
                 f"--engine flower does not run {self.strategy}: Flower starts a process on the device for every "

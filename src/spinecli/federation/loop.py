@@ -48,7 +48,7 @@ class RoundStart:
         """
         return FederationError(
             f"The model has diverged in round {self.number + 1} of {self.rounds}: {what}; nothing is published and the "
-            "rounds before are kept, so --resume tries this one again, or start anew with --overwrite and a lower "
+            "rounds before are kept, so --resume tries this one again, or start over with --overwrite and a lower "
             "--learning-rate."
         )
 

@@ -53,9 +53,9 @@ class Message:
             outer = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])
             header = json.loads(outer["__metadata__"][_HEADER_KEY])
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise MessageError("A message is cut short or is no spine message.") from error
+            raise MessageError("A message is truncated or is not a spine message.") from error
         if not isinstance(header, dict):
-            raise MessageError("A message's header is no JSON object.")
+            raise MessageError("A message's header is not a JSON object.")
         return cls(header, tensors)
 
 

@@ -101,7 +101,7 @@ def require_accepted(rounds: Sequence[RoundRecord], deadline: float | None, kept
     way = " and ".join(way for reason, way in ways.items() if counts[reason]) or "a larger --cohort or another fleet"
     raise FederationError(
         f"No answer was accepted in any of the {len(rounds)} rounds ({told}), so nothing was learned and nothing is "
-        f"published; see {kept / HISTORY_NAME}, run the rounds again with --resume, or start anew with --overwrite and "
+        f"published; see {kept / HISTORY_NAME}, run the rounds again with --resume, or start over with --overwrite and "
         f"{way}."
     )
 

@@ -112,7 +112,7 @@ class AdapterTraining:
             if found is not None and needed[found.ranks] > node.memory_bytes:
                 raise FederationError(
                     f"{node.name} has {node.memory_bytes / 1e9:.3g} GB and would need "
-                    f"{needed[found.ranks] / 1e9:.3g} GB for what the strategy orders; lower --batch-size or "
+                    f"{needed[found.ranks] / 1e9:.3g} GB for the strategy's instruction; lower --batch-size or "
                     "--max-length, or name a fleet with more memory."
                 )
 

@@ -80,7 +80,7 @@ def _checked_masks(tensors: Mapping[str, Tensor], setting: StrategyContext, befo
     for name, shape in shapes.items():
         value = tensors.get(name)
         if value is None or value.dtype is not torch.bool or tuple(value.shape) != shape or not bool(value.any()):
-            raise MessageError(f"{name} is missing or no mask of {shape[0]} units.")
+            raise MessageError(f"{name} is missing or not a mask of {shape[0]} units.")
     masks = masks_from(dict(tensors), setting.blocks)
     try:
         setting.cuts.widths_of(masks)

@@ -71,8 +71,8 @@ def target_projections(family: Family, selection: str = "all") -> tuple[str, ...
     """
     if family.transposed:
         raise OptionError(
-            f"{family.model_type} stores its projections the other way round (d_in, d_out), which neither LoRA nor "
-            "split training takes here; fine-tune a model of another family."
+            f"{family.model_type} stores its projections transposed (d_in, d_out), which neither LoRA nor split "
+            "training supports here; fine-tune a model of another family."
         )
     attention, everything = family.attention, family.projections
     named = {
@@ -88,7 +88,7 @@ def target_projections(family: Family, selection: str = "all") -> tuple[str, ...
     wanted = {part.strip() for part in selection.split(",")}
     if unknown := sorted(wanted - short.keys()):
         raise OptionError(
-            f"--targets names {unknown[0]!r}, which is no projection of {family.model_type}; "
+            f"--targets names {unknown[0]!r}, which is not a projection of {family.model_type}; "
             f"take all, attention, query-value, or some of {', '.join(everything)}."
         )
     chosen = {short[name] for name in wanted}

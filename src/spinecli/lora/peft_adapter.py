@@ -79,8 +79,8 @@ class AdapterConfig:
         if self.settings.get("peft_type") != "LORA" or begun in (*_LEAVING_INITIALISATIONS, _PISSA, _OLORA):
             return
         raise OptionError(
-            f"The adapter {self.directory} began with init_lora_weights {begun!r}, which changes the base weights in a "
-            "way that loading does not repeat; save it as a plain one first, with save_pretrained's "
+            f"The adapter {self.directory} was initialised with init_lora_weights {begun!r}, which changes the base "
+            "weights in a way that loading does not repeat; save it as a plain one first, with save_pretrained's "
             "path_initial_model_for_weight_conversion."
         )
 
@@ -126,7 +126,7 @@ def adapter_config(directory: Path) -> AdapterConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedArtifactError(f"{file} is not readable JSON; fetch the adapter again.") from error
     if not isinstance(settings, dict):
-        raise DamagedArtifactError(f"{file} is no JSON object; fetch the adapter again.")
+        raise DamagedArtifactError(f"{file} is not a JSON object; fetch the adapter again.")
     if settings.get("peft_type") == "LORA":
         # PEFT would leave them out with a warning, and so load something else than was trained
         known = {field.name for field in dataclasses.fields(LoraConfig)}
@@ -216,7 +216,7 @@ def _grow(model: PreTrainedModel, rows: int, shapes: Mapping[str, tuple[int, ...
         own = [stored for stored in shapes if stored.startswith(f"{PEFT_PREFIX}{name}.") and ".lora_" not in stored]
         if not own and f"{name}.weight" not in model.all_tied_weights_keys:
             raise OptionError(
-                f"The adapter {directory} grew the vocabulary to {rows} tokens and brings no {name}.weight; save it "
+                f"The adapter {directory} extended the vocabulary to {rows} tokens and has no {name}.weight; save it "
                 "with its embedding layers."
             )
     resized = model.resize_token_embeddings(rows, mean_resizing=False)

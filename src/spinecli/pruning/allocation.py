@@ -155,7 +155,7 @@ def allocate_blocks(budget: Budget) -> Allocation:
     if removed > budget.most_blocks:
         raise OptionError(
             f"Sparsity {budget.sparsity:g} by blocks alone would remove {removed} of {budget.blocks} blocks, and only "
-            f"{budget.most_blocks} may leave; lower --sparsity or name fewer --protect."
+            f"{budget.most_blocks} may be removed; lower --sparsity or name fewer --protect."
         )
     dense = budget.costs.dense
     return _allocation(budget, removed, dense.kv_heads, dense.channels)

@@ -66,41 +66,42 @@ class PruneConfig(Config):
     method: Annotated[
         str,
         Option(
-            "spine: the best that was measured, which fits what stays to the dense model; comp: COMP, as built here, "
-            "without that; or a baseline: magnitude, random, wanda-sp, flap or shortgpt."
+            "Pruning method. spine measured best and re-fits the remaining weights to the dense model; comp is COMP, "
+            "as built here, without a re-fit; magnitude, random, wanda-sp, flap and shortgpt are baselines."
         ),
     ] = "spine"
     metric: Annotated[
-        str | None, Option("Reading of COMP's neuron metric: m0, m1, m2, m3 or m4.", default="m4, with --method comp")
+        str | None,
+        Option("Reading of COMP's neuron metric to use: m0, m1, m2, m3 or m4.", default="m4, with --method comp"),
     ] = None
     block_share: Annotated[
         Literal["auto"] | float,
         BeforeValidator(_read_share),
         Option(
-            "Share of the budget spent on whole blocks, 0 to 1; auto compares on calibration rows. With spine and comp "
-            "only."
+            "Share of the budget to spend on whole blocks, from 0 to 1; auto compares several on calibration rows. "
+            "Only for the methods spine and comp."
         ),
     ] = "auto"
     protect: Annotated[
         tuple[int, ...] | None,
         BeforeValidator(_read_blocks),
         Option(
-            "Blocks that stay, from 0, negative ones from the end, such as 0,1,-1; none protects none.",
+            "Blocks to keep, such as 0,1,-1, counted from 0, or from the end if negative; none protects no block.",
             default="the first eighth and the last sixteenth",
         ),
     ] = None
     heads: Annotated[
         Heads,
         Option(
-            "auto: heads leave if plain transformers can carry fewer; cut: from BERT and RoBERTa, too; keep: all heads "
-            "stay."
+            "Whether to remove heads. auto: if plain transformers supports fewer heads; cut: from BERT and RoBERTa, "
+            "too; keep: never."
         ),
     ] = Heads.auto
     widths: Annotated[
         Widths | None,
         Option(
-            "uniform: all blocks alike, a plain checkpoint; adaptive: each as wide as it needs to be, with --method "
-            "spine.",
+            "Widths of the blocks. uniform gives all blocks the same widths, in a plain checkpoint; adaptive gives "
+            "each block the widths that it needs, and requires --method spine.",
             default="uniform, unless the model's blocks differ already",
         ),
     ] = None
@@ -122,16 +123,19 @@ class TuneCalibration(Config):
         int | None,
         Field(ge=2),
         Option(
-            "Rows of calibration text; the last eighth judges.", name="calibration-rows", default="as the prune run"
+            "Number of calibration rows; the last eighth is held out.",
+            name="calibration-rows",
+            default="as the prune run",
         ),
     ] = None
     length: Annotated[
         int | None,
         Field(ge=2),
-        Option("Tokens per calibration row.", name="calibration-length", default="as the prune run"),
+        Option("Number of tokens in a calibration row.", name="calibration-length", default="as the prune run"),
     ] = None
     special_tokens: Annotated[
-        SpecialTokens | None, Option("auto or none, see spine prune.", default="as the prune run")
+        SpecialTokens | None,
+        Option("How calibration rows begin: auto or none, as in spine prune.", default="as the prune run"),
     ] = None
 
 
@@ -140,12 +144,13 @@ class TuneConfig(Config):
 
     pruned: Annotated[Path, Option("Directory that spine prune wrote.", argument=True, decides=False)]
     method: Annotated[
-        TuneMethod, Option("mask, mask+bias, lsq, or auto: per layer whichever holds best on held-out rows.")
+        TuneMethod,
+        Option("How to recover: mask, mask+bias, lsq, or auto, which takes what is best on held-out rows per layer."),
     ] = TuneMethod.auto
     dense: Annotated[
         str | None,
         Option(
-            "The dense checkpoint, if it has moved since; it must be the same, byte by byte.",
+            "Where the dense checkpoint is, if it has moved; it must be the same, byte for byte.",
             default="where the prune run found it",
             decides=False,
         ),

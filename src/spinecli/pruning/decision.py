@@ -277,7 +277,7 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
     plan = plan_prune(checkpoint, masks, calibration.length, run_memory(request))
     if plan.sparsity <= 0:
         raise OptionError(
-            f"Sparsity {request.config.sparsity:g} is less than the smallest piece that can leave; "
+            f"Sparsity {request.config.sparsity:g} is less than the smallest unit that can be removed; "
             "raise --sparsity or lower --round-to."
         )
     return Decision(scores, plan, tuple(scored), objective_of(checkpoint), last)

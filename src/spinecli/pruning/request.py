@@ -139,7 +139,9 @@ def _widths(config: PruneConfig, checkpoint: Checkpoint, method: Method) -> Widt
     if widths is Widths.uniform and not checkpoint.is_uniform:
         raise OptionError(f"The blocks of {config.model} differ in width already; prune them with --widths adaptive.")
     if widths is Widths.adaptive and not method.refits:
-        raise OptionError(f"--widths adaptive belongs to --method spine; {method.name} keeps all blocks alike.")
+        raise OptionError(
+            f"--widths adaptive belongs to --method spine; {method.name} keeps the same widths in all blocks."
+        )
     if widths is Widths.adaptive and not can_vary(checkpoint):
         able = ", ".join(name for name, family in families().items() if family.varied and name != family.varied)
         raise OptionError(

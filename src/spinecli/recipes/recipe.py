@@ -109,10 +109,10 @@ def read_recipe(file: Path) -> Recipe:
     except FileNotFoundError:
         raise MissingPathError(f"{file} does not exist; name a recipe.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{file} cannot be read as YAML ({reason_of(error)}); mend it.") from error
+        raise RecipeError(f"{file} cannot be read as YAML ({reason_of(error)}); fix it.") from error
     steps = found.get("steps") if isinstance(found, dict) and set(found) == {"steps"} else None
     if not isinstance(steps, dict) or not steps:
-        raise RecipeError(f"{file} has to hold steps alone, by name: a command and its options each.")
+        raise RecipeError(f"{file} must hold only named steps, each with a command and its options.")
     known: dict[str, Path] = {}
     read = []
     for name, said in steps.items():
@@ -145,7 +145,7 @@ def recipe_of(directory: Path) -> Recipe:
         steps.append(RecipeStep(name, step.command, values))
         names[step.reference] = f"${{{name}}}"
     if not steps:
-        raise ForeignArtifactError(f"{directory} does not say what its command was asked for; write it again.")
+        raise ForeignArtifactError(f"{directory} does not record the options of its command; write it again.")
     return Recipe(tuple(steps))
 
 
@@ -156,7 +156,7 @@ def last_config(directory: Path) -> str:
     """
     manifest = read_manifest(directory)
     if not manifest.config:
-        raise ForeignArtifactError(f"{directory} does not say what its command was asked for; write it again.")
+        raise ForeignArtifactError(f"{directory} does not record the options of its command; write it again.")
     head = f"# spine {manifest.command} --config THIS --out DIR\n"
     return head + str(yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True))
 
@@ -165,7 +165,7 @@ def _step(name: str, said: Any) -> RecipeStep:
     if not _NAME.fullmatch(name):
         raise RecipeError(f"A step cannot be called {name!r}; take letters, digits, and -, _ or . after the first.")
     if not isinstance(said, dict) or len(said) != 1 or not isinstance(next(iter(said.values())), dict):
-        raise RecipeError(f"Step {name} has to hold one command with its options, such as prune: {{model: DIR}}.")
+        raise RecipeError(f"Step {name} must hold one command with its options, such as prune: {{model: DIR}}.")
     ((command, values),) = said.items()
     if command not in KINDS:
         raise RecipeError(f"Step {name} names the command {command!r}; a recipe knows {', '.join(KINDS)}.")

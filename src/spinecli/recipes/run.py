@@ -74,7 +74,7 @@ def run_recipe(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OptionError(f"{out} cannot be made ({error.strerror}); choose another --out.") from error
+        raise OptionError(f"{out} cannot be created ({error.strerror}); choose another --out.") from error
     places: dict[str, Path] = {}
     results = []
     for step in recipe.steps:

@@ -20,7 +20,9 @@ def parse_address(text: str, option: str) -> Address:
     host, _, port = text.partition(":")
     number = port or str(DEFAULT_PORT)
     if not host or not number.isdecimal() or not 1 <= int(number) <= 65535:
-        raise OptionError(f"{option} {text!r} is no address; write HOST:PORT, for example 192.168.1.10:{DEFAULT_PORT}.")
+        raise OptionError(
+            f"{option} {text!r} is not an address; write HOST:PORT, for example 192.168.1.10:{DEFAULT_PORT}."
+        )
     return Address(host, int(number))
 
 
@@ -37,11 +39,11 @@ def is_loopback(address: Address) -> bool:
 def require_protection(address: Address, identity: Path | None, *, insecure: bool) -> None:
     """Raise OptionError unless there is an identity, or the user does without one on loopback."""
     if insecure and not is_loopback(address):
-        raise OptionError(f"--insecure is for this machine alone, not for {address}; name an --identity.")
+        raise OptionError(f"--insecure is for this machine only, not for {address}; name an --identity.")
     if insecure == (identity is not None):
         raise OptionError(
-            "Name the directory of certificate and key with --identity; spine fed-certify makes it. "
-            "Without one, --insecure works on 127.0.0.1 alone."
+            "Name the directory of the certificate and key with --identity; spine fed-certify creates it. "
+            "Without one, --insecure works on 127.0.0.1 only."
         )
 
 

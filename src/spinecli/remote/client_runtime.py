@@ -177,7 +177,7 @@ def open_runtime(run_config: RunConfig, client: ClientConfig) -> ClientRuntime:
     checkpoint = Checkpoint.open(path)
     data = _data(run_config, client, checkpoint)
     if data.task != run_config.task:
-        raise FederationError(f"This device has data for {data.task}, and the run is about {run_config.task}.")
+        raise FederationError(f"This device has data for {data.task}, and the run trains {run_config.task}.")
     labels, meter, memory = len(run_config.labels), JobMeter(), DeviceMemory()
     loaded = _Loaded(run_config, client, checkpoint, head_of(checkpoint, labels or None), data, memory, meter)
     handler = _federated(loaded) if run_config.split is None else _split(loaded, run_config.split)

@@ -13,8 +13,8 @@ class DeviceConfig(Config):
 
     model: Annotated[
         str,
-        Option("Checkpoint, the same as the server's: a directory or a hub id.", argument=True, decides=False),
+        Option("Checkpoint to train, the same as the server's: a directory or a hub id.", argument=True, decides=False),
     ]
-    data: Annotated[str, Option("This device's own examples; they do not leave it.", decides=False)]
+    data: Annotated[str, Option("Examples of this device; they do not leave it.", decides=False)]
     columns: ColumnsConfig = ColumnsConfig()
     device: Device = "cpu"

@@ -39,7 +39,7 @@ def join(client: ClientConfig, address: Address, identity: Path | None, note: Ca
     setup = client.model_copy(update={"device": name}).model_dump_json().encode()
     told = Site(name, address, own, TRAINER, setup, note).run()
     if told not in (RUN_IS_OVER, STOPPED):
-        raise FederationError(f"The server has sent {name} away: {told}.")
+        raise FederationError(f"The server refused {name}: {told}.")
 
 
 def memory_of_this_machine() -> int:

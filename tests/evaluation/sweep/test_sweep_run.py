@@ -196,11 +196,11 @@ def test_a_ratio_that_cannot_be_does_not_end_the_others(options: Make, tmp_path:
     assert [row.sparsity for row in results.points] == [0.5]
     (refusal,) = results.refused
     assert (refusal.name, refusal.sparsity) == ("magnitude-0.01", 0.01)
-    assert "smallest piece" in refusal.reason
+    assert "smallest unit" in refusal.reason
 
 
 def test_a_sweep_without_a_point_is_refused_and_leaves_nothing(options: Make, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="smallest piece"):
+    with pytest.raises(OptionError, match="smallest unit"):
         swept(options(sparsity="0.001", methods="magnitude"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -171,7 +171,7 @@ def test_the_deepest_cut_that_costs_next_to_no_time_is_taken(fleet: Fleet) -> No
 def test_the_smallest_class_must_hold_the_cut(fleet: Fleet) -> None:
     steps = {cut: demand(memory=cut * 3e8) for cut in range(1, 9)}
     assert choose_cut(steps, fleet, 0) == 3  # of 1 GB
-    with pytest.raises(OptionError, match=r"class slow have 1 GB, and the bottom cut before block 1 needs 2 GB"):
+    with pytest.raises(OptionError, match=r"class slow have 1 GB, and the bottom model cut before block 1 needs 2 GB"):
         choose_cut({1: demand(memory=2e9), 2: demand(memory=3e9)}, fleet, 0)
 
 
@@ -212,7 +212,7 @@ def test_a_cut_that_nobody_names_is_chosen(splits: SplitMaker) -> None:
 
 
 def test_a_cut_is_refused_where_nothing_is_split(splits: SplitMaker) -> None:
-    with pytest.raises(OptionError, match="--cut-layer has no use with fedavg"):
+    with pytest.raises(OptionError, match="--cut-layer has no effect with fedavg"):
         splits(strategy="fedavg", cut_layer=1)
 
 

@@ -81,7 +81,7 @@ def verify_reading(
     difference = float((found - expected).abs().max())
     if not difference <= _tolerance(expected, compute):
         raise VerificationError(
-            f"spine reads {checkpoint.path} otherwise than transformers does: logits differ by {difference:.2e}. "
+            f"spine reads {checkpoint.path} differently from transformers: logits differ by {difference:.2e}. "
             "Nothing was written; please report which checkpoint it is."
         )
 

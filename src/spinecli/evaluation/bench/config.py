@@ -26,7 +26,7 @@ class BenchConfig(Config):
         Several,
         AfterValidator(_some),
         Option(
-            "Checkpoints: directories, hub ids, builtin:tiny; or .gguf files. Ratios are to the first.",
+            "Models to compare: directories, hub ids, builtin:tiny or .gguf files. Ratios are to the first one.",
             argument=True,
             decides=False,
         ),
@@ -34,17 +34,19 @@ class BenchConfig(Config):
     engine: Annotated[
         Literal["torch", "llama.cpp", "all"] | None,
         Option(
-            "What runs the models: torch and transformers; llama.cpp, through llama-cpp-python; or all.",
-            default="torch, and llama.cpp too where it is installed and --device is cpu",
+            "Engine that runs the models: torch, with transformers; llama.cpp, through llama-cpp-python; or all.",
+            default="torch, and llama.cpp too if it is installed and --device is cpu",
         ),
     ] = None
     generation: Annotated[GenerationConfig, Option("What is timed.", panel="Speed")] = GenerationConfig()
     quantize: Annotated[
         Quantization,
-        Option("How llama.cpp gets a checkpoint's weights: f32, f16, q8_0 or q4_0. A .gguf stays as it is."),
+        Option("Type of a checkpoint's matrices in llama.cpp: f32, f16, q8_0 or q4_0. A .gguf file stays as it is."),
     ] = Quantization.f16
-    threads: Annotated[int | None, Field(ge=1), Option("Threads of either engine.", default="torch's choice")] = None
+    threads: Annotated[
+        int | None, Field(ge=1), Option("Number of threads that each engine uses.", default="torch's choice")
+    ] = None
     device: Annotated[
-        Device, Option("Where torch computes: cpu, cuda, cuda:1, mps. llama.cpp uses the CPU.", decides=False)
+        Device, Option("Device for torch: cpu, cuda, cuda:1 or mps. llama.cpp uses the CPU.", decides=False)
     ] = "cpu"
-    dtype: Annotated[Dtype, Option("Precision of torch.")] = "float32"
+    dtype: Annotated[Dtype, Option("Precision in which torch computes.")] = "float32"

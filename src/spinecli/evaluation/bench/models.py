@@ -73,7 +73,7 @@ def open_models(references: Sequence[str]) -> list[Model]:
     if classifier and files:
         raise OptionError(
             f"{classifier.label} is a classifier and {next(iter(files.values())).path} is a language model, which "
-            "nothing compares; name models of one kind."
+            "cannot be compared; name models of one kind."
         )
     names = [source.label if isinstance(source, Subject) else source.path.name for source in ordered]
     labels = unique_labels(names, references)

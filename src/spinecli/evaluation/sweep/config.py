@@ -65,14 +65,14 @@ class SweepConfig(Config):
         str,
         BeforeValidator(_as_text),
         AfterValidator(_with_ratios),
-        Option("Ratios, as shares of the block parameters: 0.1,0.2,0.35, a range 0.1..0.5, or both."),
+        Option("Sparsities, as shares of the block parameters: 0.1,0.2,0.35, a range 0.1..0.5, or both."),
     ]
     step: Annotated[
         float | None,
         Field(gt=0),
         AfterValidator(_of_a_range),
         Option(
-            "From one ratio of a range to the next. The range's end is part of it if a step meets it.",
+            "Distance from one sparsity of a range to the next. The end of the range is included if a step meets it.",
             default=f"{DEFAULT_STEP:g}",
             decides=False,
         ),
@@ -80,16 +80,19 @@ class SweepConfig(Config):
     methods: Annotated[
         Names,
         Option(
-            "Methods of spine prune, separated by commas, each alone or with its widths: spine:adaptive lets blocks "
+            "Methods of spine prune, separated by commas, each alone or with its widths; spine:adaptive lets blocks "
             "differ in width."
         ),
     ] = ("spine",)
     tune: Annotated[
         AfterCut,
-        Option("none; auto: by spine tune, unless the method re-fits as it cuts; mask or lsq: every cut, by that."),
+        Option(
+            "How to tune after a cut: none; auto, which runs spine tune unless the method re-fits as it cuts; mask or "
+            "lsq, which tune every cut by that method."
+        ),
     ] = AfterCut.auto
     perplexity: Annotated[TextConfig, Option("Perplexity of every point.", panel="Perplexity")] = TextConfig()
-    latency: Annotated[bool, Option("Time prefill and decode, each point and MODEL in turns.")] = False
+    latency: Annotated[bool, Option("Measure the speed of prefill and decode, each point and MODEL in turns.")] = False
     keep: Annotated[bool, Option("Keep every point's checkpoint under points/.")] = False
     round_to: RoundTo = 8
     calibration: Annotated[CalibrationConfig, CALIBRATION] = CalibrationConfig()

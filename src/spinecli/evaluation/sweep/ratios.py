@@ -45,7 +45,7 @@ def _ratio(text: str, whole: str) -> Decimal:
         ratio = Decimal(text.strip())
     except InvalidOperation:
         raise ValueError(
-            f"{whole} holds {text.strip()!r}, which is no number; write ratios as 0.1,0.2,0.3 or 0.1..0.5."
+            f"{whole} holds {text.strip()!r}, which is not a number; write ratios as 0.1,0.2,0.3 or 0.1..0.5."
         ) from None
     if not (ratio.is_finite() and 0 < ratio < 1):
         raise ValueError(f"must lie between 0 and 1, not {text.strip()}.")

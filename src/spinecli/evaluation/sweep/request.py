@@ -86,7 +86,7 @@ def open_request(config: SweepConfig, context: RunContext | None = None) -> Swee
     prunes = {choice: open_prune(_prune_config(config, choice)) for choice in methods}
     first = next(iter(prunes.values()))
     if first.calibration.rows < 2:
-        raise OptionError("A sweep needs at least 2 calibration rows, one to fit and one to judge; add rows.")
+        raise OptionError("A sweep needs at least 2 calibration rows, one to fit and one to hold out; add rows.")
     plain = EvaluateConfig(model=config.model, device=config.device, dtype=config.dtype)
     texts = speed = None
     if subject.checkpoint.task is Task.causal_lm:

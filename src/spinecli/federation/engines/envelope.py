@@ -126,7 +126,7 @@ def decode_envelope(kind: type[Header], envelope: bytes) -> tuple[Header, bytes]
     length = int.from_bytes(envelope[:_LENGTH_BYTES], "big")
     start = _LENGTH_BYTES + length
     if len(envelope) < _LENGTH_BYTES or length > _LONGEST_HEADER or len(envelope) < start:
-        raise MessageError(f"A {kind.__name__} envelope is cut short.")
+        raise MessageError(f"A {kind.__name__} envelope is truncated.")
     try:
         return kind.model_validate_json(envelope[_LENGTH_BYTES:start]), envelope[start:]
     except ValidationError as error:

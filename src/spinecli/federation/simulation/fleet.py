@@ -157,7 +157,7 @@ def load_fleet(reference: str, devices: int | None = None) -> Fleet:
     if reference.endswith(".toml"):
         path = Path(reference).expanduser()
         if not path.is_file():
-            raise MissingPathError(f"{path} is no file; name a fleet's .toml file or one of {_known()}.")
+            raise MissingPathError(f"{path} is not a file; name a fleet's .toml file or one of {_known()}.")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

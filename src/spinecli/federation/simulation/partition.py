@@ -91,7 +91,7 @@ def parse_partition(text: str) -> Partition:
             "a number, for example dirichlet:0.5" if name == "dirichlet" else "a whole number, for example shards:2"
         )
         raise OptionError(f"--partition {text} needs {wanted}.") from error
-    raise OptionError(f"--partition {text} is none of {_FORMS}.")
+    raise OptionError(f"--partition {text} is not one of {_FORMS}.")
 
 
 def group_column(scheme: Partition) -> GroupColumn | None:
@@ -209,7 +209,7 @@ def _labels(dataset: Dataset, scheme: Dirichlet | Shards) -> np.ndarray[tuple[in
     labels = [example.label for example in dataset.examples if example.label is not None]
     if len(labels) < len(dataset):
         raise DataError(
-            f"--partition {scheme} deals by label, and {dataset.reference} has none; "
+            f"--partition {scheme} partitions by label, and {dataset.reference} has none; "
             "name a column with --label-column, or take --partition iid or column:NAME."
         )
     return np.array(labels, dtype=np.int64)
@@ -273,7 +273,7 @@ def label_table(dataset: Dataset, parts: Sequence[Sequence[int]], device_classes
     """
     if len(parts) != len(device_classes):
         raise OptionError(
-            f"{len(parts)} devices hold data, but the fleet has {len(device_classes)}; deal it out again."
+            f"{len(parts)} devices hold data, but the fleet has {len(device_classes)}; partition it again."
         )
     counts = [_counts(dataset, part) for part in parts]
     overall = _summed(counts, len(dataset.labels))

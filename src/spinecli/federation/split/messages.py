@@ -214,7 +214,7 @@ def checked_features(message: Message, rows: int, iteration: int, expected: Expe
     lowest = 0 if expected.task == "classification" else IGNORED
     known = (labels >= 0) & (labels < expected.choices) | (labels == lowest)
     if not bool(known.all()):
-        raise MessageError(f"Its label {int(labels[~known][0])} is none of the {expected.choices} that there are.")
+        raise MessageError(f"Its label {int(labels[~known][0])} is not one of the {expected.choices} labels.")
     own = {name.removeprefix(FEATURES): value for name, value in tensors.items() if name.startswith(FEATURES)}
     if strangers := tensors.keys() - {"lengths", "labels", *(FEATURES + name for name in ("values", "scales"))}:
         raise MessageError(f"{sorted(strangers)[0]} was not asked for.")

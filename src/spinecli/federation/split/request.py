@@ -95,7 +95,7 @@ def choose_cut(demands: Mapping[int, Demand], fleet: Fleet, seed: int) -> int:
     if not fitting:
         shallowest = min(demands)
         raise OptionError(
-            f"Devices of class {smallest.name} have {smallest.memory_gb:g} GB, and the bottom cut before block "
+            f"Devices of class {smallest.name} have {smallest.memory_gb:g} GB, and the bottom model cut before block "
             f"{shallowest} needs {demands[shallowest].memory_bytes / 1e9:.2g} GB; lower --batch-size or --max-length."
         )
     present = [replace(conditions(device, seed, 0), jitter=1.0) for device in fleet.devices]
@@ -218,7 +218,7 @@ def split_request(federated: FederatedRequest) -> SplitRequest:
         else config.train.cohort * config.train.batch_size * plain_bytes
     )
     if config.split.cut_layer != "auto" and not strategy.split:
-        raise OptionError(f"--cut-layer has no use with {config.strategy}, which does not split; drop it.")
+        raise OptionError(f"--cut-layer has no effect with {config.strategy}, which does not split; drop it.")
     cut = checkpoint.blocks if not strategy.split else _cut(federated, head)
     request = SplitRequest(
         **{field.name: getattr(federated, field.name) for field in fields(FederatedRequest)},
@@ -244,8 +244,8 @@ def _cut(federated: FederatedRequest, head: Head) -> int:
         return asked
     if not federated.fleet.devices:
         raise OptionError(
-            "--cut-layer auto goes by the devices' memory and links, and they have not come yet; give a number of "
-            f"blocks, from 1 to {checkpoint.blocks - 1}."
+            "--cut-layer auto depends on the devices' memory and links, which are unknown until they join; give a "
+            f"number of blocks, from 1 to {checkpoint.blocks - 1}."
         )
     regulated = SPLIT_STRATEGIES[config.strategy].regulated
     smallest = min(found.memory_bytes for found in federated.fleet.classes)

@@ -35,4 +35,4 @@ def strategy_of(name: str) -> Callable[[StrategyContext], Strategy]:
     try:
         return STRATEGIES[name]
     except KeyError:
-        raise OptionError(f"--strategy {name} is none of {', '.join((*STRATEGIES, *SPLITTING))}.") from None
+        raise OptionError(f"--strategy {name} is not one of {', '.join((*STRATEGIES, *SPLITTING))}.") from None

@@ -85,7 +85,7 @@ def open_request(config: TuneConfig) -> TuneRequest:
     wanted = _calibration(config, manifest)
     calibration = calibration_rows(teacher, manifest.inputs["model"].reference, wanted)
     if calibration.rows < 2:
-        raise OptionError("Tuning needs at least 2 calibration rows, one to fit and one to judge; add rows.")
+        raise OptionError("Tuning needs at least 2 calibration rows, one to fit and one to hold out; add rows.")
     return TuneRequest(
         config=config,
         compute=compute_options(config.device, config.dtype),
@@ -115,7 +115,7 @@ def _teacher(config: TuneConfig, manifest: Manifest) -> tuple[Checkpoint, Source
         if config.dense:
             raise
         raise MissingPathError(
-            f"The dense checkpoint {reference} that {config.pruned} was made from is not there; name it with --dense."
+            f"The dense checkpoint {reference} that {config.pruned} was made from does not exist; name it with --dense."
         ) from error
     source = describe_source(reference, path)
     if source.digest != recorded.digest:

@@ -181,5 +181,5 @@ def test_impossible_candidates_are_refused(change: dict[str, object]) -> None:
 
 def test_an_infinite_budget_is_no_limit_and_an_unknown_selection_is_told() -> None:
     assert skewed_candidates(5, 0, budget_rows=math.inf).most_rows > 10**12
-    with pytest.raises(OptionError, match="'best' is none of greedy, genetic"):
+    with pytest.raises(OptionError, match="'best' is not one of greedy, genetic"):
         selection_of("best")

@@ -129,7 +129,7 @@ class FlowerEngine(RemoteEngine):
             if pending.answer is None:
                 self._link.forget(number)
         if all(pending.failure for pending in requests) and all(self._ended(name) for name in self._tokens):
-            raise FederationError("Every device has gone; run the same command with --resume to go on.")
+            raise FederationError("All devices are gone; run the same command with --resume to continue.")
 
     def _send(self, pending: PendingRequest) -> str | None:
         """Put a pending where its device looks for it; returns the message's id."""

@@ -39,10 +39,10 @@ def unpacked(content: RecordDict) -> tuple[str, bytes]:
     """Topic and envelope of what somebody has sent. Raises MessageError if it is anything else."""
     record = content.get(_RECORD)
     if len(content) != 1 or not isinstance(record, ArrayRecord) or len(record) != 1:
-        raise MessageError("A message of Flower carries something else than one envelope.")
+        raise MessageError("A Flower message does not contain exactly one envelope.")
     ((topic, array),) = record.items()
     if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", _KIND, (len(array.data),)):
-        raise MessageError("A message of Flower carries something else than bytes.")
+        raise MessageError("A Flower message does not contain bytes.")
     if len(array.data) > _LARGEST:
-        raise MessageError(f"A message of Flower is larger than {_LARGEST // _MIB} MiB.")
+        raise MessageError(f"A Flower message is larger than {_LARGEST // _MIB} MiB.")
     return topic, bytes(array.data)

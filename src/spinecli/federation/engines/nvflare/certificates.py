@@ -83,7 +83,9 @@ def certify(directory: Path, devices: Sequence[str], hosts: Sequence[str], days:
         _issue(directory, SERVER, signing, authority, days, hosts)
         made.append(SERVER)
     elif not (directory / SERVER).is_dir():
-        raise OptionError("Name the server's address as devices see it with --host; its certificate is issued to it.")
+        raise OptionError(
+            "Give the address at which devices reach the server with --host; its certificate is issued for it."
+        )
     for device in devices:
         if not (directory / device).is_dir():
             _issue(directory, device, signing, authority, days, ())

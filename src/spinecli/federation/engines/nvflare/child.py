@@ -28,7 +28,7 @@ def frame(topic: str, envelope: bytes) -> bytes:
 def unframed(blob: bytes) -> tuple[str, bytes]:
     """The topic and the envelope of a frame; MessageError if it has none."""
     if not blob or len(blob) < 1 + blob[0]:
-        raise MessageError("A frame is cut short.")
+        raise MessageError("A frame is truncated.")
     return blob[1 : 1 + blob[0]].decode(errors="replace"), blob[1 + blob[0] :]
 
 

@@ -53,7 +53,7 @@ class Address:
                 probe.bind((self.host, self.port))
             except OSError as error:
                 raise FederationError(
-                    f"Nothing can listen on {self} ({error.strerror or error}); name another address."
+                    f"The server cannot listen on {self} ({error.strerror or error}); name another address."
                 ) from error
 
 

@@ -136,8 +136,8 @@ class NvflareEngine(RemoteEngine):
         if all(member.trouble or has_gone(member) for member in members):
             troubles = "".join(f" {member.trouble}" for member in members if member.trouble)
             raise FederationError(
-                "Every device has gone or cannot take part; start them again and run the same command with --resume to "
-                f"go on.{troubles}"
+                "All devices are gone or cannot take part; start them again and run the same command with --resume to "
+                f"continue.{troubles}"
             )
 
     def _send(self, cell: str, topic: str, envelope: bytes) -> bool:

@@ -47,4 +47,4 @@ def selection_of(name: str) -> Selection:
     try:
         return SELECTIONS[name]()
     except KeyError:
-        raise OptionError(f"The selection {name!r} is none of {', '.join(SELECTIONS)}; name one of these.") from None
+        raise OptionError(f"The selection {name!r} is not one of {', '.join(SELECTIONS)}; name one of these.") from None
