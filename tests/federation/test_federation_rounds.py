@@ -9,8 +9,8 @@ from small_federations import Watched, adapter_digest
 from sums import digest
 
 from spinecli.errors import FederationError
+from spinecli.federation.loop import learning_rate
 from spinecli.federation.results import summarised
-from spinecli.federation.schedule import learning_rate
 from spinecli.federation.strategies import STRATEGIES
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinecli.federation.schedule import Schedule, learning_rate
+from spinecli.federation.loop import Schedule, learning_rate
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
