@@ -211,10 +211,10 @@ def test_a_grown_vocabulary_without_its_head_is_refused_by_all(opened: Opened, t
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({name: value for name, value in tensors.items() if "lm_head" not in name}, weights)
-    with pytest.raises(OptionError, match=r"brings no lm_head\.weight"):
+    with pytest.raises(OptionError, match=r"has no lm_head\.weight"):
         merge(checkpoint, tmp_path / "lora")
     (subject,) = open_subjects([(str(checkpoint.path), tmp_path / "lora")])
-    with pytest.raises(OptionError, match=r"brings no lm_head\.weight"):
+    with pytest.raises(OptionError, match=r"has no lm_head\.weight"):
         load_model(subject, device="cpu", dtype="float32")
 
 

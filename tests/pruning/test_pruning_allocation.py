@@ -164,7 +164,7 @@ def test_protected_blocks_bound_what_leaves() -> None:
 
 
 def test_too_much_by_blocks_alone() -> None:
-    with pytest.raises(OptionError, match=r"would remove 7 of 8 blocks, and only 6 may leave.*--protect"):
+    with pytest.raises(OptionError, match=r"would remove 7 of 8 blocks, and only 6 may be removed.*--protect"):
         allocate_blocks(budget_of(sparsity=0.9))
 
 

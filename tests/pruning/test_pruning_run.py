@@ -218,7 +218,7 @@ def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
 
 def test_no_sparsity_takes_the_last_block_of_a_kind(options: Callable[..., PruneConfig]) -> None:
     request = open_request(options(ONE_GLOBAL, method="shortgpt", sparsity=0.9, protect=()))
-    with pytest.raises(OptionError, match="only 4 may leave"):
+    with pytest.raises(OptionError, match="only 4 may be removed"):
         decide(request)
 
 

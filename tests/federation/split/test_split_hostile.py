@@ -93,8 +93,8 @@ FEATURES: dict[str, tuple[Spoil, str]] = {
     "no labels": (without(LABELS), "labels"),
     "one label too few": (with_tensor(LABELS, lambda value: value[1:]), "labels"),
     "labels as floats": (with_tensor(LABELS, lambda value: value.float()), "labels"),
-    "a label out of range": (with_entry(LABELS, 2, 999_999), "label 999999 is none"),
-    "a negative label": (with_entry(LABELS, 0, -1), "label -1 is none"),
+    "a label out of range": (with_entry(LABELS, 2, 999_999), "label 999999 is not one"),
+    "a negative label": (with_entry(LABELS, 0, -1), "label -1 is not one"),
     "an extra tensor": (with_extra("input_ids"), "input_ids was not asked for"),
     "an extra of features": (with_extra("features.more"), "features.more was not asked for"),
     "the iteration before": (with_header(iteration=0), "iteration 0"),
@@ -213,8 +213,8 @@ def test_without_its_culprit_a_round_ends_as_if_it_had_never_begun_with_it(split
 
 LANGUAGE: dict[str, tuple[Spoil, str]] = {
     "nothing to learn": (with_tensor(LABELS, lambda value: torch.full_like(value, -100)), "nothing to learn"),
-    "a token out of range": (with_entry(LABELS, 1, 320), "label 320 is none"),
-    "a negative token": (with_entry(LABELS, 1, -1), "label -1 is none"),
+    "a token out of range": (with_entry(LABELS, 1, 320), "label 320 is not one"),
+    "a negative token": (with_entry(LABELS, 1, -1), "label -1 is not one"),
     "labels of rows": (with_tensor(LABELS, lambda value: value[:ROWS]), "labels"),
 }
 
