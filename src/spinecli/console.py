@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -21,9 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from spinecli.artifacts.context import RunContext
-from spinecli.artifacts.stopwatch import Stopwatch
 from spinecli.errors import SpineError, reason_of
+
+if TYPE_CHECKING:
+    from spinecli.artifacts.context import RunContext
+    from spinecli.artifacts.stopwatch import Stopwatch
 
 _INTERRUPTED = 130
 # Libraries that read what a user gives.
@@ -69,6 +71,9 @@ class Terminal:
         Args:
             stopwatch: of a run that has begun; without one, time counts from here.
         """
+        from spinecli.artifacts.context import RunContext
+        from spinecli.artifacts.stopwatch import Stopwatch
+
         context = RunContext(stopwatch or Stopwatch(), note=self.note, debug=self.debug)
         if self.quiet or not self.err.is_terminal:
             yield context
