@@ -66,31 +66,38 @@ def main() -> None:
     print_table(collected(asked, one_run), asked.target)
 
 
+def asked_of(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """The options that runs of adapters and split runs have alike."""
+    return {
+        "data": found(asked.data, "datasets"),
+        "strategy": strategy,
+        "fleet": asked.fleet,
+        "partition": asked.partition,
+        "limit": asked.limit,
+        "max_length": asked.max_length,
+        "rounds": asked.rounds,
+        "cohort": asked.cohort,
+        "batch_size": asked.batch_size,
+        "learning_rate": asked.learning_rate,
+        "evaluate_every": asked.evaluate_every,
+        "evaluation_limit": asked.examined,
+        "seed": seed,
+    }
+
+
 def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     config = make_config(
         FederateConfig,
         found(asked.model, "models"),
         {
-            "data": found(asked.data, "datasets"),
-            "strategy": strategy,
-            "fleet": asked.fleet,
-            "partition": asked.partition,
-            "limit": asked.limit,
-            "max_length": asked.max_length,
-            "rounds": asked.rounds,
-            "cohort": asked.cohort,
+            **asked_of(strategy, seed, asked),
             "local_steps": asked.local_steps,
-            "batch_size": asked.batch_size,
-            "learning_rate": asked.learning_rate,
             "weighting": asked.weighting,
-            "evaluate_every": asked.evaluate_every,
-            "evaluation_limit": asked.examined,
             "smallest_rank": asked.smallest_rank,
             "largest_rank": asked.largest_rank,
             "sparsity": asked.sparsity,
             "prune_interval": asked.local_steps,
-            "seed": seed,
         },
     )
     with quiet_libraries():

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from federation import found, mean, points, to_target
+from federation import asked_of, found, mean, points, to_target
 from resumable_runs import collected
 
 from spinecli.config import make_config
@@ -73,19 +73,8 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
         FederateConfig,
         found(asked.model, "models"),
         {
-            "data": found(asked.data, "datasets"),
-            "strategy": strategy,
-            "fleet": asked.fleet,
-            "partition": asked.partition,
-            "limit": asked.limit,
-            "max_length": asked.max_length,
-            "rounds": asked.rounds,
-            "cohort": asked.cohort,
+            **asked_of(strategy, seed, asked),
             "local_steps": asked.iterations,
-            "batch_size": asked.batch_size,
-            "learning_rate": asked.learning_rate,
-            "evaluate_every": asked.evaluate_every,
-            "evaluation_limit": asked.examined,
             "cut_layer": asked.cut_layer or "auto",
             "bottom": asked.bottom,
             "top": asked.top,
@@ -94,7 +83,6 @@ def one_run(strategy: str, seed: int, asked: argparse.Namespace) -> dict[str, An
             "largest_batch": asked.largest_batch,
             "divergence_limit": asked.divergence_limit,
             "selection": asked.selection,
-            "seed": seed,
         },
     )
     with quiet_libraries():

@@ -91,3 +91,30 @@ def test_a_notebook_shows_what_was_found_and_escapes_it(tmp_path: Path) -> None:
     assert "achieved sparsity" in shown
     assert "&lt;b&gt;: magnitude, 29.6% of block parameters removed" in shown
     assert "<b>" not in shown
+
+
+def test_measuring_gives_tables_and_writes_only_where_it_is_told(tmp_path: Path) -> None:
+    texts = {"perplexity": ["builtin:tiny-evaluation"], "rows": 2, "window": 32}
+    found = spine.evaluate("builtin:tiny", against=["builtin:tiny"], **texts)
+    assert (found.path, found.manifest) == (None, None)
+    head, *lines = found.table().splitlines()
+    assert head.split() == ["builtin:tiny", "builtin:tiny", "(2)", "×"]
+    assert any(line.startswith("perplexity, stories, evaluation") and line.endswith(" 1.000") for line in lines)
+    assert "<td>perplexity, stories, evaluation</td>" in found._repr_html_()
+    first = spine.evaluate("builtin:tiny", **texts, out=tmp_path / "results")
+    again = spine.evaluate("builtin:tiny", **texts, out=tmp_path / "results", resume=True)
+    assert first.manifest is not None
+    assert again.manifest is not None
+    assert again.manifest.measured.started == first.manifest.measured.started
+    assert again.evaluation == first.evaluation
+    speed = spine.bench("builtin:tiny", engine="torch", prompt_length=8, new_tokens=2, repeats=1)
+    assert "nothing was written" in repr(speed)
+
+
+def test_a_fleet_is_looked_at_without_training(tmp_path: Path) -> None:
+    asked = {"data": "builtin:tiny-topics", "fleet": "jetson-10", "limit": 100, "max_length": 32}
+    found = spine.federate("builtin:tiny", strategy="fedit", **asked)
+    assert found.path is None
+    assert found.figures["refused"] is None
+    with pytest.raises(OptionError, match=r"^cut_layer belongs to split training"):
+        spine.federate("builtin:tiny", strategy="fedit", cut_layer=2, **asked)

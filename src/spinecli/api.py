@@ -70,8 +70,9 @@ class Result:
     @property
     def summary(self) -> str:
         """What it is, in a line."""
-        found = self.manifest.summary if self.manifest else "a plan" if self.path is None else "an export"
-        return found if self.path is None else f"{self.path}: {found}"
+        if self.path is None:
+            return "figures alone, nothing was written"
+        return f"{self.path}: {self.manifest.summary if self.manifest else 'an export'}"
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: the summary, and the figures that are single values."""
@@ -90,40 +91,22 @@ class EvaluationResult(Result):
 
     evaluation: Evaluation
 
-    @property
-    def summary(self) -> str:
-        """Where it lies, if anywhere, and what was measured."""
-        return super().summary if self.manifest else "an evaluation"
-
-    def rows(self) -> list[list[str]]:
-        """A head and a line a figure: its name, its value of each model, and the ratios to the first one's."""
-        from spinecli.evaluation.report import cell, ratio_cell
-
-        models = self.evaluation.models
-        head = ["", *(found.label for found in models), *(f"{found.label} ×" for found in models[1:])]
-        lines = [
-            [
-                row.figure,
-                *(cell(row, index) for index in range(len(models))),
-                *(ratio_cell(row, index) for index in range(1, len(models))),
-            ]
-            for row in self.evaluation.comparison
-        ]
-        return [head, *lines]
-
     def table(self) -> str:
-        """The comparison as text in columns."""
-        rows = self.rows()
-        widths = [max(len(line[column]) for line in rows) for column in range(len(rows[0]))]
-        first, *others = widths
+        """The comparison as text in columns: beside every model but the first, its ratio to the first one."""
+        from spinecli.evaluation.report import comparison_lines
+
+        head, lines = comparison_lines(self.evaluation)
+        first, *others = (max(map(len, column)) for column in zip(head, *lines, strict=True))
         return "\n".join(
             "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
-            for name, *cells in rows
+            for name, *cells in (head, *lines)
         )
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: the comparison."""
-        head, *lines = self.rows()
+        from spinecli.evaluation.report import comparison_lines
+
+        head, lines = comparison_lines(self.evaluation)
         drawn = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
         return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{drawn}</table>"
 
@@ -231,6 +214,8 @@ def federate(
     with quiet_libraries(), _asked(FederateConfig, model, fields) as config:
         require_engine(config.engine.name)
         request = open_request(config)
+        for note in request.splits.notes:
+            _log.info(note)
         if config.splits:
             request = split_request(request)
         if out is None:
@@ -365,11 +350,11 @@ def _asked(kind: type[_Kind], config: object, fields: dict[str, Any]) -> Iterato
         given = {name: _plain(value) for name, value in fields.items()}
         yield make_config(kind, ready, given)
     except SpineError as error:
-        error.args = (in_python(kind, str(error)),)
+        error.args = (_in_python(kind, str(error)),)
         raise
 
 
-def in_python(kind: type[Config], sentence: str) -> str:
+def _in_python(kind: type[Config], sentence: str) -> str:
     """A sentence for the command line as it reads in Python: fields instead of flags."""
     names = {found.flag: found.name for found in kind.fields()} | _OUTPUT
     return re.sub(r"--[a-z][a-z-]*[a-z]", lambda match: names.get(match[0], match[0]), sentence)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from perplexity_samples import perplexity_of
 
 from spinecli.evaluation.comparison import compare
 from spinecli.evaluation.config import EvaluateConfig, GenerationConfig
@@ -15,24 +16,12 @@ from spinecli.evaluation.results import (
     LatencyResult,
     MemoryResult,
     ModelResult,
-    PerplexityResult,
     Weights,
 )
 
 
 def _model(label: str, scale: float, *, comparable: bool = True, measured: bool = True) -> ModelResult:
-    text = PerplexityResult(
-        text="words.txt",
-        description="words <1>.txt",
-        perplexity=30 / scale,
-        nll=3.4,
-        scored_tokens=620,
-        windows=20,
-        window=32,
-        stride=32,
-        computed_by="loaded model",
-        comparable=comparable,
-    )
+    text = perplexity_of(scale, comparable=comparable)
     results = {"tiny": {"alias": "tiny", "acc,none": 0.5 * scale, "acc_stderr,none": 0.05}}
     return ModelResult(
         label=label,

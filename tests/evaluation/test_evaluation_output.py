@@ -12,7 +12,7 @@ from spinecli.errors import OptionError, OutputExistsError
 from spinecli.evaluation import run
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig
 from spinecli.evaluation.results import Evaluation
-from spinecli.evaluation.run import provenance, write_evaluation
+from spinecli.evaluation.run import run_of, write_evaluation
 from spinecli.evaluation.session import Session, open_session
 
 
@@ -46,7 +46,7 @@ def test_streamed_and_loaded_sessions_agree(dense: Path, thinner: Path, text_fil
 
 def test_everything_is_written_and_accounted_for(session: Session, tmp_path: Path, dense: Path, thinner: Path) -> None:
     evaluation = session.measure()
-    manifest = write_evaluation(session, provenance(session), evaluation, OutputOptions(tmp_path / "out"))
+    manifest = write_evaluation(session, run_of(session), evaluation, OutputOptions(tmp_path / "out"))
     assert {"results.json", "report.html"} <= set(manifest.outputs)
     assert read_manifest(tmp_path / "out") == manifest
     assert damaged_files(tmp_path / "out", manifest) == {}
@@ -61,12 +61,12 @@ def test_everything_is_written_and_accounted_for(session: Session, tmp_path: Pat
 
 
 def test_an_output_is_kept_unless_it_may_be_replaced(session: Session, tmp_path: Path) -> None:
-    evaluation, source, out = session.measure(), provenance(session), tmp_path / "out"
-    first = write_evaluation(session, source, evaluation, OutputOptions(out))
+    evaluation, made, out = session.measure(), run_of(session), tmp_path / "out"
+    first = write_evaluation(session, made, evaluation, OutputOptions(out))
     with pytest.raises(OutputExistsError):
-        write_evaluation(session, source, evaluation, OutputOptions(out))
+        write_evaluation(session, made, evaluation, OutputOptions(out))
     assert read_manifest(out) == first
-    write_evaluation(session, source, evaluation, OutputOptions(out, overwrite=True))
+    write_evaluation(session, made, evaluation, OutputOptions(out, overwrite=True))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -76,14 +76,14 @@ def test_what_a_killed_run_left_is_thrown_away(
     def killed(*_: object) -> str:
         raise KeyboardInterrupt
 
-    evaluation, source = session.measure(), provenance(session)
+    evaluation, made = session.measure(), run_of(session)
     whole_report = run.report_html
     monkeypatch.setattr(run, "report_html", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_evaluation(session, source, evaluation, OutputOptions(tmp_path / "out"))
+        write_evaluation(session, made, evaluation, OutputOptions(tmp_path / "out"))
     monkeypatch.setattr(run, "report_html", whole_report)
     assert [path.name for path in tmp_path.iterdir()] == [".out.spine-work"]
-    manifest = write_evaluation(session, source, evaluation, OutputOptions(tmp_path / "out"))
+    manifest = write_evaluation(session, made, evaluation, OutputOptions(tmp_path / "out"))
     assert damaged_files(tmp_path / "out", manifest) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from pages import read_page
+from perplexity_samples import perplexity_of
 
 from spinecli.checkpoints.cut_picture import BlockCut
 from spinecli.evaluation.comparison import compare
@@ -18,7 +19,6 @@ from spinecli.evaluation.results import (
     ForwardResult,
     LatencyResult,
     ModelResult,
-    PerplexityResult,
     Weights,
 )
 
@@ -27,18 +27,7 @@ NOW = "2026-01-01T00:00:00+00:00"
 
 
 def measured(label: str, scale: float, **changes: Any) -> ModelResult:
-    text = PerplexityResult(
-        text="words.txt",
-        description="words <1>.txt",
-        perplexity=30 / scale,
-        nll=3.4,
-        scored_tokens=620,
-        windows=20,
-        window=32,
-        stride=32,
-        computed_by="loaded model",
-        comparable=True,
-    )
+    text = perplexity_of(scale)
     made = ModelResult(
         label=label,
         reference=f"models/{label}",

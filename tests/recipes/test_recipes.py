@@ -51,6 +51,38 @@ def test_a_chain_runs_once_and_again_only_where_something_changed(tmp_path: Path
     assert ran(other, out) == {"pruned": True, "tuned": False, "plan": False}
 
 
+def test_every_command_with_a_manifest_is_left_as_it_is(tmp_path: Path) -> None:
+    texts = {"texts": ["builtin:tiny-evaluation"], "rows": 2, "window": 32}
+    data = {"train": "builtin:tiny-topics", "max_length": 32, "examples": {"limit": 100}}
+    few = {"prompt_length": 8, "new_tokens": 2, "repeats": 1}
+    steps = {
+        "results": {"eval": {"model": "builtin:tiny", "perplexity": texts}},
+        "sweep": {
+            "sweep": {
+                "model": "builtin:tiny",
+                "sparsity": 0.3,
+                "methods": ["magnitude"],
+                "tune": "none",
+                "perplexity": texts,
+                "calibration": {"rows": 8},
+            }
+        },
+        "bench": {"bench": {"models": ["builtin:tiny"], "engine": "torch", "generation": few}},
+        "fed": {
+            "fed-launch": {
+                "model": "builtin:tiny",
+                "strategy": "fedit",
+                "fleet": "jetson-10",
+                "data": data,
+                "train": {"rounds": 1, "cohort": 2, "local_steps": 1},
+            }
+        },
+    }
+    recipe = read_recipe(written(tmp_path, steps))
+    assert ran(recipe, tmp_path / "chain") == dict.fromkeys(steps, False)
+    assert ran(recipe, tmp_path / "chain") == dict.fromkeys(steps, True)
+
+
 def test_a_chain_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, recipe = tmp_path / "chain", read_recipe(written(tmp_path, CHAIN))
 

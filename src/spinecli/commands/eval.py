@@ -53,12 +53,8 @@ def comparison_table(evaluation: Evaluation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from spinecli.evaluation.report import cell, conditions, ratio_cell
+    from spinecli.evaluation.report import comparison_lines, conditions
 
-    columns, rows = [""], [[row.figure] for row in evaluation.comparison]
-    for index, result in enumerate(evaluation.models):
-        columns += [result.label] if index == 0 else [result.label, "×"]
-        for line, row in zip(rows, evaluation.comparison, strict=True):
-            line += [cell(row, index)] if index == 0 else [cell(row, index), ratio_cell(row, index)]
+    columns, rows = comparison_lines(evaluation)
     # not the table's own caption, which would be wrapped to the table's width
     return Group(table("", columns, rows), Text("\n".join(conditions(evaluation)), style="dim"))

@@ -52,8 +52,10 @@ def launched(
 @contextmanager
 def live_rounds(terminal: Terminal, config: FederateConfig) -> Iterator[Listener]:
     """A listener that keeps a table of the last rounds on a terminal, and is silent where there is none."""
+    from spinecli.artifacts.context import unheard
+
     if terminal.quiet or not terminal.err.is_terminal:
-        yield _silent
+        yield unheard
         return
     records: list[RoundRecord] = []
     with Live(_rounds_table(records, config), console=terminal.err, transient=True, auto_refresh=False) as live:
@@ -63,10 +65,6 @@ def live_rounds(terminal: Terminal, config: FederateConfig) -> Iterator[Listener
             live.update(_rounds_table(records, config), refresh=True)
 
         yield show
-
-
-def _silent(record: RoundRecord) -> None:
-    """Nobody looks."""
 
 
 def _rounds_table(records: Sequence[RoundRecord], config: FederateConfig) -> Table:

@@ -53,17 +53,10 @@ def continued(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt
     room = NEW_TOKENS if positions is None else min(NEW_TOKENS, positions - len(ids))
     if not ids or room < 1:
         return ""
-    output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
-    found: list[int] = []
-    while True:
-        token = int(output.logits[0, -1].argmax())
-        if token == tokenizer.eos_token_id:
-            break
-        found.append(token)
-        if len(found) == room:
-            break
-        step = torch.tensor([[token]], device=model.device)
-        output = model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
-    whole = tokenizer.decode(ids + found, skip_special_tokens=True)
+    prompted = torch.tensor([ids], device=model.device)
+    whole_ids = model.generate(
+        prompted, attention_mask=torch.ones_like(prompted), do_sample=False, max_new_tokens=room
+    )[0].tolist()
+    whole = tokenizer.decode(whole_ids, skip_special_tokens=True)
     begun = tokenizer.decode(ids, skip_special_tokens=True)
     return str(whole).removeprefix(str(begun)).strip()

@@ -225,7 +225,7 @@ def dense_reference(subject: Subject) -> str | None:
         return None
     try:
         manifest = read_manifest(subject.path)
-    except UserError:  # it only serves a note and a default here; `provenance` and `spine inspect` judge it
+    except UserError:  # it only serves a note and a default here; `run_of` and `spine inspect` judge it
         return None
     steps = _steps_after_training(manifest) if subject.classifies else manifest.lineage
     return steps[0].reference if steps else None

@@ -23,6 +23,17 @@ def ratio_cell(row: ComparisonRow, index: int) -> str:
     return "-" if ratio is None else f"{ratio:.3f}"
 
 
+def comparison_lines(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """A head and a line a figure; beside every model but the first, its ratio to the first one."""
+    head = [""]
+    lines = [[row.figure] for row in evaluation.comparison]
+    for index, model in enumerate(evaluation.models):
+        head += [model.label] if index == 0 else [model.label, "×"]
+        for line, row in zip(lines, evaluation.comparison, strict=True):
+            line += [cell(row, index)] if index == 0 else [cell(row, index), ratio_cell(row, index)]
+    return head, lines
+
+
 def conditions(evaluation: Evaluation) -> list[str]:
     """How the figures were taken, one sentence a measure; without this they mean nothing."""
     models, generation = evaluation.models, evaluation.generation

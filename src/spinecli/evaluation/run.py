@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, check_output
@@ -24,17 +25,13 @@ from spinecli.evaluation.results import RESULTS_NAME, Evaluation
 from spinecli.evaluation.session import Session, open_session
 from spinecli.lora.peft_format import CONFIG_NAME, WEIGHTS_NAME
 
-
-@dataclass(frozen=True)
-class EvaluationInputs:
-    """What an evaluation measures and where that comes from."""
-
-    inputs: dict[str, Source]
-    lineage: tuple[Step, ...]
+_Found = TypeVar("_Found", bound=BaseModel)
 
 
-def provenance(session: Session) -> EvaluationInputs:
-    """Sums of everything that is measured or measured with. Reads every checkpoint once, so before measuring.
+def run_of(session: Session) -> Run:
+    """What decides an evaluation's result: its config, and the sums of everything that is measured or measured with.
+
+    Reads every checkpoint once, so before measuring.
 
     Raises: DamagedArtifactError if a model's files are not those that its spine.json lists.
     """
@@ -49,30 +46,36 @@ def provenance(session: Session) -> EvaluationInputs:
         inputs[f"text {index}"] = TokenRows(passage.windows[-1].tokens.contiguous(), passage.text).source()
     if session.labelled:
         inputs["labelled examples"] = session.labelled.dataset.source()
-    return EvaluationInputs(inputs, lineage_behind(main.path, inputs["model"]))
-
-
-def run_of(session: Session, source: EvaluationInputs) -> Run:
-    """What decides an evaluation's result."""
     return Run(
         kind="evaluation",
         command="eval",
         config=session.asked,
         parameters=session.config.parameters(),
         seed=session.config.tasks.seed if session.config.tasks else 0,
-        inputs=source.inputs,
-        lineage=source.lineage,
+        inputs=inputs,
+        lineage=lineage_behind(main.path, inputs["model"]),
     )
 
 
-def read_evaluation(directory: Path) -> Evaluation:
-    """The results of a finished evaluation."""
-    return Evaluation.model_validate_json((directory / RESULTS_NAME).read_text(encoding="utf-8"))
+def measured_once(
+    run: Run,
+    output: OutputOptions,
+    kind: type[_Found],
+    measure: Callable[[], _Found],
+    write: Callable[[Run, _Found], Manifest],
+) -> tuple[_Found, Manifest]:
+    """What the same run has written into `output` already, if `output.resume` asks for it; else measured, and written.
+
+    Raises: OutputExistsError, and what measuring and writing raise.
+    """
+    if finished := run.finished(output):
+        return kind.model_validate_json((output.path / RESULTS_NAME).read_text(encoding="utf-8")), finished
+    check_output(output)
+    found = measure()
+    return found, write(run, found)
 
 
-def write_evaluation(
-    session: Session, source: EvaluationInputs, evaluation: Evaluation, output: OutputOptions
-) -> Manifest:
+def write_evaluation(session: Session, run: Run, evaluation: Evaluation, output: OutputOptions) -> Manifest:
     """Write the output directory, whole or not at all.
 
     Nothing is written while measuring, so a killed evaluation leaves nothing. What a kill in the moment of writing
@@ -82,12 +85,11 @@ def write_evaluation(
     """
     measured = session.context.stopwatch.measured()
     check_output(output)
-    run = run_of(session, source)
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
         own = Command(run.config.command_line(run.command, str(output.path)))
-        commands = (*commands_behind(_steps(session, source)), own)
+        commands = (*commands_behind(_steps(session, run)), own)
         (work.files / REPORT_NAME).write_text(report_html(evaluation, measured.started, commands), encoding="utf-8")
         if can_plot():
             save_picture(evaluation, work.files / PICTURE_NAME)
@@ -95,15 +97,15 @@ def write_evaluation(
         return run.publish(work, _summary(evaluation), report, measured)
 
 
-def _steps(session: Session, source: EvaluationInputs) -> tuple[Step, ...]:
+def _steps(session: Session, run: Run) -> tuple[Step, ...]:
     """The steps behind all models, as far as their files are those that their commands wrote."""
     found: list[Step] = []
     for index, subject in enumerate(session.subjects[:-1], start=1):
         try:
-            found += lineage_behind(subject.path, source.inputs[f"against {index}"])
+            found += lineage_behind(subject.path, run.inputs[f"against {index}"])
         except UserError:  # a model to compare with may be anything
             continue
-    return (*found, *source.lineage)
+    return (*found, *run.lineage)
 
 
 def _summary(evaluation: Evaluation) -> str:
@@ -131,9 +133,8 @@ def evaluate(
     session = open_session(config, context)
     if output is None:
         return session.measure(), None
-    source = provenance(session)
-    if finished := run_of(session, source).finished(output):
-        return read_evaluation(output.path), finished
-    check_output(output)
-    evaluation = session.measure()
-    return evaluation, write_evaluation(session, source, evaluation, output)
+
+    def write(run: Run, evaluation: Evaluation) -> Manifest:
+        return write_evaluation(session, run, evaluation, output)
+
+    return measured_once(run_of(session), output, Evaluation, session.measure, write)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from spinecli.artifacts.context import unheard
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
@@ -28,10 +29,6 @@ from spinecli.federation.loop import Listener, Loop, Model, ReadyFederation, Tra
 from spinecli.federation.request import FederatedRequest
 from spinecli.federation.results import FederatedResult, require_accepted, summarised
 from spinecli.federation.rounds_picture import PICTURE_NAME, save_picture
-
-
-def unheard(record: RoundRecord) -> None:
-    """Nobody listens."""
 
 
 def launch(

@@ -31,7 +31,7 @@ _MOST_NAMED = 5
 class Listener(Protocol):
     """Hears of every finished round."""
 
-    def __call__(self, record: RoundRecord) -> None:
+    def __call__(self, record: RoundRecord, /) -> None:
         """`record` is in the history and the state is saved."""
 
 

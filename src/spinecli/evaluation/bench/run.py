@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, check_output
@@ -21,62 +19,45 @@ from spinecli.evaluation.bench.session import BenchSession, open_bench
 from spinecli.evaluation.chain import commands_behind
 from spinecli.evaluation.page.page import REPORT_NAME, Command
 from spinecli.evaluation.results import RESULTS_NAME
+from spinecli.evaluation.run import measured_once
 
 
-@dataclass(frozen=True)
-class BenchInputs:
-    """What is benched and where that comes from."""
+def run_of(bench: BenchSession) -> Run:
+    """What decides a benchmark's result, but for the machine: its config, and the sums of all models.
 
-    inputs: dict[str, Source]
-    lineage: tuple[Step, ...]
-    """Of the last checkpoint."""
-
-
-def provenance(models: Sequence[Model]) -> BenchInputs:
-    """Sums of all models. Reads every file once, so before measuring.
+    Reads every file once, so before measuring. The lineage is that of the last checkpoint.
 
     Raises: DamagedArtifactError if a checkpoint's files are not those that its spine.json lists.
     """
     inputs: dict[str, Source] = {}
     lineage: tuple[Step, ...] = ()
-    for index, model in enumerate(models, start=1):
+    for index, model in enumerate(bench.models, start=1):
         inputs[f"model {index}"] = source = _source(model)
         if model.subject is not None:
             lineage = lineage_behind(model.subject.path, source)
-    return BenchInputs(inputs, lineage)
-
-
-def run_of(bench: BenchSession, source: BenchInputs) -> Run:
-    """What decides a benchmark's result, but for the machine."""
     return Run(
         kind="benchmark",
         command="bench",
         config=bench.asked,
         parameters=bench.config.parameters(),
         seed=0,
-        inputs=source.inputs,
-        lineage=source.lineage,
+        inputs=inputs,
+        lineage=lineage,
     )
 
 
-def read_bench(directory: Path) -> BenchResults:
-    """The results of a finished benchmark."""
-    return BenchResults.model_validate_json((directory / RESULTS_NAME).read_text(encoding="utf-8"))
-
-
-def write_bench(bench: BenchSession, source: BenchInputs, results: BenchResults, output: OutputOptions) -> Manifest:
+def write_bench(bench: BenchSession, run: Run, results: BenchResults, output: OutputOptions) -> Manifest:
     """Write the output directory, whole or not at all.
 
     Raises: OutputExistsError, UnfinishedRunError (another process is writing), MissingPathError, NoSpaceError.
     """
     measured = bench.context.stopwatch.measured()
     check_output(output)
-    run = run_of(bench, source)
     # nothing is written while measuring, so what a kill leaves here holds nothing to continue
     with run.working(replace(output, overwrite=True)) as work:
         text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work.files / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
-        commands = (*commands_behind(source.lineage), Command(run.config.command_line(run.command, str(output.path))))
+        commands = (*commands_behind(run.lineage), Command(run.config.command_line(run.command, str(output.path))))
         (work.files / REPORT_NAME).write_text(bench_html(results, measured.started, commands), encoding="utf-8")
         labels = ", ".join(model.label for model in results.models)
         engines = " and ".join(engine.engine for engine in results.engines)
@@ -104,9 +85,8 @@ def bench(
     session = open_bench(config, context)
     if output is None:
         return session.measure(), None
-    source = provenance(session.models)
-    if finished := run_of(session, source).finished(output):
-        return read_bench(output.path), finished
-    check_output(output)
-    results = session.measure()
-    return results, write_bench(session, source, results, output)
+
+    def write(run: Run, results: BenchResults) -> Manifest:
+        return write_bench(session, run, results, output)
+
+    return measured_once(run_of(session), output, BenchResults, session.measure, write)
