@@ -23,7 +23,7 @@ def prune(
     """Remove whole blocks, then heads and channels, from MODEL, without gradients, one block in memory at a time."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
-    from spinecli.pruning.decision import decide
+    from spinecli.pruning.decision import decide, planned, run_memory
     from spinecli.pruning.request import open_request
     from spinecli.pruning.run import prune as run_prune
 
@@ -38,8 +38,8 @@ def prune(
     with terminal.context(stopwatch) as context:
         if dry_run or out is None:
             decision = decide(request, context)
-            report: dict[str, Any] = decision.report()
-            report["memory_bytes"] = decision.plan.memory_bytes
+            report: dict[str, Any] = planned(request, decision).report() | decision.report()
+            report["memory_bytes"] = run_memory(request)
         else:
             manifest = run_prune(request, OutputOptions(out, overwrite, resume), context)
             report = manifest.model_dump(mode="json")["report"]
@@ -65,10 +65,11 @@ def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list
         kinds = ", ".join(f"block {index} ({kind})" for index, kind in last.items())
         lines.append(f"stays so that no kind of attention leaves the model: {kinds}")
     if refit := report.get("refit"):
-        key = "loss" if "held_out_loss_before" in refit else "distance"
-        before, after = refit[f"held_out_{key}_before"], refit[f"held_out_{key}_after"]
+        before, after = refit["held_out_before"], refit["held_out_after"]
         answer = "the re-fit" if refit["kept"] == "tuned" else "the bare cut"
-        lines.append(f"held-out {key} of the cut {before:.4f}, re-fitted {after:.4f}; {answer} is kept")
+        lines.append(
+            f"{refit['judged_by']}, on held-out rows: {before:.4f} as cut, {after:.4f} re-fitted; {answer} is kept"
+        )
     if out is None:
         lines.append(f"a run needs about {size(report['memory_bytes'])} of memory; nothing was written")
     else:
@@ -76,8 +77,7 @@ def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list
     drawn = [_sizes(report), "", _leaving(report)]
     if report["compared"]:
         drawn += ["", _compared(report["compared"])]
-        if "distance" in report["compared"][0]:
-            lines.insert(0, f"allocations compared by the {report['compared_by']}, relative and squared")
+        lines.insert(0, f"allocations compared by the {report['compared_by']}, after a recovery")
     return [*drawn, "", *lines]
 
 
@@ -124,19 +124,18 @@ def _leaving_heads(block: dict[str, Any], shape: dict[str, Any], gone: bool) -> 
 
 
 def _compared(compared: list[dict[str, Any]]) -> Any:
-    key = "loss" if "loss" in compared[0] else "distance"
-    best = min(judged[key] for judged in compared)
+    best = min(judged["held_out"] for judged in compared)
     rows = [
         (
             judged["widths"],
             str(judged["removed_blocks"]),
             _span(shape["heads"] for shape in _kept(judged)),
             _span(shape["channels"] for shape in _kept(judged)),
-            f"{judged[key]:.4f}" + (" *" if judged[key] == best else "  "),
+            f"{judged['held_out']:.4f}" + (" *" if judged["held_out"] == best else "  "),
         )
         for judged in compared
     ]
-    columns = ("widths", "blocks removed", "heads", "channels", f"{key} after recovery")
+    columns = ("widths", "blocks removed", "heads", "channels", "after recovery")
     return table("Allocations compared on held-out calibration rows", columns, rows)
 
 

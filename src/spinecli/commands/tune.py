@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,8 @@ def _rendered(report: dict[str, Any], out: Path) -> list[Any]:
         for layer in report["layers"]
     ]
     columns = ("block", "dense block", "layer", "answer", "error before", "after", "recovered")
-    if "held_out_loss_before" in report:
-        before, after = exp(report["held_out_loss_before"]), exp(report["held_out_loss_after"])
-        verdict = f"held-out perplexity {before:.3f} before, {after:.3f} after tuning"
-    else:
-        before, after = report["held_out_distance_before"], report["held_out_distance_after"]
-        verdict = f"{report['judged_by']} on held-out rows: {before:.4f} before, {after:.4f} after tuning"
+    before, after = report["held_out_before"], report["held_out_after"]
+    verdict = f"{report['judged_by']}, on held-out rows: {before:.4f} before, {after:.4f} after tuning"
     if report["kept"] == "untuned":
         verdict += "; the weights were left as they were"
     return [

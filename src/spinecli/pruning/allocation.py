@@ -20,20 +20,18 @@ from spinecli.errors import OptionError
 from spinecli.pruning.scoring import Scores
 
 
-def select(scores: Scores, allocation: Allocation, shape: BlockShape, protected: frozenset[int]) -> Masks:
-    """Keep the most important units of each kept block; remove the least influential unprotected blocks.
-
-    Ties go to the unit with the lower index.
-    """
+def shapes_after(scores: Scores, allocation: Allocation, protected: frozenset[int]) -> tuple[BlockShape, ...]:
+    """What is to be kept of every block: nothing of the least influential unprotected ones, and of the others alike."""
     removed = least_influential(scores, allocation.removed_blocks, protected)
-    nothing = BlockShape(0, 0, shape.head_dim, 0)
-    blocks = len(scores.influence)
-    after = [nothing if index in removed else allocation.shape for index in range(blocks)]
-    return select_shapes(scores, after, (shape,) * blocks)
+    nothing = BlockShape(0, 0, allocation.shape.head_dim, 0)
+    return tuple(nothing if index in removed else allocation.shape for index in range(len(scores.influence)))
 
 
 def select_shapes(scores: Scores, after: Sequence[BlockShape], before: Sequence[BlockShape]) -> Masks:
-    """Keep the most important units of every block, as many as `after` says; one without any is removed."""
+    """Keep the most important units of every block, as many as `after` says; one without any is removed.
+
+    Ties go to the unit with the lower index.
+    """
     masks = []
     for index, (wanted, shape) in enumerate(zip(after, before, strict=True)):
         groups = _top(scores.units[index].kv_groups, wanted.kv_heads)

@@ -13,7 +13,7 @@ from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import ModelSize, block_costs, size_of
 from spinecli.checkpoints.cutting import cut_checkpoint
-from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream
 from spinecli.checkpoints.stream.objective import Objective, objective_of
@@ -29,12 +29,13 @@ from spinecli.pruning.allocation import (
     block_candidates,
     head_candidates,
     last_of_their_kind,
-    select,
     select_shapes,
+    shapes_after,
 )
+from spinecli.pruning.method import gram_precision
 from spinecli.pruning.request import PruneRequest
 from spinecli.pruning.scoring import Scores, score_checkpoint
-from spinecli.pruning.search import Candidate, CandidateScore, score_candidates
+from spinecli.pruning.search import Candidate, CandidateScore, score_candidates, search_rows
 
 
 def engines(cut: Checkpoint) -> dict[str, str]:
@@ -67,8 +68,6 @@ class PrunePlan:
     """Family the result is written as."""
     engines: dict[str, str]
     """Engine -> "yes", or what stands in the way."""
-    memory_bytes: int
-    """Estimated peak resident memory of the run."""
 
     @property
     def sparsity(self) -> float:
@@ -97,12 +96,11 @@ class PrunePlan:
         }
 
 
-def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: int) -> PrunePlan:
+def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int) -> PrunePlan:
     """Derive the plan of a cut.
 
     Args:
         length: tokens per calibration row, at which the FLOPs of attention scores are counted.
-        memory_bytes: estimated peak of the run, from `run_memory`.
     """
     cut = cut_checkpoint(checkpoint, masks)
     return PrunePlan(
@@ -113,7 +111,23 @@ def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: 
         shapes=cut.shapes,
         model_type=cut.family.model_type,
         engines=engines(cut),
-        memory_bytes=memory_bytes,
+    )
+
+
+def planned(request: PruneRequest, decision: Decision) -> PrunePlan:
+    """The plan of a cut that has not been made: where its units are chosen later, any are taken in their place."""
+    checkpoint, shapes = request.checkpoint, decision.candidate.shapes
+    masks = decision.candidate.masks or any_masks(checkpoint.shapes, shapes)
+    return plan_prune(checkpoint, masks, request.calibration.length)
+
+
+def any_masks(before: Sequence[BlockShape], after: Sequence[BlockShape]) -> Masks:
+    """Masks that keep the first units of every block, as many as `after` says."""
+    return Masks(
+        tuple(
+            BlockMask(torch.arange(dense.heads) < kept.heads, torch.arange(dense.channels) < kept.channels)
+            for dense, kept in zip(before, after, strict=True)
+        )
     )
 
 
@@ -121,8 +135,9 @@ def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int, memory_bytes: 
 _IMPORTS_BYTES = 450_000_000
 # Allocations compared at once; see `allocation.BLOCK_SHARES`.
 _CANDIDATES = 5
-# Matrices of a projection's size that re-fitting both ends of a gated layer holds at once.
+# Matrices of a projection's size, and of its inputs' Gram matrix' size, that a re-fit holds at once.
 _ANSWERS = 6
+_SQUARES = 4
 _FLOAT = torch.float32.itemsize
 
 
@@ -140,16 +155,13 @@ def run_memory(request: PruneRequest) -> int:
     if request.method.needs_gram:
         scoring += int(1.2 * width * width + width * d_model) * _FLOAT
     moments = [outer, scoring]
+    solving = gram_precision(width).itemsize * _SQUARES * width**2 + _ANSWERS * width * d_model * _FLOAT
     if request.searches:
-        tokens = request.search_rows * calibration.length
-        targets = tokens * (5 + _CANDIDATES) * d_model
-        refit = tokens * (3 * d_model + 3 * width) + 2 * min(tokens, width) ** 2
-        moments.append(block + (targets + refit) * _FLOAT)
+        tokens = sum(search_rows(calibration.rows, calibration.length)) * calibration.length
+        moments.append(block + solving + tokens * (5 + _CANDIDATES) * d_model * _FLOAT)
     if request.method.refits:
         tokens = calibration.rows * calibration.length
-        # mask tuning competes in every turn, and its normal matrix is (width, width) however few the tokens are
-        solving = max(2 * min(tokens, width) ** 2, width**2 + _ANSWERS * width * d_model)
-        moments.append(block + (tokens * (4 * d_model + 3 * width) + solving) * _FLOAT)
+        moments.append(block + solving + (4 * tokens * d_model + chunk * (4 * d_model + 5 * width)) * _FLOAT)
     if request.adaptive:
         moments.append(block + trial_bytes(checkpoint.blocks, calibration.length, d_model, calibration.rows))
     return _IMPORTS_BYTES + streams + max(moments)
@@ -176,8 +188,7 @@ def adaptive_candidates(
         for strength in STRENGTHS:
             allocation = allocate_adaptively(budget, tempered(curves, strength), gone, strength)
             if allocation and any(shape.heads or shape.channels for shape in allocation.shapes):
-                masks = select_shapes(scores, allocation.shapes, [costs.dense for costs in budget.costs])
-                found.setdefault(allocation.shapes, Candidate(allocation, masks))
+                found.setdefault(allocation.shapes, Candidate(allocation, allocation.shapes))
     return list(found.values())
 
 
@@ -206,10 +217,10 @@ _SHORTFALL = 0.005
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a run decided to cut, and on what grounds."""
+    """How much of every block is to be kept, and on what grounds."""
 
     scores: Scores
-    plan: PrunePlan
+    candidate: Candidate
     scored: tuple[CandidateScore, ...]
     """Of every allocation that was compared; empty if there was nothing to compare."""
     objective: Objective
@@ -220,36 +231,38 @@ class Decision:
     def report(self) -> dict[str, JsonValue]:
         """For `spine.json` and --json."""
         return {
-            **self.plan.report(),
             "kept_for_their_kind": {str(index): kind for index, kind in self.kept_for_their_kind.items()},
             "block_influence": self.scores.influence.tolist(),
             "compared_by": self.objective.name,
-            "compared": [{**each.allocation.report(), self.objective.key: each.loss} for each in self.scored],
+            "compared": [{**each.allocation.report(), "held_out": each.held_out} for each in self.scored],
         }
 
 
 def decide(request: PruneRequest, context: RunContext | None = None, findings: Path | None = None) -> Decision:
-    """Score the checkpoint and choose the masks; writes nothing but its own state.
+    """Score the checkpoint and choose how much of every block stays; writes nothing but its own state.
 
     Args:
         findings: directory for what does not depend on the sparsity, to be shared by runs that differ in nothing else
             but the sparsity and the widths; None keeps it with the context's.
+
+    Raises: OptionError if nothing can be removed, or not as much as is asked for.
     """
     context = context or RunContext()
     shared = replace(context, state=findings or context.state)
     checkpoint, calibration = request.checkpoint, request.calibration
     opening = len(calibration.frame.opening)
     stream = BlockStream(checkpoint, calibration.length, request.compute, context, opening)
-    scores = score_checkpoint(stream, calibration.tokens, request.method, shared)
-    tokens = calibration.tokens[: request.search_rows]
+    scores = score_checkpoint(stream, calibration.tokens, request.scoring, shared)
     last = last_of_their_kind(scores.influence, checkpoint.attention_kinds, request.protected)
     protected = request.protected | last.keys()
 
     def compared(candidates: Sequence[Candidate], phase: str) -> list[CandidateScore]:
-        return score_candidates(stream, tokens, request.held_out_rows, candidates, phase, context)
+        return score_candidates(stream, calibration.tokens, candidates, phase, context)
 
     def uniform(allocation: Allocation) -> Candidate:
-        return Candidate(allocation, select(scores, allocation, checkpoint.shape, protected))
+        shapes = shapes_after(scores, allocation, protected)
+        masks = None if request.method.refits else select_shapes(scores, shapes, checkpoint.shapes)
+        return Candidate(allocation, shapes, masks)
 
     scored: list[CandidateScore] = []
     chosen = [uniform(fixed)] if (fixed := _fixed_allocation(request)) else []
@@ -262,7 +275,7 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
         chosen = [_best(scored)]
     if request.adaptive:
         measured = sensitivities(stream, calibration.tokens, scores, shared)
-        removed = [frozenset(candidate.masks.removed_blocks) for candidate in chosen]
+        removed = [frozenset(index for index, kept in enumerate(each.kept) if not kept) for each in chosen]
         budget = replace(request.adaptive, protected=protected)
         candidates = adaptive_candidates(budget, scores, measured, [frozenset(), *removed])
         unjudged = [] if scored else chosen
@@ -273,14 +286,12 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
                 "--round-to or the number of blocks that --protect names."
             )
         chosen = [_best(_meeting(scored, request.config.sparsity))]
-    masks = chosen[0].masks
-    plan = plan_prune(checkpoint, masks, calibration.length, run_memory(request))
-    if plan.sparsity <= 0:
+    if chosen[0].allocation.sparsity <= 0:
         raise OptionError(
             f"Sparsity {request.config.sparsity:g} is less than the smallest unit that can be removed; "
             "raise --sparsity or lower --round-to."
         )
-    return Decision(scores, plan, tuple(scored), objective_of(checkpoint), last)
+    return Decision(scores, chosen[0], tuple(scored), objective_of(checkpoint), last)
 
 
 def _fixed_allocation(request: PruneRequest) -> Allocation | None:
@@ -305,4 +316,4 @@ def _meeting(scored: Sequence[CandidateScore], sparsity: float) -> Sequence[Cand
 
 def _best(scored: Sequence[CandidateScore]) -> Candidate:
     """The candidate with the lowest loss; the first of equals."""
-    return min(scored, key=lambda each: each.loss).candidate
+    return min(scored, key=lambda each: each.held_out).candidate

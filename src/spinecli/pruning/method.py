@@ -12,86 +12,39 @@ from torch import Tensor
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import LoadedBlock
-
-RIDGE = 0.01
-
-
-@dataclass(frozen=True, eq=False)
-class Elimination:
-    """In which order units leave, and what each costs."""
-
-    order: Tensor
-    """(units,) float64: how long each unit survives, 0 for the first to leave."""
-    errors: Tensor
-    """(units + 1,) float64: the squared output error after the first n units have left, the others compensating."""
-
-
-def eliminate(weight: Tensor, gram: Tensor, unit_size: int, step: int = 1) -> Elimination:
-    """Let all units leave, the cheapest first. The Gram matrix is used up.
-
-    Args:
-        weight: (d_out, units * unit_size) of the output projection.
-        gram: (units * unit_size, units * unit_size), XᵀX of its inputs.
-        unit_size: neighbouring inputs that leave together.
-        step: units that leave between two evaluations.
-    """
-    precise = gram.dtype
-    units = weight.shape[1] // unit_size
-    weight = weight.to("cpu", precise, copy=True)
-    inverse = _damped_inverse(gram)
-    alive = torch.arange(units)
-    gone = torch.zeros(units, dtype=torch.bool)
-    order = torch.empty(units, dtype=torch.float64)
-    costs = torch.zeros(units + 1, dtype=torch.float64)
-    for rank in range(0, units, step):
-        errors = _unit_errors(weight, inverse, unit_size).masked_fill_(gone, torch.inf)
-        leaving = torch.argsort(errors, stable=True)[: min(step, units - rank)]
-        order[alive[leaving]] = torch.arange(rank, rank + len(leaving)).double()
-        costs[rank + 1 : rank + 1 + len(leaving)] = errors[leaving]
-        _remove(weight, inverse, _inputs_of(leaving, unit_size))
-        gone[leaving] = True
-        if 2 * int(gone.sum()) >= len(gone):
-            staying = (~gone).nonzero().flatten()
-            inputs = _inputs_of(staying, unit_size)
-            weight, inverse = weight[:, inputs], inverse[inputs[:, None], inputs]
-            alive, gone = alive[staying], gone[staying]
-    return Elimination(order, costs.cumsum(dim=0))
-
-
-def _inputs_of(units: Tensor, unit_size: int) -> Tensor:
-    """Indices of the units' inputs: (n,) -> (n * unit_size,)."""
-    return (units[:, None] * unit_size + torch.arange(unit_size)).flatten()
-
-
-def _unit_errors(weight: Tensor, inverse: Tensor, unit_size: int) -> Tensor:
-    """The squared output error that each removal leaves after compensation: (units,); undefined for those gone."""
-    if unit_size == 1:
-        return weight.square().sum(dim=0) / inverse.diagonal()
-    units = weight.shape[1] // unit_size
-    blocks = inverse.view(units, unit_size, units, unit_size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    parts = weight.view(weight.shape[0], units, unit_size).permute(1, 2, 0)
-    solved, _ = torch.linalg.solve_ex(blocks, parts)
-    errors: Tensor = (parts * solved).sum(dim=(1, 2))
-    return errors
-
-
-def _remove(weight: Tensor, inverse: Tensor, leaving: Tensor) -> None:
-    """Compensate weights and inverse, in place, for the inputs that leave; their rows and columns become zero."""
-    cross = inverse[leaving]
-    gain = torch.linalg.solve(cross[:, leaving], cross)
-    weight.addmm_(weight[:, leaving], gain, alpha=-1)
-    inverse.addmm_(cross.T, gain, alpha=-1)
-
-
-def _damped_inverse(gram: Tensor) -> Tensor:
-    """(XᵀX + λI)⁻¹, in the place of the Gram matrix."""
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean().clamp_min(1e-12))
-    torch.linalg.cholesky(gram, out=gram)
-    return torch.cholesky_inverse(gram, out=gram)
-
+from spinecli.pruning.elimination import eliminate
 
 # Up to this width a Gram matrix is summed in float64; above it, its size matters more than its last digits.
 _DOUBLE_WIDTH = 4096
+GRAM_CHUNK = 1024
+"""Tokens whose products are summed in float32 before they are added to a Gram matrix."""
+_STRIPS = 8
+_STRIPPED_WIDTH = 512
+
+
+def gram_precision(width: int) -> torch.dtype:
+    """In which dtype the Gram matrix of so many inputs is kept."""
+    return torch.float64 if width <= _DOUBLE_WIDTH else torch.float32
+
+
+def add_gram(gram: Tensor, inputs: Tensor) -> None:
+    """Add XᵀX of a chunk to a Gram matrix (d_in, d_in), in place.
+
+    Only strips at and above the diagonal are multiplied; the rest is their mirror image.
+
+    Args:
+        inputs: X, (tokens, d_in) float32.
+    """
+    width = len(gram)
+    if width <= _STRIPPED_WIDTH:
+        gram += inputs.T @ inputs
+        return
+    strip = -(-width // _STRIPS)
+    for start in range(0, width, strip):
+        stop = min(start + strip, width)
+        product = inputs[:, start:stop].T @ inputs[:, start:]
+        gram[start:stop, start:] += product
+        gram[stop:, start:stop] += product[:, stop - start :].T
 
 
 class InputStatistics:
@@ -113,7 +66,7 @@ class InputStatistics:
         self.gram: Tensor | None = None
         """(d_in, d_in) Xᵀ X, if asked for."""
         if gram:
-            self.gram = torch.zeros(width, width, dtype=torch.float64 if width <= _DOUBLE_WIDTH else torch.float32)
+            self.gram = torch.zeros(width, width, dtype=gram_precision(width))
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add a chunk: inputs (tokens, d_in), outputs (tokens, d_out)."""
@@ -124,10 +77,8 @@ class InputStatistics:
         self.output_square_sum += float(outputs.detach().double().square().sum())
         if self.gram is not None:
             single = inputs.detach().to("cpu", torch.float32)  # a sum of squares in half precision overflows
-            if self.gram.dtype is torch.float32:
-                self.gram.addmm_(single.T, single)  # a wide product is not held twice
-            else:
-                self.gram += single.T @ single
+            for chunk in torch.split(single, GRAM_CHUNK):
+                add_gram(self.gram, chunk)
 
     @property
     def required_gram(self) -> Tensor:
@@ -168,11 +119,6 @@ class BlockInfluence:
     def value(self) -> float:
         """From 0 (the block only rescales) to 2."""
         return 1.0 - self._cosines / self._tokens
-
-
-# Channels that leave between two evaluations of M4: fewer at a time costs more and hardly changes the order.
-_CHANNEL_STEP = 8
-_EVALUATIONS = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,13 +212,12 @@ def by_kv_group(neuron_scores: Tensor, shape: BlockShape) -> Tensor:
 def score_by_elimination(view: BlockView) -> UnitScores:
     """Rank units by metric M4: how long each survives while the others compensate for those that leave."""
     shape = view.shape
-    step = max(_CHANNEL_STEP, shape.channels // _EVALUATIONS)
     groups = channels = None
     if shape.heads:
         width = shape.group_size * shape.head_dim
         groups = eliminate(view.attention_output, view.attention_inputs.required_gram, width)
     if shape.channels:
-        channels = eliminate(view.feed_forward_output, view.feed_forward_inputs.required_gram, 1, step)
+        channels = eliminate(view.feed_forward_output, view.feed_forward_inputs.required_gram, 1)
     none = torch.zeros(0, dtype=torch.float64)
     return UnitScores(
         groups.order if groups else none,
@@ -285,3 +230,18 @@ def score_by_elimination(view: BlockView) -> UnitScores:
 def unscored(shape: BlockShape) -> UnitScores:
     """Scores of a method that cuts no units: all equal."""
     return UnitScores(torch.ones(shape.kv_heads).double(), torch.ones(shape.channels).double())
+
+
+@dataclass(frozen=True)
+class BlocksAlone:
+    """Measures how much blocks count, and leaves their units to others."""
+
+    name: str = "blocks alone"
+    needs_gram: bool = False
+    cuts_blocks: bool = True
+    cuts_units: bool = False
+    refits: bool = False
+
+    def score(self, view: BlockView) -> UnitScores:
+        """Units are not ranked."""
+        return unscored(view.shape)

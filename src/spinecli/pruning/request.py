@@ -19,7 +19,7 @@ from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget
 from spinecli.pruning.allocation import Budget, protected_blocks
 from spinecli.pruning.config import PruneConfig, Widths
-from spinecli.pruning.method import Method
+from spinecli.pruning.method import BlocksAlone, Method
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.methods.comp import DEFAULT_METRIC, METRICS
 
@@ -56,14 +56,9 @@ class PruneRequest:
         return _splits(self.config.method) and self.config.block_share == "auto"
 
     @property
-    def search_rows(self) -> int:
-        """Calibration rows on which allocations are compared: enough to rank them."""
-        return min(self.calibration.rows, 64)
-
-    @property
-    def held_out_rows(self) -> int:
-        """Of the search rows, those that judge."""
-        return max(1, self.search_rows // 4)
+    def scoring(self) -> Method:
+        """What scores the blocks: the method, or, where it chooses units as it re-fits, one that leaves them alone."""
+        return BlocksAlone() if self.method.refits and self.adaptive is None else self.method
 
 
 def open_request(config: PruneConfig) -> PruneRequest:

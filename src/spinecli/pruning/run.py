@@ -12,12 +12,13 @@ from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output, require_space
 from spinecli.artifacts.manifest import Manifest
 from spinecli.artifacts.run import Run
-from spinecli.checkpoints.cutting import cut_checkpoint, write_cut
+from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
-from spinecli.pruning.config import TuneMethod
-from spinecli.pruning.decision import decide
-from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
+from spinecli.pruning.decision import Decision, decide, plan_prune
+from spinecli.pruning.recovery.block import Fit
+from spinecli.pruning.recovery.gated_layer import BranchTuning
+from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into, split_rows
 from spinecli.pruning.request import PruneRequest
 
 SCORES_NAME = "scores.safetensors"
@@ -52,11 +53,16 @@ def prune(
         verify_reading(request.checkpoint, corner, request.compute, context)
     with run.working(output) as work:
         decision = decide(request, replace(context, state=work.state), findings)
-        put = _put_refitted if request.method.refits else _put_cut
-        report = decision.report() | put(request, decision.plan.masks, work, context)
+        if masks := decision.candidate.masks:
+            proof = _put_cut(request, masks, work, context)
+        else:
+            found = recover_into(work, refit_task(request, decision), (), context)
+            masks = found.outcome.masks
+            proof = {"refit": found.report, "largest_logit_difference": found.largest_logit_difference}
+        plan = plan_prune(request.checkpoint, masks, request.calibration.length)
         save_file(decision.scores.tensors(), work.files / SCORES_NAME)
-        summary = f"{request.method.name}, {decision.plan.sparsity:.1%} of block parameters removed"
-        return run.publish(work, summary, report, context.stopwatch.measured())
+        summary = f"{request.method.name}, {plan.sparsity:.1%} of block parameters removed"
+        return run.publish(work, summary, plan.report() | decision.report() | proof, context.stopwatch.measured())
 
 
 def _put_cut(request: PruneRequest, masks: Masks, work: WorkDirectory, context: RunContext) -> dict[str, JsonValue]:
@@ -70,19 +76,15 @@ def _put_cut(request: PruneRequest, masks: Masks, work: WorkDirectory, context: 
         return {"largest_logit_difference": verify_written(work.files, tokens, expected, compute, context)}
 
 
-def _put_refitted(
-    request: PruneRequest, masks: Masks, work: WorkDirectory, context: RunContext
-) -> dict[str, JsonValue]:
-    """Write the cut, fitted to the dense model's outputs."""
-    task = RecoveryTask(
+def refit_task(request: PruneRequest, decision: Decision) -> RecoveryTask:
+    """The cut of a method that chooses units as it fits what stays to the dense model's outputs."""
+    rows = request.calibration.rows
+    fitting, judging = split_rows(rows, held_out_rows(rows))
+    return RecoveryTask(
         teacher=request.checkpoint,
-        student=cut_checkpoint(request.checkpoint, masks),
-        masks=masks,
         tokens=request.calibration.tokens,
-        held_out_rows=held_out_rows(request.calibration.rows),
-        method=TuneMethod.auto,
+        fit=Fit(fitting, judging, branches=BranchTuning()),
         compute=request.compute,
+        shapes=decision.candidate.shapes,
         opening=len(request.calibration.frame.opening),
     )
-    found = recover_into(work, task, (), context)
-    return {"refit": found.report, "largest_logit_difference": found.largest_logit_difference}

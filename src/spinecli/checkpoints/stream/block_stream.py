@@ -10,7 +10,7 @@ Between blocks, hidden states are float32 whatever the weights' precision, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -228,10 +228,14 @@ class BlockStream:
     def run(self, block: LoadedBlock, hidden: Tensor) -> Tensor:
         """Run a block on all rows, a chunk at a time: hidden (rows, length, d_model) -> the same shape."""
         output = torch.empty_like(hidden)
-        for start in range(0, len(hidden), self.chunk_rows):
-            rows = slice(start, start + self.chunk_rows)
+        for rows in self.chunks(hidden):
             output[rows] = block(hidden[rows])
         return output
+
+    def chunks(self, hidden: Tensor) -> Iterator[slice]:
+        """Rows that pass through a block together, of hidden (rows, length, d_model)."""
+        for start in range(0, len(hidden), self.chunk_rows):
+            yield slice(start, start + self.chunk_rows)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:
@@ -247,14 +251,31 @@ class BlockStream:
         yield from self._behind_the_blocks(hidden, self._model.base_model)
 
     def _behind_the_blocks(self, hidden: Tensor, model: PreTrainedModel) -> Iterator[Tensor]:
+        alone = model is self._model and self.checkpoint.task is Task.classification
+        with self._head(model) as answers:
+            for chunk in torch.split(hidden, 1 if alone else self.chunk_rows):
+                yield answers(chunk)
+
+    @contextmanager
+    def token_logits(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A causal language model's head, in memory for as long as the context lasts: a function from hidden states
+        behind the last block, (tokens, d_model), to logits, (tokens, vocabulary) in float32.
+        """
+        with self._head(self._model) as answers:
+            yield lambda hidden: answers(hidden[None])[0]
+
+    @contextmanager
+    def _head(self, model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
         injector = Injector()
         width = self._model.get_input_embeddings().embedding_dim
-        alone = model is self._model and self.checkpoint.task is Task.classification
+
+        def answers(hidden: Tensor) -> Tensor:
+            injector.hidden = hidden.to(self.compute.dtype)
+            embeddings = injector.hidden.new_zeros((*hidden.shape[:2], width))
+            return answer(model(inputs_embeds=embeddings, use_cache=False))
+
         with self._outer(self._head_names()), self._in_place_of_blocks([injector]):
-            for chunk in torch.split(hidden, 1 if alone else self.chunk_rows):
-                injector.hidden = chunk.to(self.compute.dtype)
-                embeddings = injector.hidden.new_zeros((*chunk.shape[:2], width))
-                yield answer(model(inputs_embeds=embeddings, use_cache=False))
+            yield answers
 
     def losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """A causal language model's mean negative log-likelihood in nats of each row's predicted tokens.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import BlockMask
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
+from spinecli.checkpoints.stream.block_stream import LoadedBlock
 
 Observer = Callable[[Tensor, Tensor], None]
 """Called with a projection's inputs (tokens, d_in) and outputs (tokens, d_out) of one chunk, in float32."""
@@ -71,11 +71,12 @@ class _Reached(Exception):  # noqa: N818
 
 
 @torch.no_grad()
-def projection_inputs(stream: BlockStream, block: LoadedBlock, name: str, hidden: Tensor) -> Tensor:
-    """What enters a projection for all rows; what lies behind the projection is not computed.
+def entering(block: LoadedBlock, name: str, hidden: Tensor, observers: Mapping[str, Observer] | None = None) -> Tensor:
+    """What enters a projection; what lies behind the projection is not computed.
 
     Args:
-        hidden: (rows, length, d_model) at the block's input.
+        hidden: (rows, length, d_model) at the block's input, few enough rows to run together.
+        observers: see what passes the projections on the way.
 
     Returns: (rows * length, d_in) in float32.
     """
@@ -87,11 +88,10 @@ def projection_inputs(stream: BlockStream, block: LoadedBlock, name: str, hidden
 
     handle = block.linear(name).register_forward_pre_hook(stop)
     try:
-        for chunk in torch.split(hidden, stream.chunk_rows):
-            try:
-                block(chunk)
-            except _Reached:
-                continue
+        with observed(block, observers or {}):
+            block(hidden)
+    except _Reached:
+        return found[0]
     finally:
         handle.remove()
-    return torch.cat(found)
+    raise ValueError(f"block {block.index} never runs {name}")

@@ -67,7 +67,8 @@ class HeldOut:
         """The objective of a checkpoint with the dense one's vocabulary and width; the lower the better."""
         stream = BlockStream(checkpoint, self.tokens.shape[1], self.compute, self.context, self.opening)
         with self.context.stopwatch("computing"):
-            return self.objective.measure(stream, stream.forward(self.tokens), self.dense, self.tokens)
+            found = self.objective.measure(stream, {"model": stream.forward(self.tokens)}, self.dense)
+        return float(found["model"].mean())
 
 
 def hold_out(

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from spinecli.artifacts.context import RunContext
-from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.masks import BlockMask
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
-from spinecli.checkpoints.stream.objective import divergence
+from spinecli.checkpoints.stream.objective import objective_of
 from spinecli.pruning.adaptive.damage import Sensitivity
 from spinecli.pruning.allocation import select_shapes
-from spinecli.pruning.recovery.block import TeacherTargets, teach
+from spinecli.pruning.config import TuneMethod
+from spinecli.pruning.recovery.block import Fit, StudentBlock, TeacherTargets, fit_block, teach
+from spinecli.pruning.recovery.recover import split_rows
 from spinecli.pruning.scoring import Scores
-from spinecli.pruning.search import recovered
 
 SUB_LAYERS = ("attention", "mlp")
 
@@ -33,6 +34,7 @@ SUB_LAYERS = ("attention", "mlp")
 _STREAM_BYTES = 768 << 20
 _JUDGING_ROWS = 8
 _FITTING_ROWS = 24
+_RIDGE = 0.03
 _FLOAT = torch.float32.itemsize
 
 
@@ -47,6 +49,7 @@ def sensitivities(
     checkpoint, blocks, journal = stream.checkpoint, stream.blocks, context.journal("sensitivity")
     judging = _judging_rows(len(tokens), blocks, tokens.shape[1] * checkpoint.d_model * _FLOAT)
     used = tokens[: _FITTING_ROWS + judging]
+    fit = Fit(*split_rows(len(used), judging), TuneMethod.lsq, (_RIDGE,))
     trials: dict[str, Tensor] = {}
     with context.stopwatch("computing"):
         dense = stream.embed(used)
@@ -60,12 +63,13 @@ def sensitivities(
                 targets = teach(stream, block, dense)
                 trials = {name: stream.run(block, hidden) for name, hidden in trials.items()}
                 for name, mask in _cuts(scores, index, checkpoint.shapes[index]).items():
-                    trials[f"{index}.{name}"] = _tried(stream, block, targets, mask, dense, judging)[-judging:].clone()
+                    trials[f"{index}.{name}"] = _tried(stream, block, targets, mask, dense, fit)[-judging:].clone()
             dense = targets.after
             if journal:
                 journal.save(index + 1, {**trials, "dense": dense}, last=index + 1 == blocks)
             context.progress("measuring sensitivity", index + 1, blocks)
-        lost = divergence(stream, dense[-judging:], trials)
+        measured = objective_of(checkpoint).measure(stream, trials, dense[-judging:])
+    lost = {name: float(rows.mean()) for name, rows in measured.items()}
     return {
         (index, name): Sensitivity(lost[f"{index}.{name}.half"], lost[f"{index}.{name}.whole"])
         for index in range(blocks)
@@ -104,10 +108,9 @@ def _cuts(scores: Scores, index: int, shape: BlockShape) -> dict[str, BlockMask]
 
 
 def _tried(
-    stream: BlockStream, block: LoadedBlock, targets: TeacherTargets, mask: BlockMask, hidden: Tensor, judging: int
+    stream: BlockStream, block: LoadedBlock, targets: TeacherTargets, mask: BlockMask, hidden: Tensor, fit: Fit
 ) -> Tensor:
     if not mask.kept:
         return hidden  # the block had this sub-layer alone
-    full = Masks.full(stream.checkpoint.shapes)
-    masks = Masks((*full.blocks[: block.index], mask, *full.blocks[block.index + 1 :]))
-    return recovered(stream, block, targets, masks, hidden, judging)
+    student = StudentBlock(block, hidden, mask)
+    return fit_block(stream, student, targets, fit, stream.checkpoint.storage_dtype).hidden

@@ -1,28 +1,41 @@
-"""Tuning one block: the dense teacher says what its two projections should add to the residual stream.
+"""Fitting one block: the dense teacher says what its two projections should add to the residual stream.
 
     x ─┬─ attention ─ o_proj ─+─ u ─┬─ feed-forward ─ down_proj ─+─ x'
-       └──────────────────────┘     └─────────────────────────────┘
+       └──────────────────────┘     └────────────────────────────┘
 
 The student's o_proj is fitted to u_teacher - x_student, its down_proj, with the new o_proj in place, to
 x'_teacher - u_student: each projection also makes up for what earlier blocks got wrong. Where a norm stands behind each
 sum (post-norm), u and x' on the teacher's side are the sums before their norms; a block before a gap then learns its
 own sum only, as the norm behind it is its own. Where a norm stands on what a sub-layer gives (`Family.output_norms`),
 a projection cannot set the size of what it adds: it is fitted to what the teacher's own projection gives.
+
+Every token weighs 1 / mean square of what the teacher has there: what reads the stream normalises it first, and a few
+tokens with huge hidden states would otherwise decide alone.
+
+If it is not known yet which units stay, but only how many, they are chosen here, by what their loss costs the student
+after the others have compensated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spinecli.checkpoints.cutting import cut_tensor, head_rows, kept_rows
 from spinecli.checkpoints.family import Family
+from spinecli.checkpoints.masks import BlockMask
+from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
-from spinecli.checkpoints.stream.observation import Observer, observed, projection_inputs
-from spinecli.pruning.recovery.gated_layer import BranchRecovery, BranchTuning, tune_branch
-from spinecli.pruning.recovery.least_squares import LayerProblem, LayerRecovery, Solution
+from spinecli.checkpoints.stream.observation import Observer, entering, observed
+from spinecli.pruning.config import TuneMethod
+from spinecli.pruning.elimination import eliminate
+from spinecli.pruning.recovery.gated_layer import BranchChunk, BranchRecovery, BranchTuning, tune_branch
+from spinecli.pruning.recovery.least_squares import RIDGES, LayerProblem, LayerRecovery, Solution, recover, refit
+from spinecli.pruning.recovery.moments import Moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +51,34 @@ class TeacherTargets:
 
 
 @dataclass(frozen=True, eq=False)
+class Fit:
+    """How projections are fitted, and to which rows."""
+
+    fitting: Tensor
+    """(rows,) bool: rows that are fitted to."""
+    judging: Tensor
+    """(rows,) bool: rows that choose between answers."""
+    method: TuneMethod = TuneMethod.auto
+    ridges: Sequence[float] = RIDGES
+    branches: BranchTuning | None = None
+    """Also re-fit the feed-forward layer's linear branch, in turns with down_proj."""
+
+
+@dataclass(frozen=True, eq=False)
 class StudentBlock:
     """A student's block and the stream that enters it."""
 
     block: LoadedBlock
     hidden: Tensor
     """(rows, length, d_model)."""
-    head_columns: Tensor | None = None
-    """Kept inputs of o_proj if the block is masked rather than cut."""
-    channel_columns: Tensor | None = None
-    """Kept inputs of down_proj if the block is masked rather than cut."""
+    mask: BlockMask | None = None
+    """What is kept of the block, if it is the dense one."""
+    shape: BlockShape | None = None
+    """How much is to be kept of the block, if it is the dense one and `mask` is to be found."""
 
 
 @dataclass(frozen=True, eq=False)
-class TunedBlock:
+class FittedBlock:
     """The answers for one block and the student's stream behind it."""
 
     attention: LayerRecovery | None
@@ -62,6 +89,8 @@ class TunedBlock:
     """(rows, length, d_model)."""
     branch: BranchRecovery | None = None
     """The feed-forward layer's linear branch, where it was re-fitted, too."""
+    mask: BlockMask | None = None
+    """What is kept of a block that was given as the dense one."""
 
     def layers(self, family: Family) -> dict[str, LayerRecovery]:
         """Every answer by the projection's name, relative to the block."""
@@ -70,16 +99,21 @@ class TunedBlock:
         return found | ({self.branch.name: self.branch.branch} if self.branch else {})
 
 
+def projections(family: Family) -> tuple[str, str]:
+    """The two projections that are always fitted, relative to a block."""
+    return family.attention.output, family.feed_forward.output
+
+
 @torch.no_grad()
 def teach(stream: BlockStream, block: LoadedBlock, hidden: Tensor) -> TeacherTargets:
     """Run the teacher's block on its stream and keep its two residual sums, or what stands for them."""
     family, post_norm = stream.checkpoint.family, stream.checkpoint.is_post_norm
     attention: list[Tensor] = []
-    entering: list[Tensor] = []
+    entered: list[Tensor] = []
     feed_forward: list[Tensor] = []
     observers: dict[str, Observer] = {family.attention.output: lambda _, outputs: attention.append(outputs)}
     if post_norm:
-        observers[family.feed_forward.inputs[0]] = lambda inputs, _: entering.append(inputs)
+        observers[family.feed_forward.inputs[0]] = lambda inputs, _: entered.append(inputs)
     if post_norm or family.output_norms:
         observers[family.feed_forward.output] = lambda _, outputs: feed_forward.append(outputs)
     with observed(block, observers):
@@ -91,110 +125,243 @@ def teach(stream: BlockStream, block: LoadedBlock, hidden: Tensor) -> TeacherTar
     attention_sum = hidden + torch.cat(attention).view_as(hidden)
     if not post_norm:
         return TeacherTargets(attention_sum, after, after)
-    return TeacherTargets(attention_sum, torch.cat(entering).add_(torch.cat(feed_forward)).view_as(hidden), after)
+    return TeacherTargets(attention_sum, torch.cat(entered).add_(torch.cat(feed_forward)).view_as(hidden), after)
 
 
 @torch.no_grad()
-def tune_block(
-    stream: BlockStream,
-    student_block: StudentBlock,
-    targets: TeacherTargets,
-    answer: Callable[[LayerProblem], LayerRecovery],
-    dtype: torch.dtype,
-    branches: BranchTuning | None = None,
-) -> TunedBlock:
-    """Tune o_proj, then down_proj with the new o_proj in place; the block's weights are changed in memory.
+def fit_block(
+    stream: BlockStream, student: StudentBlock, targets: TeacherTargets, fit: Fit, dtype: torch.dtype
+) -> FittedBlock:
+    """Fit o_proj, then down_proj with the new o_proj in place; a block given as the dense one is left as it was.
 
     Args:
         stream: the student's.
-        answer: solves one projection.
         dtype: in which the weights will be stored; answers are rounded to it before they are used.
-        branches: also re-fit the feed-forward layer's linear branch, in turns with down_proj; only of cut blocks.
     """
-    family, post_norm = stream.checkpoint.family, stream.checkpoint.is_post_norm
-    hidden = student_block.hidden
-    rows, length, width = hidden.shape
+    if student.mask is None and student.shape is None:
+        return _Fitting(stream, student, targets, fit, dtype).fitted()
+    with weights_kept(student.block, stream.checkpoint.family):
+        return _Fitting(stream, student, targets, fit, dtype).fitted()
 
-    attends, feeds = (
-        student_block.block.has(name) and (columns is None or len(columns) > 0)
-        for name, columns in zip(
-            projections(family), (student_block.head_columns, student_block.channel_columns), strict=True
-        )
+
+@contextmanager
+def weights_kept(block: LoadedBlock, family: Family) -> Iterator[None]:
+    """Put the weights of a block's projections back when the context ends."""
+    linears = [block.linear(name) for name in family.projections if block.has(name)]
+    originals = [(linear.weight, linear.bias) for linear in linears]
+    try:
+        yield
+    finally:
+        for linear, (weight, bias) in zip(linears, originals, strict=True):
+            linear.weight, linear.bias = weight, bias
+
+
+_Chunk = tuple[Tensor, Tensor]
+"""What enters a projection and what should leave it, of one chunk of rows: (tokens, d_in), (rows, length, d_model)."""
+
+
+class _Fitting:
+    """One block being fitted."""
+
+    def __init__(
+        self, stream: BlockStream, student: StudentBlock, targets: TeacherTargets, fit: Fit, dtype: torch.dtype
+    ) -> None:
+        self.stream, self.student, self.targets, self.fit, self.dtype = stream, student, targets, fit, dtype
+        self.block, self.hidden = student.block, student.hidden
+        self.family = stream.checkpoint.family
+        self.full = stream.checkpoint.shapes[student.block.index]
+        self.heads, self.channels = _kept_units(student, self.full)
+
+    def fitted(self) -> FittedBlock:
+        """The answers, and the stream behind them."""
+        attention = feed_forward = None
+        branch: BranchRecovery | None = None
+        if self.attends:
+            attention = self._attention()
+        elif self.block.has(self.family.attention.output):
+            self._silence(self.family.attention.output)
+        if self.feeds:
+            feed_forward, branch = self._feed_forward()
+        elif self.block.has(self.family.feed_forward.output):
+            self._silence(self.family.feed_forward.output)
+        mask = None
+        if self.heads is not None and self.channels is not None:
+            mask = BlockMask(self.heads, self.channels)
+        return FittedBlock(attention, feed_forward, self.stream.run(self.block, self.hidden), branch, mask)
+
+    @property
+    def attends(self) -> bool:
+        """Whether anything of the attention stays."""
+        wanted = self.student.shape.heads if self.student.shape else self.heads is None or bool(self.heads.any())
+        return self.block.has(self.family.attention.output) and bool(wanted)
+
+    @property
+    def feeds(self) -> bool:
+        """Whether anything of the feed-forward layer stays."""
+        wanted = self.student.shape.channels if self.student.shape else self.channels is None or self.channels.any()
+        return self.block.has(self.family.feed_forward.output) and bool(wanted)
+
+    def _attention(self) -> LayerRecovery:
+        name, targets = self.family.attention.output, self.targets
+        reference = targets.attention_sum if self.family.output_norms or self.feeds else targets.after
+
+        def posed(rows: slice) -> _Chunk:
+            chunk = self.hidden[rows]
+            wanted = reference[rows] if self.family.output_norms else reference[rows] - chunk
+            return entering(self.block, name, chunk), wanted
+
+        problem = self._problem(name, posed, reference)
+        if self.student.shape:
+            width = self.full.group_size * self.full.head_dim
+            groups = _chosen(problem, width, self.student.shape.kv_heads)
+            self.heads = groups.repeat_interleave(self.full.group_size)
+        columns = None if self.heads is None else head_rows(self.heads, self.full.head_dim).to(self.hidden.device)
+        return self._solved(name, problem, columns)
+
+    def _feed_forward(self) -> tuple[LayerRecovery, BranchRecovery | None]:
+        name, targets = self.family.feed_forward.output, self.targets
+        alone = self.family.output_norms or (self.attends and self.stream.checkpoint.is_post_norm)
+        reference = targets.feed_forward_sum if alone else targets.after
+
+        def posed(rows: slice) -> _Chunk:
+            found, between = self._entering_feed_forward(name, self.hidden[rows])
+            return found, reference[rows] if self.family.output_norms else reference[rows] - between
+
+        problem = self._problem(name, posed, reference)
+        if self.student.shape:
+            self.channels = _chosen(problem, 1, self.student.shape.channels)
+        columns = None if self.channels is None else self.channels.nonzero().flatten().to(self.hidden.device)
+        answer = self._solved(name, problem, columns)
+        if self.channels is not None:
+            self._narrow(answer.solution)
+        if self.fit.branches is None:
+            return answer, None
+
+        def again() -> LayerRecovery:
+            return self._solved(name, self._problem(name, posed, reference), None)
+
+        chunks = self._to_fit_to(posed, reference)
+        better = tune_branch(self.block, self.family, chunks, answer, again, self.fit.branches, self.dtype)
+        return (better.output, better) if better else (answer, None)
+
+    def _to_fit_to(self, posed: Callable[[slice], _Chunk], reference: Tensor) -> Iterator[BranchChunk]:
+        """The rows to fit to, a chunk at a time."""
+        for rows in self.stream.chunks(self.hidden):
+            chosen = self.fit.fitting[rows].to(self.hidden.device)
+            if bool(chosen.any()):
+                _, wanted = posed(rows)
+                yield BranchChunk(self.hidden[rows][chosen], wanted[chosen], token_weights(reference[rows][chosen]))
+
+    def _entering_feed_forward(self, name: str, chunk: Tensor) -> _Chunk:
+        """What enters a feed-forward projection, and the residual that the layer's output is added to."""
+        added: list[Tensor] = []
+        observers: dict[str, Observer] = {}
+        if self.attends and self.stream.checkpoint.is_post_norm:
+            observers[self.family.feed_forward.inputs[0]] = lambda inputs, _: added.append(inputs.view_as(chunk))
+        elif self.attends:
+            observers[self.family.attention.output] = lambda _, outputs: added.append(chunk + outputs.view_as(chunk))
+        found = entering(self.block, name, chunk, observers)
+        return found, added[0] if added else chunk
+
+    def _problem(self, name: str, posed: Callable[[slice], _Chunk], reference: Tensor) -> LayerProblem:
+        """The sums over all rows."""
+        linear = self.block.linear(name)
+        weight, bias = linear.weight.detach().float(), None if linear.bias is None else linear.bias.detach().float()
+        d, k = weight.shape
+        fitting, judging = (Moments.none(k, d, weight.device) for _ in range(2))
+        for rows in self.stream.chunks(self.hidden):
+            if not bool((self.fit.fitting[rows] | self.fit.judging[rows]).any()):
+                continue
+            inputs, wanted = posed(rows)
+            weights = token_weights(reference[rows]).flatten()
+            for moments, chosen in ((fitting, self.fit.fitting[rows]), (judging, self.fit.judging[rows])):
+                if bool(chosen.any()):
+                    tokens = chosen.to(weights.device).repeat_interleave(wanted.shape[1])
+                    moments.observe(inputs[tokens], wanted.flatten(0, 1)[tokens], weights[tokens])
+        return LayerProblem(fitting, judging, weight, bias)
+
+    def _solved(self, name: str, problem: LayerProblem, columns: Tensor | None) -> LayerRecovery:
+        """Fit a projection's kept inputs and put the answer in its place."""
+        if columns is not None:
+            problem = _narrowed(problem, columns)
+        found = recover(problem, self.fit.method, self.fit.ridges)
+        found = replace(found, solution=found.solution.rounded(self.dtype))
+        self._install(name, columns, found.solution)
+        return found
+
+    def _install(self, name: str, columns: Tensor | None, solution: Solution) -> None:
+        """Put a solution into the block in memory; a removed unit's columns become zero."""
+        linear = self.block.linear(name)
+        weight = solution.weight.to(linear.weight.dtype)
+        if columns is not None:
+            weight = torch.zeros_like(linear.weight).index_copy_(1, columns, weight)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if solution.bias is not None:
+            linear.bias = nn.Parameter(solution.bias.to(weight.dtype), requires_grad=False)
+
+    def _silence(self, name: str) -> None:
+        """Let a projection add nothing."""
+        linear = self.block.linear(name)
+        linear.weight = nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(torch.zeros_like(linear.bias), requires_grad=False)
+
+    def _narrow(self, solution: Solution) -> None:
+        """Leave the removed channels out of the feed-forward layer, which spares computing them."""
+        assert self.channels is not None
+        every = torch.ones(self.full.heads, dtype=torch.bool)
+        rows = kept_rows(self.family, BlockMask(every, self.channels), self.full)
+        for name in dict.fromkeys(self.family.feed_forward.inputs):
+            linear = self.block.linear(name)
+            for kind in ("weight", "bias"):
+                value = getattr(linear, kind)
+                if value is not None:
+                    cut = cut_tensor(f"{name}.{kind}", value.detach(), _on(value.device, rows))
+                    setattr(linear, kind, nn.Parameter(cut, requires_grad=False))
+        self._install(self.family.feed_forward.output, None, solution)
+
+
+def token_weights(reference: Tensor) -> Tensor:
+    """1 / mean square of every token's hidden states: (rows, length, d_model) -> (rows, length)."""
+    return 1 / reference.float().square().mean(dim=-1).clamp_min(1e-12)
+
+
+def _kept_units(student: StudentBlock, full: BlockShape) -> tuple[Tensor | None, Tensor | None]:
+    """(heads,) and (channels,) bool as far as they are known; None for a block that is cut already."""
+    if student.mask is not None:
+        return student.mask.heads, student.mask.channels
+    if student.shape is None:
+        return None, None
+    return torch.zeros(full.heads, dtype=torch.bool), torch.zeros(full.channels, dtype=torch.bool)
+
+
+_CHOOSING_RIDGE = 0.03
+
+
+def _chosen(problem: LayerProblem, unit_size: int, count: int) -> Tensor:
+    """Which units stay: (units,) bool with `count` True."""
+    units = problem.weight.shape[1] // unit_size
+    if count >= units:
+        return torch.ones(units, dtype=torch.bool)
+    start = refit(_narrowed(problem, None), _CHOOSING_RIDGE)
+    order = eliminate(start.weight, problem.fitting.gram.cpu().clone(), unit_size, stay=count).order
+    return order >= units - count
+
+
+def _narrowed(problem: LayerProblem, columns: Tensor | None) -> LayerProblem:
+    """The problem of a projection that keeps some of its inputs, with what all of them give as a second target."""
+    own = problem.fitting.given(problem.weight, problem.bias)
+    if columns is None:
+        return replace(problem, own=own)
+    fitting = problem.fitting.columns(columns)
+    return LayerProblem(
+        fitting,
+        problem.judging.columns(columns),
+        problem.weight[:, columns],
+        problem.bias,
+        replace(fitting, cross=own.cross[columns], targets=own.targets),
     )
 
-    def tuned(name: str, columns: Tensor | None, target: Tensor) -> tuple[LayerRecovery, Tensor]:
-        inputs = projection_inputs(stream, student_block.block, name, hidden)
-        problem = _problem(student_block.block, name, columns, inputs, target.flatten(0, 1))
-        found = answer(problem)
-        found = replace(found, solution=found.solution.rounded(dtype))
-        _install(student_block.block, name, columns, found.solution)
-        return found, problem.output(found.solution).view(rows, length, width)
 
-    def tuned_feed_forward(target: Tensor) -> tuple[LayerRecovery, BranchRecovery | None, Tensor]:
-        found, added = tuned(family.feed_forward.output, student_block.channel_columns, target)
-        if branches is None or student_block.channel_columns is not None:
-            return found, None, added
-        flat = target.flatten(0, 1)
-        better = tune_branch(stream, student_block.block, hidden, flat, found, answer, branches, dtype)
-        if better is None:
-            return found, None, added
-        _install(student_block.block, better.name, None, better.branch.solution)
-        _install(student_block.block, family.feed_forward.output, None, better.output.solution)
-        return better.output, better, better.added.view(rows, length, width)
-
-    if family.output_norms:
-        attention, _ = tuned(family.attention.output, student_block.head_columns, targets.attention_sum)
-        feed_forward, branch, _ = tuned_feed_forward(targets.feed_forward_sum)
-        return TunedBlock(attention, feed_forward, stream.run(student_block.block, hidden), branch)
-    if not (attends and feeds):
-        for name, present in zip(projections(family), (attends, feeds), strict=True):
-            if student_block.block.has(name) and not present:
-                _silence(student_block.block, name)
-        # what is left of the block takes over what it can of the other sub-layer's work
-        if feeds:
-            feed_forward, branch, added = tuned_feed_forward(targets.after - hidden)
-            return TunedBlock(None, feed_forward, hidden + added, branch)
-        attention, added = tuned(family.attention.output, student_block.head_columns, targets.after - hidden)
-        return TunedBlock(attention, None, hidden + added)
-    attention, added = tuned(family.attention.output, student_block.head_columns, targets.attention_sum - hidden)
-    if post_norm:
-        entering = projection_inputs(stream, student_block.block, family.feed_forward.inputs[0], hidden)
-        between, target = entering.view_as(hidden), targets.feed_forward_sum
-    else:
-        between, target = hidden + added, targets.after
-    feed_forward, branch, added = tuned_feed_forward(target - between)
-    after = stream.run(student_block.block, hidden) if post_norm else between + added
-    return TunedBlock(attention, feed_forward, after, branch)
-
-
-def _problem(block: LoadedBlock, name: str, columns: Tensor | None, inputs: Tensor, targets: Tensor) -> LayerProblem:
-    linear = block.linear(name)
-    weight = linear.weight.detach().float()
-    if columns is not None:
-        inputs, weight = inputs[:, columns], weight[:, columns]
-    bias = None if linear.bias is None else linear.bias.detach().float()
-    return LayerProblem(inputs, targets, weight, bias)
-
-
-def _install(block: LoadedBlock, name: str, columns: Tensor | None, solution: Solution) -> None:
-    """Put a solution into the block in memory; a removed unit's columns become zero."""
-    linear = block.linear(name)
-    weight = solution.weight.to(linear.weight.dtype)
-    if columns is not None:
-        weight = torch.zeros_like(linear.weight).index_copy_(1, columns, weight)
-    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-    if solution.bias is not None:
-        linear.bias = torch.nn.Parameter(solution.bias.to(weight.dtype), requires_grad=False)
-
-
-def _silence(block: LoadedBlock, name: str) -> None:
-    """Let a projection of a block in memory add nothing."""
-    linear = block.linear(name)
-    linear.weight = torch.nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
-    if linear.bias is not None:
-        linear.bias = torch.nn.Parameter(torch.zeros_like(linear.bias), requires_grad=False)
-
-
-def projections(family: Family) -> tuple[str, str]:
-    """The two projections that tuning changes, relative to a block."""
-    return family.attention.output, family.feed_forward.output
+def _on(device: torch.device, rows: Mapping[str, tuple[int, Tensor]]) -> dict[str, tuple[int, Tensor]]:
+    return {name: (axis, kept.to(device)) for name, (axis, kept) in rows.items()}

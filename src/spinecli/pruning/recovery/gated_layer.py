@@ -4,7 +4,7 @@ Each is the exact or nearly exact answer given the other, and the pair is kept o
 
 Re-fitting the linear branch of a gated feed-forward layer, which reaches the residual stream without a bend.
 
-    h = s ∘ (y Uᵀ + c),   output = h Wᵀ + b          s: what the other branch lets through
+    h = s ∘ (y Uᵀ + c),   output = h Wᵀ + b          s: what the other branch lets through, times the token's weight
 
 Given s and W the output is linear in U, so that
 
@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
-from spinecli.checkpoints.stream.observation import projection_inputs
-from spinecli.pruning.recovery.least_squares import LayerProblem, LayerRecovery, Solution
+from spinecli.checkpoints.family import Family
+from spinecli.checkpoints.stream.block_stream import LoadedBlock
+from spinecli.checkpoints.stream.observation import entering
+from spinecli.pruning.recovery.least_squares import LayerRecovery, Solution
 
 RIDGE = 0.03
 STEPS = 5
@@ -43,15 +44,13 @@ class BranchProblem:
     gates: Tensor
     """s, (tokens, channels): what each of its outputs is multiplied with."""
     targets: Tensor
-    """T, (tokens, d_model): what should leave the layer, its bias not subtracted."""
+    """T, (tokens, d_model): what should leave the layer, besides its bias."""
     weight: Tensor
     """U0, (channels, d_model)."""
     bias: Tensor | None
     """c, (channels,) or None."""
     output_weight: Tensor
     """W, (d_model, channels)."""
-    output_bias: Tensor | None
-    """b, (d_model,) or None."""
 
 
 def refit_branch(problem: BranchProblem, steps: int = STEPS, ridge: float = RIDGE) -> Tensor:
@@ -102,8 +101,6 @@ def _first_residual(problem: BranchProblem) -> Tensor:
         if problem.bias is not None:
             hidden += problem.bias
         error = targets - (gates * hidden) @ problem.output_weight.T
-        if problem.output_bias is not None:
-            error -= problem.output_bias
         total.addmm_((gates * (error @ problem.output_weight)).T, inputs)
     return total
 
@@ -136,11 +133,23 @@ _WORTHWHILE = 0.995
 
 @dataclass(frozen=True)
 class BranchTuning:
-    """How long the two ends take turns."""
+    """How long the two ends take turns, and on how much."""
 
-    held_out: int
-    """Tokens at the end that judge and are not fitted to."""
-    rounds: int = 3
+    rounds: int = 1
+    tokens: int = 8192
+    """To which the branch is fitted; the output projection is fitted to all."""
+
+
+@dataclass(frozen=True, eq=False)
+class BranchChunk:
+    """Rows to fit the branch to."""
+
+    hidden: Tensor
+    """(rows, length, d_model) at the block's input."""
+    targets: Tensor
+    """(rows, length, d_model): what should leave the feed-forward layer."""
+    weights: Tensor
+    """(rows, length)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,63 +160,79 @@ class BranchRecovery:
     """Of the branch's projection, relative to the block."""
     branch: LayerRecovery
     output: LayerRecovery
-    added: Tensor
-    """(tokens, d_model): what leaves the layer."""
 
 
 @torch.no_grad()
 def tune_branch(
-    stream: BlockStream,
     block: LoadedBlock,
-    hidden: Tensor,
-    targets: Tensor,
+    family: Family,
+    chunks: Iterator[BranchChunk],
     found: LayerRecovery,
-    answer: Callable[[LayerProblem], LayerRecovery],
+    again: Callable[[], LayerRecovery],
     tuning: BranchTuning,
     dtype: torch.dtype,
 ) -> BranchRecovery | None:
     """Take turns until the held-out error stops falling; None if the layer has no linear branch or nothing helped.
 
+    What is best so far is in the block in memory in the end.
+
     Args:
-        hidden: (rows, length, d_model) at the block's input; everything before the feed-forward layer is tuned already.
-        targets: (tokens, d_model), what should leave the feed-forward layer.
+        block: everything before the feed-forward layer is fitted already.
         found: the answer that the output projection has.
-        answer: solves the output projection.
+        again: fits the output projection once more, to what the branch has become, and puts it in its place.
         dtype: in which weights will be stored.
     """
-    family = stream.checkpoint.family
     if len(set(family.feed_forward.inputs)) != 2:
         return None  # no gate, or one that is fused with the branch
-    name = family.feed_forward.inputs[1]
-    linear = block.linear(name)
-    inputs = projection_inputs(stream, block, name, hidden)
-    gates = _gates(stream, block, name, family.feed_forward.output, hidden)
-    bias = None if linear.bias is None else linear.bias.detach().float()
-    weight = linear.weight.detach().float()
-    seen = projection_inputs(stream, block, family.feed_forward.output, hidden[:1])
-    if not _is_linear(gates[: len(seen)] * _affine(inputs[: len(seen)], weight, bias), seen):
+    name, output = family.feed_forward.inputs[1], family.feed_forward.output
+    problem = _problem(block, name, output, chunks, tuning.tokens)
+    if problem is None:
         return None
-    fitted = len(inputs) - tuning.held_out
+    branch, closing = block.linear(name), block.linear(output)
     best: BranchRecovery | None = None
     for number in range(1, tuning.rounds + 1):
-        problem = BranchProblem(
-            inputs[:fitted],
-            gates[:fitted],
-            targets[:fitted],
-            weight,
-            bias,
-            found.solution.weight,
-            found.solution.bias,
-        )
+        problem = replace(problem, weight=branch.weight.float(), output_weight=found.solution.weight)
+        before = branch.weight, closing.weight, closing.bias
         weight = refit_branch(problem).to(dtype).float()
-        layer = LayerProblem(gates * _affine(inputs, weight, bias), targets, found.solution.weight, found.solution.bias)
-        again = answer(layer)
-        if not again.error_after < found.error_after * _WORTHWHILE:
+        branch.weight = nn.Parameter(weight.to(branch.weight.dtype), requires_grad=False)
+        answer = again()
+        if not answer.error_after < found.error_after * _WORTHWHILE:
+            branch.weight, closing.weight, closing.bias = before
             break
-        found = replace(again, solution=again.solution.rounded(dtype), error_before=found.error_before)
-        branch = replace(found, solution=Solution(weight, bias), choice=f"conjugate gradients, round {number}")
-        best = BranchRecovery(name, branch, found, layer.output(found.solution))
+        found = replace(answer, error_before=found.error_before)
+        fitted = replace(found, solution=Solution(weight, problem.bias), choice=f"conjugate gradients, round {number}")
+        best = BranchRecovery(name, fitted, found)
     return best
+
+
+def _problem(
+    block: LoadedBlock, name: str, output: str, chunks: Iterator[BranchChunk], tokens: int
+) -> BranchProblem | None:
+    """The least-squares problem of the branch on the first `tokens` tokens; None if the branch is not linear."""
+    branch, closing = block.linear(name), block.linear(output)
+    weight, bias = branch.weight.detach().float(), None if branch.bias is None else branch.bias.detach().float()
+    inputs: list[Tensor] = []
+    gates: list[Tensor] = []
+    targets: list[Tensor] = []
+    seen = 0
+    for chunk in chunks:
+        entered, let_through = entering(block, name, chunk.hidden), _gates(block, name, output, chunk.hidden)
+        predicted = let_through * _affine(entered, weight, bias)
+        if not inputs and not _is_linear(predicted, entering(block, output, chunk.hidden)):
+            return None
+        wanted = chunk.targets.flatten(0, 1)
+        if closing.bias is not None:
+            wanted = wanted - closing.bias.float()
+        root = chunk.weights.flatten().sqrt()[:, None]
+        inputs.append(entered)
+        gates.append(let_through * root)
+        targets.append(wanted * root)
+        seen += len(entered)
+        if seen >= tokens:
+            break
+    return BranchProblem(
+        torch.cat(inputs), torch.cat(gates), torch.cat(targets), weight, bias, closing.weight.detach().float()
+    )
 
 
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -215,7 +240,7 @@ def _affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output if bias is None else output.add_(bias)
 
 
-def _gates(stream: BlockStream, block: LoadedBlock, branch: str, output: str, hidden: Tensor) -> Tensor:
+def _gates(block: LoadedBlock, branch: str, output: str, hidden: Tensor) -> Tensor:
     """What enters the output projection while the branch gives ones: (tokens, channels)."""
 
     def ones(_: nn.Module, __: tuple[Any, ...], given: Tensor) -> Tensor:
@@ -223,7 +248,7 @@ def _gates(stream: BlockStream, block: LoadedBlock, branch: str, output: str, hi
 
     handle = block.linear(branch).register_forward_hook(ones)
     try:
-        return projection_inputs(stream, block, output, hidden)
+        return entering(block, output, hidden)
     finally:
         handle.remove()
 

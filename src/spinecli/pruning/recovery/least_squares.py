@@ -1,60 +1,51 @@
 """Closed-form recovery of one output projection.
 
-The student's projection sees inputs H and should produce targets T. Three kinds of answer, all linear least squares:
+The student's projection sees inputs h and should produce targets t. Three kinds of answer, all linear least squares:
 
-    mask   min_m  ||T - H diag(m) W0ᵀ||²        one scale per input, (WᵀW) ∘ (HᵀH) as normal matrix
-    refit  min_W  ||T - H Wᵀ||² + λ||W - W0||²  the whole projection, drawn toward the weights it has
-    bias   on top of either, by centring H and T over the tokens
+    mask   min_m  Σ w ||t - W0 diag(m) h||²              one scale per input, (WᵀW) ∘ (Σ w h hᵀ) as normal matrix
+    refit  min_W  Σ w ||t - W h||² + λ||W - W0||²        the whole projection, drawn toward the weights it has
+    bias   on top of either, by centring h and t over the tokens
+
+t is a mixture of two targets: what the dense projection makes of the student's own inputs, which asks the kept inputs
+to stand in for the cut ones and no more, and what brings the student back to the teacher, which also asks them to make
+up for what earlier blocks got wrong. The second wants more tokens. The share of it is the best one on held-out tokens.
 
 That COMP tunes its masks so is inferred (after Kwon et al. 2022); see docs/algorithms/comp.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spinecli.pruning.config import TuneMethod
-
-# Up to this size normal equations are summed and solved in float64; above it, their size matters more.
-_DOUBLE_SIZE = 4096
-_CHUNK_TOKENS = 4096
-_SLICE_ROWS = 4096
+from spinecli.pruning.recovery.moments import Moments
 
 MASK_RIDGE = 0.01
 MASK_RANGE = (0.0, 3.0)
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_SLICE_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """What one output projection sees and should produce."""
+    """What one output projection sees and should produce, on tokens to fit to and on others to judge by."""
 
-    inputs: Tensor
-    """H, (tokens, k): what enters the student's projection."""
-    targets: Tensor
-    """T, (tokens, d_model): what should leave it, its present bias not subtracted."""
+    fitting: Moments
+    judging: Moments
     weight: Tensor
-    """W0, (d_model, k): the weights it has."""
+    """W0, (d, k): the weights it has."""
     bias: Tensor | None
-    """(d_model,) or None."""
+    """(d,) or None."""
+    own: Moments | None = None
+    """`fitting` with what the dense projection makes of the student's inputs as targets; None if it is not known."""
 
-    def rows(self, start: int, stop: int) -> LayerProblem:
-        """The same layer on the tokens from `start` to `stop`."""
-        return LayerProblem(self.inputs[start:stop], self.targets[start:stop], self.weight, self.bias)
-
-    def output(self, solution: Solution) -> Tensor:
-        """What leaves the projection under `solution`: (tokens, d_model)."""
-        output = self.inputs @ solution.weight.T
-        return output if solution.bias is None else output.add_(solution.bias)
-
-    def relative_error(self, solution: Solution) -> float:
-        """||T - output||² / ||T||²."""
-        difference = torch.linalg.vector_norm(self.targets - self.output(solution), dtype=torch.float64)
-        whole = torch.linalg.vector_norm(self.targets, dtype=torch.float64)
-        return float((difference / whole.clamp_min(1e-300)) ** 2)
+    def error(self, solution: Solution) -> float:
+        """Σ w ||t - output||² / Σ w ||t||² over the judging tokens."""
+        return self.judging.error(solution.weight, solution.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +53,9 @@ class Solution:
     """New weights of one projection, the scales already folded in."""
 
     weight: Tensor
-    """(d_model, k)."""
+    """(d, k)."""
     bias: Tensor | None
-    """(d_model,) or None."""
+    """(d,) or None."""
     scales: Tensor | None = None
     """(k,) if the solution is a mask; None if the projection was re-fitted or left alone."""
 
@@ -72,6 +63,44 @@ class Solution:
         """The solution as it will be stored, so that later blocks are tuned against what is really there."""
         bias = None if self.bias is None else self.bias.to(dtype).to(self.bias.dtype)
         return Solution(self.weight.to(dtype).to(self.weight.dtype), bias, self.scales)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecovery:
+    """The chosen answer and what it is worth on held-out tokens."""
+
+    solution: Solution
+    choice: str
+    """"untuned", "mask", "mask+bias", "lsq" with its ridge and its share of the teacher's targets, or "conjugate
+    gradients" with their round."""
+    error_before: float
+    """Of the untuned projection, relative and squared."""
+    error_after: float
+
+
+def recover(problem: LayerProblem, method: TuneMethod, ridges: Sequence[float] = RIDGES) -> LayerRecovery:
+    """Fit in every way that `method` names, and choose by the error on the tokens that judge.
+
+    The projection as it is always competes, so no layer gets worse on those tokens. A bias is fitted where the
+    projection has one, and by `mask+bias`.
+    """
+    before = untuned(problem)
+    best = LayerRecovery(before, "untuned", error_before := problem.error(before), error_before)
+    for choice, candidate in _candidates(problem, method, ridges):
+        error = problem.error(candidate)
+        if error < best.error_after:
+            best = LayerRecovery(candidate, choice, error_before, error)
+    return best
+
+
+def _candidates(problem: LayerProblem, method: TuneMethod, ridges: Sequence[float]) -> Iterator[tuple[str, Solution]]:
+    has_bias = problem.bias is not None
+    if method in (TuneMethod.mask, TuneMethod.auto):
+        yield "mask", tune_mask(problem)
+    if method is TuneMethod.mask_bias or (method is TuneMethod.auto and has_bias):
+        yield "mask+bias", tune_mask(problem, with_bias=True)
+    if method in (TuneMethod.lsq, TuneMethod.auto):
+        yield from refits(problem, ridges, with_bias=has_bias)
 
 
 def untuned(problem: LayerProblem) -> Solution:
@@ -86,43 +115,36 @@ def tune_mask(problem: LayerProblem, *, with_bias: bool = False, ridge: float = 
         with_bias: also fit the bias, by centring; the solution then always carries one.
         ridge: λ in units of the mean diagonal of the normal matrix.
     """
-    inputs_mean, targets = _centred(problem, with_bias)
-    k = problem.weight.shape[1]
-    precise = _precision(k)
-    normal = _mask_normal(problem, inputs_mean, precise)
-    right = torch.zeros(k, dtype=precise, device=normal.device)
-    for inputs, chunk_targets in _chunks(problem.inputs, targets, inputs_mean):
-        right += (inputs * (chunk_targets @ problem.weight.to(chunk_targets.dtype))).sum(dim=0, dtype=precise)
+    sums = _explained(problem.fitting, None if with_bias else problem.bias, centred=with_bias)
+    normal = _mask_normal(sums.gram, problem.weight)
+    right = (sums.cross * problem.weight.T.to(sums.cross.dtype)).sum(dim=1)
     damping = ridge * normal.diagonal().mean().clamp_min(1e-30)
     residual = right - normal.sum(dim=1)
     normal.diagonal().add_(damping)
     step = _solved_in_place(normal, residual.unsqueeze(1))
     if step is None:
-        normal = _mask_normal(problem, inputs_mean, precise)
+        normal = _mask_normal(sums.gram, problem.weight)
         normal.diagonal().add_(damping)
         step = torch.linalg.lstsq(normal, residual.unsqueeze(1)).solution
-    scales = (1 + step.squeeze(1)).clamp(*MASK_RANGE)
-    scales = scales.to(problem.weight.dtype)
+    scales = (1 + step.squeeze(1)).clamp(*MASK_RANGE).to(problem.weight.dtype)
     weight = problem.weight * scales
-    return Solution(weight, _bias(problem, weight, inputs_mean), scales)
+    return Solution(weight, _bias(problem.fitting, weight) if with_bias else problem.bias, scales)
 
 
-def _mask_normal(problem: LayerProblem, inputs_mean: Tensor | None, precise: torch.dtype) -> Tensor:
-    """(HᵀH) ∘ (WᵀW), (k, k), of which no second matrix of that size is made."""
-    normal = _gram(problem.inputs, inputs_mean, precise)
+def _mask_normal(gram: Tensor, weight: Tensor) -> Tensor:
+    """(Σ w h hᵀ) ∘ (WᵀW), (k, k), beside which no second matrix of that size is made."""
+    normal = gram.clone()
     for start in range(0, len(normal), _SLICE_ROWS):
         rows = slice(start, start + _SLICE_ROWS)
-        normal[rows] *= problem.weight.T[rows].to(precise) @ problem.weight.to(precise)
+        normal[rows] *= weight.T[rows].to(gram.dtype) @ weight.to(gram.dtype)
     return normal
 
 
 def refit(problem: LayerProblem, ridge: float, *, with_bias: bool = False) -> Solution:
     """The whole projection, by ridge regression around the weights it has.
 
-    Solved in the smaller of two equivalent forms: over the inputs (k x k), or over the tokens when they are fewer.
-
     Args:
-        ridge: λ in units of the mean diagonal of HᵀH.
+        ridge: λ in units of the mean diagonal of the Gram matrix.
         with_bias: also re-fit the bias; the solution then always carries one.
     """
     [(_, solution)] = refits(problem, (ridge,), with_bias=with_bias)
@@ -130,72 +152,62 @@ def refit(problem: LayerProblem, ridge: float, *, with_bias: bool = False) -> So
 
 
 def refits(
-    problem: LayerProblem, ridges: tuple[float, ...], *, with_bias: bool = False
-) -> Iterator[tuple[float, Solution]]:
-    """`refit` for several ridges one after the other, with the Gram matrix summed once: (ridge, solution) pairs."""
-    inputs_mean, targets = _centred(problem, with_bias)
-    tokens, k = problem.inputs.shape
-    over_tokens = tokens < k
-    precise = _precision(min(tokens, k))
-    inputs = problem.inputs if inputs_mean is None else problem.inputs - inputs_mean
-    error = targets - inputs @ problem.weight.T
-    if over_tokens:
-        gram = inputs.to(precise) @ inputs.T.to(precise)
-        right = error.to(precise)
-    else:
-        gram = _gram(inputs, None, precise)
-        right = torch.zeros(k, error.shape[1], dtype=precise, device=error.device)
-        for chunk, chunk_error in _chunks(inputs, error, None):
-            right += chunk.T @ chunk_error
-    mean_diagonal = float(gram.diagonal().sum()) / k
+    problem: LayerProblem, ridges: Sequence[float], *, with_bias: bool = False
+) -> Iterator[tuple[str, Solution]]:
+    """`refit` for several ridges one after the other: what each is called, and the solution."""
+    bias = None if with_bias else problem.bias
+    sums = _explained(problem.fitting, bias, centred=with_bias)
+    start = problem.weight.to(sums.gram.dtype)
+    standing = sums.gram @ start.T
+    rights = [sums.cross - standing]
+    if problem.own is not None:
+        own = _explained(problem.own, bias, centred=with_bias)
+        rights = [own.cross - standing, sums.cross - own.cross]
+    judged = _explained(problem.judging, bias, centred=with_bias)
+    mean = float(sums.gram.diagonal().mean())
     for ridge in ridges:
-        damped = gram.clone()
-        damped.diagonal().add_(max(ridge * mean_diagonal, 1e-30))
-        solved = _solve_positive(damped, right)
-        change = solved.T.to(problem.weight.dtype) @ inputs if over_tokens else solved.T.to(problem.weight.dtype)
-        weight = problem.weight + change
-        yield ridge, Solution(weight, _bias(problem, weight, inputs_mean))
+        damped = sums.gram.clone()
+        damped.diagonal().add_(max(ridge * mean, 1e-30))
+        solved = _solve_positive(damped, torch.cat(rights, dim=1)).T
+        changes = torch.split(solved, len(problem.weight))
+        share = 1.0
+        weight = start + changes[0]
+        if problem.own is not None:
+            share = _best_share(judged, weight, changes[1])
+            weight = weight + share * changes[1]
+        found = weight.to(problem.weight.dtype)
+        fitted_bias = problem.bias
+        if with_bias:
+            fitted_bias = _bias(problem.fitting, found)
+            if problem.own is not None:
+                fitted_bias = share * fitted_bias + (1 - share) * _bias(problem.own, found)
+        name = f"lsq {ridge:g}" if problem.own is None else f"lsq {ridge:g}, {share:.0%} of the teacher's targets"
+        yield name, Solution(found, fitted_bias)
 
 
-def _precision(size: int) -> torch.dtype:
-    return torch.float64 if size <= _DOUBLE_SIZE else torch.float32
+def _best_share(judging: Moments, base: Tensor, change: Tensor) -> float:
+    """The share between 0 and 1 at which base + share * change, both (d, k), has the smallest error."""
+    seen = change @ judging.gram
+    wanted = (change * judging.cross.T).sum() - (seen * base).sum()
+    curvature = (seen * change).sum()
+    return float((wanted / curvature.clamp_min(1e-30)).clamp(0, 1))
 
 
-def _centred(problem: LayerProblem, with_bias: bool) -> tuple[Tensor | None, Tensor]:
-    """(mean of H or None, the targets that the weights alone must explain)."""
-    if with_bias:
-        return problem.inputs.mean(dim=0), problem.targets - problem.targets.mean(dim=0)
-    return None, problem.targets if problem.bias is None else problem.targets - problem.bias
+def _explained(moments: Moments, bias: Tensor | None, *, centred: bool) -> Moments:
+    """The sums of what the weights alone must explain: without the bias, or centred over the tokens."""
+    if centred:
+        mean = moments.inputs / moments.weight.to(moments.inputs.dtype)
+        gram = moments.gram - torch.outer(mean, moments.inputs)
+        return replace(moments, gram=gram, cross=moments.cross - torch.outer(mean, moments.targets))
+    if bias is None:
+        return moments
+    return replace(moments, cross=moments.cross - torch.outer(moments.inputs, bias.to(moments.inputs.dtype)))
 
 
-def _bias(problem: LayerProblem, weight: Tensor, inputs_mean: Tensor | None) -> Tensor | None:
-    if inputs_mean is None:
-        return problem.bias
-    return problem.targets.mean(dim=0) - weight @ inputs_mean
-
-
-def _chunks(inputs: Tensor, others: Tensor, mean: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(inputs), _CHUNK_TOKENS):
-        chunk = inputs[start : start + _CHUNK_TOKENS]
-        other = others[start : start + _CHUNK_TOKENS]
-        yield _at_least_single(chunk if mean is None else chunk - mean), _at_least_single(other)
-
-
-def _at_least_single(value: Tensor) -> Tensor:
-    """Halves as float32: sums of their products over thousands of tokens would overflow or lose what matters."""
-    return value.float() if value.dtype.itemsize < 4 else value
-
-
-def _gram(inputs: Tensor, mean: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(H - mean)ᵀ(H - mean), (k, k), summed over chunks in `dtype`."""
-    k = inputs.shape[1]
-    total = torch.zeros(k, k, dtype=dtype, device=inputs.device)
-    for chunk, _ in _chunks(inputs, inputs, mean):
-        if chunk.dtype == dtype:
-            total.addmm_(chunk.T, chunk)
-        else:
-            total += chunk.T @ chunk
-    return total
+def _bias(moments: Moments, weight: Tensor) -> Tensor:
+    """The bias that gives the outputs the targets' mean: (d,)."""
+    total = moments.targets - weight.to(moments.inputs.dtype) @ moments.inputs
+    return (total / moments.weight.to(total.dtype)).to(weight.dtype)
 
 
 def _solved_in_place(matrix: Tensor, right: Tensor) -> Tensor | None:
@@ -217,53 +229,3 @@ def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
         return fallback
     solution: Tensor = torch.cholesky_solve(right, factor)
     return solution
-
-
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-_MIDDLING_RIDGE = 0.03
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRecovery:
-    """The chosen answer and what it is worth on held-out tokens."""
-
-    solution: Solution
-    choice: str
-    """"untuned", "mask", "mask+bias", "lsq" with its ridge, or "conjugate gradients" with their round."""
-    error_before: float
-    """||T - output||² / ||T||² of the untuned projection on held-out tokens."""
-    error_after: float
-
-
-def recover_quickly(problem: LayerProblem, held_out: int) -> LayerRecovery:
-    """A re-fit with a middling ridge on all but the last `held_out` tokens, not measured: to compare cuts by."""
-    fitting = problem.rows(0, len(problem.inputs) - held_out)
-    return LayerRecovery(refit(fitting, _MIDDLING_RIDGE), f"lsq {_MIDDLING_RIDGE:g}", float("nan"), float("nan"))
-
-
-def recover(problem: LayerProblem, held_out: int, method: TuneMethod) -> LayerRecovery:
-    """Fit on all but the last `held_out` tokens, and choose by the error on those.
-
-    The projection as it is always competes, so no layer gets worse on the held-out tokens.
-    A bias is fitted where the projection has one, and by `mask+bias`.
-    """
-    boundary = len(problem.inputs) - held_out
-    fitting, judging = problem.rows(0, boundary), problem.rows(boundary, len(problem.inputs))
-    before = untuned(problem)
-    best = LayerRecovery(before, "untuned", error_before := judging.relative_error(before), error_before)
-    for choice, candidate in _candidates(fitting, method):
-        error = judging.relative_error(candidate)
-        if error < best.error_after:
-            best = LayerRecovery(candidate, choice, error_before, error)
-    return best
-
-
-def _candidates(problem: LayerProblem, method: TuneMethod) -> Iterator[tuple[str, Solution]]:
-    has_bias = problem.bias is not None
-    if method in (TuneMethod.mask, TuneMethod.auto):
-        yield "mask", tune_mask(problem)
-    if method is TuneMethod.mask_bias or (method is TuneMethod.auto and has_bias):
-        yield "mask+bias", tune_mask(problem, with_bias=True)
-    if method in (TuneMethod.lsq, TuneMethod.auto):
-        for ridge, solution in refits(problem, RIDGES, with_bias=has_bias):
-            yield f"lsq {ridge:g}", solution

@@ -18,18 +18,21 @@ from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import WorkDirectory
 from spinecli.artifacts.whole_file import whole_file
 from spinecli.checkpoints.checkpoint import Checkpoint, config_from
-from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.cutting import cut_checkpoint
+from spinecli.checkpoints.masks import BlockMask, Masks
+from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.skeleton import build_skeleton, stored_shapes
 from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions
 from spinecli.checkpoints.stream.objective import Objective, objective_of
+from spinecli.checkpoints.stream.observation import masked
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_written
 from spinecli.checkpoints.tensors import ComputedTensor
 from spinecli.checkpoints.writer import write_checkpoint
-from spinecli.pruning.config import TuneMethod
-from spinecli.pruning.recovery.block import StudentBlock, TeacherTargets, TunedBlock, tune_block
-from spinecli.pruning.recovery.gated_layer import BranchTuning
-from spinecli.pruning.recovery.least_squares import LayerRecovery, recover
+from spinecli.pruning.recovery.block import Fit, FittedBlock, StudentBlock, TeacherTargets, fit_block
+from spinecli.pruning.recovery.least_squares import LayerRecovery
 from spinecli.pruning.recovery.walk import walk
+
+_HEADS, _CHANNELS = "kept heads", "kept channels"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class TunedWeights:
 
     directory: Path
 
-    def save(self, index: int, dense_index: int, tuned: TunedBlock, student: Checkpoint) -> None:
+    def save(self, index: int, dense_index: int, tuned: FittedBlock, student: Checkpoint) -> None:
         """Keep what was found for block `index` of the student, which was block `dense_index` of the teacher."""
         tensors: dict[str, Tensor] = {}
         layers: list[JsonValue] = []
@@ -51,6 +54,8 @@ class TunedWeights:
             if layer.solution.scales is not None:
                 tensors[f"{name}.scales"] = layer.solution.scales.cpu()
             layers.append(_layer_report(index, dense_index, name, layer))
+        if tuned.mask is not None:
+            tensors |= {_HEADS: tuned.mask.heads, _CHANNELS: tuned.mask.channels}
         with whole_file(self._path(index)) as part:
             save_file(tensors, part, metadata={"layers": json.dumps(layers)})
 
@@ -63,7 +68,11 @@ class TunedWeights:
     def names(self, index: int) -> list[str]:
         """Names of the tensors kept for block `index`, relative to the block."""
         with safe_open(self._path(index), framework="pt") as handle:
-            return list(handle.keys())
+            return sorted(set(handle.keys()) - {_HEADS, _CHANNELS})
+
+    def mask(self, index: int) -> BlockMask:
+        """What is kept of the dense block that became block `index`, if that was found with the answers."""
+        return BlockMask(self.read(index, _HEADS), self.read(index, _CHANNELS))
 
     def read(self, index: int, name: str) -> Tensor:
         """One of them."""
@@ -125,30 +134,34 @@ class RecoveryOutcome:
     """What tuning did to the model as a whole, on calibration rows that nothing was fitted to."""
 
     objective: Objective
-    loss_before: float
-    """What the objective says; the lower the better."""
-    loss_after: float
+    before: Tensor
+    """What the objective says of the student as it was, (judging rows,); the lower the better."""
+    after: Tensor
+    """The same of the tuned student."""
+    student: Checkpoint
+    """As it was."""
+    masks: Masks
+    """What it keeps of the teacher."""
     logits: Tensor
     """The tuned student's answers to the probe tokens; see `BlockStream.logits`."""
 
     @property
     def helps(self) -> bool:
         """Whether the tuned model is the better one."""
-        return self.loss_after < self.loss_before
+        return float(self.after.mean()) < float(self.before.mean())
 
     @property
     def summary(self) -> str:
         """For a person, in a few words."""
-        before = f"held-out {self.objective.key} {self.loss_before:.4f}"
-        return f"{before} to {self.loss_after:.4f}" if self.helps else f"{before}, left untuned"
+        before = f"held-out {self.objective.key} {float(self.before.mean()):.4f}"
+        return f"{before} to {float(self.after.mean()):.4f}" if self.helps else f"{before}, left untuned"
 
     def report(self) -> dict[str, JsonValue]:
         """For `spine.json` and --json."""
-        key = self.objective.key
         return {
             "judged_by": self.objective.name,
-            f"held_out_{key}_before": self.loss_before,
-            f"held_out_{key}_after": self.loss_after,
+            "held_out_before": float(self.before.mean()),
+            "held_out_after": float(self.after.mean()),
             "kept": "tuned" if self.helps else "untuned",
         }
 
@@ -158,17 +171,29 @@ class RecoveryTask:
     """Who is to be recovered, and from what."""
 
     teacher: Checkpoint
-    student: Checkpoint
-    masks: Masks
-    """What the student keeps of the teacher."""
     tokens: Tensor
     """(rows, length)."""
-    held_out_rows: int
-    """Rows at the end that choose between answers and are not fitted to."""
-    method: TuneMethod
+    fit: Fit
     compute: ComputeOptions
+    pruned: tuple[Checkpoint, Masks] | None = None
+    """The student, and what it keeps of the teacher, if it is cut already."""
+    shapes: Sequence[BlockShape] = ()
+    """Otherwise how much of each of the teacher's blocks is to be kept; which units, the walk finds."""
     opening: int = 0
     """Special tokens in front of every row."""
+
+    @property
+    def kept(self) -> list[bool]:
+        """Of every block of the teacher, whether it stays."""
+        if self.pruned:
+            return [mask.kept for mask in self.pruned[1].blocks]
+        return [bool(shape.heads or shape.channels) for shape in self.shapes]
+
+
+def split_rows(rows: int, judging: int) -> tuple[Tensor, Tensor]:
+    """Which rows are fitted to, and which judge: the last ones; (rows,) bool each."""
+    last = torch.arange(rows) >= rows - judging
+    return ~last, last
 
 
 def held_out_rows(rows: int) -> int:
@@ -179,40 +204,60 @@ def held_out_rows(rows: int) -> int:
 def recover_student(task: RecoveryTask, tuned: TunedWeights, context: RunContext | None = None) -> RecoveryOutcome:
     """Walk teacher and student block by block and leave the answers in `tuned`.
 
-    Three streams are carried: the teacher's, the tuned student's, and, on the held-out rows, that of the student as it
+    Three streams are carried: the teacher's, the tuned student's, and, on the judging rows, that of the student as it
     was, for the final comparison.
     """
     context = context or RunContext()
-    tokens, held_out, length = task.tokens, task.held_out_rows, task.tokens.shape[1]
-    answer = partial(recover, held_out=held_out * length, method=task.method)
-    branches = BranchTuning(held_out * length) if task.method is TuneMethod.auto else None
+    tokens, length, judging = task.tokens, task.tokens.shape[1], task.fit.judging
     teacher = BlockStream(task.teacher, length, task.compute, context, task.opening)
-    student = BlockStream(task.student, length, task.compute, context, task.opening)
-    student_index = {dense: index for index, dense in enumerate(task.masks.kept_blocks)}
+    source = task.pruned[0] if task.pruned else task.teacher
+    student = BlockStream(source, length, task.compute, context, task.opening) if task.pruned else teacher
+    kept = [dense for dense, stays in enumerate(task.kept) if stays]
     streams: dict[str, Tensor] = {}
 
     def follow(dense: int, targets: TeacherTargets, _: Sequence[int]) -> None:
-        index = student_index[dense]
-        with student.block(index) as block:
-            streams["as it was"] = student.run(block, streams["as it was"])
-            student_block = StudentBlock(block, streams["student"])
-            found = tune_block(student, student_block, targets, answer, task.student.storage_dtype, branches)
-        tuned.save(index, dense, found, task.student)
+        index = kept.index(dense)
+        with student.block(index if task.pruned else dense) as block:
+            if task.pruned:
+                streams["as it was"] = student.run(block, streams["as it was"])
+                asked = StudentBlock(block, streams["student"])
+                found = fit_block(student, asked, targets, task.fit, source.storage_dtype)
+            else:
+                asked = StudentBlock(block, streams["student"], shape=task.shapes[dense])
+                found = fit_block(student, asked, targets, task.fit, source.storage_dtype)
+                assert found.mask is not None
+                with masked(block, source.family, source.shapes[dense], found.mask):
+                    streams["as it was"] = student.run(block, streams["as it was"])
+        tuned.save(index, dense, found, source)
         streams["student"] = found.hidden
 
     with context.stopwatch("computing"):
         streams["student"] = student.embed(tokens)
-        streams["as it was"] = streams["student"][-held_out:]
-        start = teacher.embed(tokens)
-        dense = walk(teacher, start, [task.masks], streams, follow, "tuning", context)
-        objective, judged = objective_of(task.student), slice(-held_out, None)
-        before, after = (
-            objective.measure(student, hidden[judged], dense[judged], tokens[judged])
-            for hidden in (streams["as it was"], streams["student"])
-        )
-        corner = probe(task.student, streams["student"])
+        streams["as it was"] = streams["student"][judging]
+        start = teacher.embed(tokens) if task.pruned else streams["student"]
+        dense = walk(teacher, start, [task.kept], streams, follow, "tuning", context)
+        objective = objective_of(source)
+        compared = {"before": streams["as it was"], "after": streams["student"][judging]}
+        measured = objective.measure(student, compared, dense[judging])
+        corner = probe(source, streams["student"])
         logits = torch.cat(list(student.logits(corner))).cpu()
-    return RecoveryOutcome(objective, before, after, logits)
+    found, masks = task.pruned or _cut(task, tuned)
+    return RecoveryOutcome(objective, measured["before"], measured["after"], found, masks, logits)
+
+
+def _cut(task: RecoveryTask, tuned: TunedWeights) -> tuple[Checkpoint, Masks]:
+    """The student that the walk has made, without its answers, and its masks."""
+    masks = []
+    index = 0
+    for shape, stays in zip(task.teacher.shapes, task.kept, strict=True):
+        if stays:
+            masks.append(tuned.mask(index))
+            index += 1
+        else:
+            nothing = [torch.zeros(units, dtype=torch.bool) for units in (shape.heads, shape.channels)]
+            masks.append(BlockMask(*nothing))
+    found = Masks(tuple(masks))
+    return cut_checkpoint(task.teacher, found), found
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,16 +281,16 @@ def recover_into(work: WorkDirectory, task: RecoveryTask, switches: tuple[str, .
     """
     tuned = TunedWeights(work.state)
     outcome = recover_student(task, tuned, replace(context, state=work.state))
-    found = tuned_checkpoint(task.student, tuned, switches) if outcome.helps else task.student
+    found = tuned_checkpoint(outcome.student, tuned, switches) if outcome.helps else outcome.student
     with context.stopwatch("writing"):
         write_checkpoint(work.files, found.raw_config, found.groups(), found.path, context)
-        task.masks.save(work.files)
-        if outcome.helps and (scales := tuned.scales(task.student.blocks)):
+        outcome.masks.save(work.files)
+        if outcome.helps and (scales := tuned.scales(found.blocks)):
             save_file(scales, work.files / SCALES_NAME)
     with context.stopwatch("verifying"):
-        tokens, logits = probe(task.student, task.tokens), outcome.logits
+        tokens, logits = probe(found, task.tokens), outcome.logits
         if not outcome.helps:
-            logits = streamed_logits(task.student, tokens, None, task.compute, context)
+            logits = streamed_logits(outcome.student, tokens, None, task.compute, context)
         difference = verify_written(work.files, tokens, logits, task.compute, context)
-    layers = [layer for index in range(task.student.blocks) for layer in tuned.report(index)]
+    layers = [layer for index in range(found.blocks) for layer in tuned.report(index)]
     return Recovered(outcome, {**outcome.report(), "layers": layers}, difference)

@@ -24,7 +24,9 @@ from spinecli.errors import (
     OptionError,
 )
 from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
-from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
+from spinecli.pruning.recovery.block import Fit
+from spinecli.pruning.recovery.gated_layer import BranchTuning
+from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into, split_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +47,15 @@ class TuneRequest:
 
     def task(self) -> RecoveryTask:
         """What the recovery needs to know."""
+        rows, method = self.calibration.rows, self.config.method
+        fitting, judging = split_rows(rows, held_out_rows(rows))
+        branches = BranchTuning() if method is TuneMethod.auto else None
         return RecoveryTask(
             teacher=self.teacher,
-            student=self.student,
-            masks=self.masks,
             tokens=self.calibration.tokens,
-            held_out_rows=held_out_rows(self.calibration.rows),
-            method=self.config.method,
+            fit=Fit(fitting, judging, method, branches=branches),
             compute=self.compute,
+            pruned=(self.student, self.masks),
             opening=len(self.calibration.frame.opening),
         )
 

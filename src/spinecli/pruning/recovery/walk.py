@@ -15,12 +15,14 @@ from dataclasses import fields, replace
 from torch import Tensor
 
 from spinecli.artifacts.context import RunContext
-from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.pruning.recovery.block import TeacherTargets, teach
 
 Follow = Callable[[int, TeacherTargets, Sequence[int]], None]
 """Called with a dense block's index, what the teacher taught there, and the numbers of the students to tune."""
+
+Kept = Sequence[bool]
+"""Of every block of the teacher, whether a student keeps it."""
 
 _TEACHER = "teacher"
 
@@ -28,7 +30,7 @@ _TEACHER = "teacher"
 def walk(
     teacher: BlockStream,
     hidden: Tensor,
-    students: Sequence[Masks],
+    students: Sequence[Kept],
     streams: dict[str, Tensor],
     follow: Follow,
     phase: str,
@@ -38,7 +40,7 @@ def walk(
 
     Args:
         hidden: the teacher's hidden states before block 0, (rows, length, d_model).
-        students: what each student keeps of the teacher.
+        students: which of the teacher's blocks each student keeps.
         streams: the students' hidden states by name, (rows, length, d_model) each; `follow` replaces them, and they are
             saved and restored with the teacher's.
         phase: for the progress and the journal.
@@ -56,7 +58,7 @@ def walk(
         hidden = waiting_targets[dense].after
         for index, members in _ready(students, dense).items():
             follow(index, replace(waiting_targets[index], after=hidden), members)
-        waiting = {last_kept(masks, dense) for masks in students if gap_end(masks, dense) > dense}
+        waiting = {last_kept(kept, dense) for kept in students if gap_end(kept, dense) > dense}
         waiting_targets = {index: targets for index, targets in waiting_targets.items() if index in waiting}
         if journal:
             state = {_TEACHER: hidden, **streams, **_flat(waiting_targets)}
@@ -65,25 +67,25 @@ def walk(
     return hidden
 
 
-def last_kept(masks: Masks, dense: int) -> int | None:
+def last_kept(kept: Kept, dense: int) -> int | None:
     """The last kept block at or before `dense`, or None."""
-    return next((index for index in range(dense, -1, -1) if masks.blocks[index].kept), None)
+    return next((index for index in range(dense, -1, -1) if kept[index]), None)
 
 
-def gap_end(masks: Masks, dense: int) -> int:
+def gap_end(kept: Kept, dense: int) -> int:
     """The last block of the run of removed blocks that follows `dense`, or `dense` itself."""
     end = dense
-    while end + 1 < len(masks.blocks) and not masks.blocks[end + 1].kept:
+    while end + 1 < len(kept) and not kept[end + 1]:
         end += 1
     return end
 
 
-def _ready(students: Sequence[Masks], dense: int) -> dict[int, list[int]]:
+def _ready(students: Sequence[Kept], dense: int) -> dict[int, list[int]]:
     """Which students can be tuned once the teacher has passed `dense`: block index -> student numbers."""
     ready: dict[int, list[int]] = {}
-    for number, masks in enumerate(students):
-        index = last_kept(masks, dense)
-        if index is not None and gap_end(masks, index) == dense:
+    for number, kept in enumerate(students):
+        index = last_kept(kept, dense)
+        if index is not None and gap_end(kept, index) == dense:
             ready.setdefault(index, []).append(number)
     return ready
 
