@@ -85,10 +85,6 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return kept
 
 
-BLOCK_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-HEAD_FACTORS = (0.0, 0.5, 1.5)
-
-
 @dataclass(frozen=True)
 class Budget:
     """What is to be cut, and what may be."""
@@ -210,16 +206,26 @@ def allocate_heads(budget: Budget, removed_blocks: int, head_factor: float) -> A
     return next((allocation for allocation in feasible if allocation), None)
 
 
-def block_candidates(budget: Budget) -> list[Allocation]:
-    """Allocations that differ in how many blocks leave, fewest first; OptionError if there is none."""
-    counts = {min(round(share * budget.sparsity * budget.blocks), budget.most_blocks) for share in BLOCK_SHARES}
-    found = [allocate_heads(budget, count, 1.0) for count in sorted(counts)]
+def block_candidates(budget: Budget, shares: Sequence[float]) -> list[Allocation]:
+    """Allocations that differ in how many blocks leave, fewest first, with all heads if channels are enough.
+
+    Args:
+        shares: of the budget, spent on blocks.
+
+    Raises: OptionError if there is none.
+    """
+    counts = {min(round(share * budget.sparsity * budget.blocks), budget.most_blocks) for share in shares}
+    found = [allocate_heads(budget, count, 0.0) for count in sorted(counts)]
     return [allocation for allocation in found if allocation] or [allocate_share(budget, 1.0)]
 
 
-def head_candidates(budget: Budget, start: Allocation) -> list[Allocation]:
-    """Allocations with the blocks of `start` and other head counts."""
-    found = [allocate_heads(budget, start.removed_blocks, factor) for factor in HEAD_FACTORS]
+def head_candidates(budget: Budget, start: Allocation, factors: Sequence[float]) -> list[Allocation]:
+    """Allocations with the blocks of `start` and other head counts.
+
+    Args:
+        factors: share of heads removed over share of neurons removed.
+    """
+    found = [allocate_heads(budget, start.removed_blocks, factor) for factor in factors]
     return list(dict.fromkeys(allocation for allocation in found if allocation and allocation != start))
 
 

@@ -22,6 +22,17 @@ class Widths(str, Enum):
     """All: each gets the width that it needs, and the checkpoint ships its modules."""
 
 
+class Effort(str, Enum):
+    """How much computing a cut may cost."""
+
+    fast = "fast"
+    """One allocation, without blocks or heads if channels are enough, and one re-fit."""
+    normal = "normal"
+    """A few allocations are compared, and gated layers are re-fitted from both ends."""
+    best = "best"
+    """More allocations, and more turns between the ends."""
+
+
 class TuneMethod(str, Enum):
     """How the outputs of a cut projection are fitted to the dense model's."""
 
@@ -105,6 +116,13 @@ class PruneConfig(Config):
             default="uniform, unless the model's blocks differ already",
         ),
     ] = None
+    effort: Annotated[
+        Effort,
+        Option(
+            "How much to compute. fast takes one allocation without comparing it; normal compares a few; best compares "
+            "more and re-fits longer. Only for methods that compare allocations."
+        ),
+    ] = Effort.normal
     round_to: RoundTo = 8
     calibration: Annotated[CalibrationConfig, CALIBRATION] = CalibrationConfig()
     seed: Seed = 0

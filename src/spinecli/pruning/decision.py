@@ -32,6 +32,7 @@ from spinecli.pruning.allocation import (
     select_shapes,
     shapes_after,
 )
+from spinecli.pruning.config import Effort
 from spinecli.pruning.method import gram_precision
 from spinecli.pruning.request import PruneRequest
 from spinecli.pruning.scoring import Scores, score_checkpoint
@@ -238,6 +239,13 @@ class Decision:
         }
 
 
+# Shares of the budget that are spent on blocks, and then head factors, that are compared with each other.
+COMPARED: Mapping[Effort, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    Effort.normal: ((0.0, 0.25, 0.5), (1.0,)),
+    Effort.best: ((0.0, 0.25, 0.5, 0.75, 1.0), (0.5, 1.0, 1.5)),
+}
+
+
 def decide(request: PruneRequest, context: RunContext | None = None, findings: Path | None = None) -> Decision:
     """Score the checkpoint and choose how much of every block stays; writes nothing but its own state.
 
@@ -267,10 +275,11 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
     scored: list[CandidateScore] = []
     chosen = [uniform(fixed)] if (fixed := _fixed_allocation(request)) else []
     if request.budget and request.searches:
-        scored += compared([uniform(each) for each in block_candidates(request.budget)], "comparing blocks")
+        shares, factors = COMPARED[request.config.effort]
+        scored += compared([uniform(each) for each in block_candidates(request.budget, shares)], "comparing blocks")
         best = _best(scored).allocation
         assert isinstance(best, Allocation)
-        if others := head_candidates(request.budget, best):
+        if others := head_candidates(request.budget, best, factors):
             scored += compared([uniform(each) for each in others], "comparing heads")
         chosen = [_best(scored)]
     if request.adaptive:
@@ -302,6 +311,8 @@ def _fixed_allocation(request: PruneRequest) -> Allocation | None:
         return allocate_blocks(request.budget)
     if request.searches:
         return None
+    if request.splits and request.config.block_share == "auto":
+        return block_candidates(request.budget, (0.0,))[0]
     blocks_leave = request.method.cuts_blocks
     wanted = request.config.block_share
     share = wanted if blocks_leave and wanted != "auto" else None

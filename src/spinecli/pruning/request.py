@@ -18,7 +18,7 @@ from spinecli.data.rows import TokenRows, calibration_rows
 from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget
 from spinecli.pruning.allocation import Budget, protected_blocks
-from spinecli.pruning.config import PruneConfig, Widths
+from spinecli.pruning.config import Effort, PruneConfig, Widths
 from spinecli.pruning.method import BlocksAlone, Method
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.methods.comp import DEFAULT_METRIC, METRICS
@@ -53,7 +53,12 @@ class PruneRequest:
     @property
     def searches(self) -> bool:
         """Whether allocations are compared on calibration rows."""
-        return _splits(self.config.method) and self.config.block_share == "auto"
+        return self.splits and self.config.block_share == "auto" and self.config.effort is not Effort.fast
+
+    @property
+    def splits(self) -> bool:
+        """Whether the method can split the budget between blocks and units."""
+        return _splits(self.config.method)
 
     @property
     def scoring(self) -> Method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from spinecli.artifacts.run import Run
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
+from spinecli.pruning.config import Effort
 from spinecli.pruning.decision import Decision, decide, plan_prune
 from spinecli.pruning.recovery.block import Fit
 from spinecli.pruning.recovery.gated_layer import BranchTuning
@@ -76,6 +78,14 @@ def _put_cut(request: PruneRequest, masks: Masks, work: WorkDirectory, context: 
         return {"largest_logit_difference": verify_written(work.files, tokens, expected, compute, context)}
 
 
+TURNS: Mapping[Effort, BranchTuning | None] = {
+    Effort.fast: None,
+    Effort.normal: BranchTuning(),
+    Effort.best: BranchTuning(rounds=3, tokens=65_536),
+}
+"""How long the ends of a gated layer take turns."""
+
+
 def refit_task(request: PruneRequest, decision: Decision) -> RecoveryTask:
     """The cut of a method that chooses units as it fits what stays to the dense model's outputs."""
     rows = request.calibration.rows
@@ -83,7 +93,7 @@ def refit_task(request: PruneRequest, decision: Decision) -> RecoveryTask:
     return RecoveryTask(
         teacher=request.checkpoint,
         tokens=request.calibration.tokens,
-        fit=Fit(fitting, judging, branches=BranchTuning()),
+        fit=Fit(fitting, judging, branches=TURNS[request.config.effort]),
         compute=request.compute,
         shapes=decision.candidate.shapes,
         opening=len(request.calibration.frame.opening),

@@ -95,3 +95,59 @@ def entering(block: LoadedBlock, name: str, hidden: Tensor, observers: Mapping[s
     finally:
         handle.remove()
     raise ValueError(f"block {block.index} never runs {name}")
+
+
+class _Given(nn.Module):
+    """Stands in an attention's place and gives what it would have given."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """The output, and no attention weights."""
+        return self._output, None
+
+
+@contextmanager
+def attention_given(block: LoadedBlock, projection: str, output: Tensor) -> Iterator[None]:
+    """Let the attention give `output`, (rows, length, d_model), without computing it, while the context lasts.
+
+    Args:
+        projection: the attention's output projection, of a block of which `attention_is_whole` is true.
+    """
+    holder, attribute, attention = _attention(block, projection)
+    setattr(holder, attribute, _Given(output.to(block.dtype)))
+    try:
+        yield
+    finally:
+        setattr(holder, attribute, attention)
+
+
+@torch.no_grad()
+def attention_is_whole(block: LoadedBlock, projection: str, hidden: Tensor) -> bool:
+    """Whether the module that holds the output projection is the whole attention: it gives what the projection does,
+    and weights.
+
+    Args:
+        hidden: a row or more at the block's input, (rows, length, d_model).
+    """
+    given: list[Any] = []
+    projected: list[Tensor] = []
+    handles = [
+        _attention(block, projection)[2].register_forward_hook(lambda _, __, output: given.append(output)),
+        block.linear(projection).register_forward_hook(lambda _, __, output: projected.append(output)),
+    ]
+    try:
+        block(hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return isinstance(given[0], tuple) and len(given[0]) == 2 and torch.equal(given[0][0], projected[0])
+
+
+def _attention(block: LoadedBlock, projection: str) -> tuple[nn.Module, str, nn.Module]:
+    """The module that holds a projection, and where it is: its own holder and its name there."""
+    path = projection.rpartition(".")[0]
+    holder, _, attribute = path.rpartition(".")
+    return block.module.get_submodule(holder), attribute, block.module.get_submodule(path)

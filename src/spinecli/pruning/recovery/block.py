@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,17 @@ from spinecli.checkpoints.family import Family
 from spinecli.checkpoints.masks import BlockMask
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import BlockStream, LoadedBlock
-from spinecli.checkpoints.stream.observation import Observer, entering, observed
+from spinecli.checkpoints.stream.observation import Observer, attention_given, attention_is_whole, entering, observed
 from spinecli.pruning.config import TuneMethod
 from spinecli.pruning.elimination import eliminate
-from spinecli.pruning.recovery.gated_layer import BranchChunk, BranchRecovery, BranchTuning, tune_branch
+from spinecli.pruning.recovery.gated_layer import (
+    BranchChunk,
+    BranchRecovery,
+    BranchTuning,
+    branch_inputs,
+    linear_branch,
+    tune_branch,
+)
 from spinecli.pruning.recovery.least_squares import RIDGES, LayerProblem, LayerRecovery, Solution, recover, refit
 from spinecli.pruning.recovery.moments import Moments
 
@@ -159,6 +167,36 @@ def weights_kept(block: LoadedBlock, family: Family) -> Iterator[None]:
 _Chunk = tuple[Tensor, Tensor]
 """What enters a projection and what should leave it, of one chunk of rows: (tokens, d_in), (rows, length, d_model)."""
 
+# What enters projections is kept for so many bytes of a block's rows, and computed again for the others.
+_KEPT_BYTES = 256 << 20
+
+
+class _Kept:
+    """What entered the projections, by name and first row."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int], Tensor] = {}
+        self._bytes = 0
+
+    def get(self, name: str, rows: slice) -> Tensor | None:
+        return self._found.get((name, rows.start))
+
+    def put(self, name: str, rows: slice, value: Tensor) -> None:
+        if self._bytes + value.nbytes <= _KEPT_BYTES:
+            self._found[name, rows.start] = value
+            self._bytes += value.nbytes
+
+    def forget(self, name: str) -> None:
+        self.change(name, lambda value: None)
+
+    def change(self, name: str, how: Callable[[Tensor], Tensor | None]) -> None:
+        for key in [key for key in self._found if key[0] == name]:
+            before = self._found.pop(key)
+            after = how(before)
+            self._bytes += (0 if after is None else after.nbytes) - before.nbytes
+            if after is not None:
+                self._found[key] = after
+
 
 class _Fitting:
     """One block being fitted."""
@@ -171,6 +209,10 @@ class _Fitting:
         self.family = stream.checkpoint.family
         self.full = stream.checkpoint.shapes[student.block.index]
         self.heads, self.channels = _kept_units(student, self.full)
+        self.output, self.closing = projections(self.family)
+        self.summed = not (stream.checkpoint.is_post_norm or self.family.output_norms)
+        """Whether what leaves the block is what enters it and what its two projections add."""
+        self.kept = _Kept()
 
     def fitted(self) -> FittedBlock:
         """The answers, and the stream behind them."""
@@ -178,90 +220,152 @@ class _Fitting:
         branch: BranchRecovery | None = None
         if self.attends:
             attention = self._attention()
-        elif self.block.has(self.family.attention.output):
-            self._silence(self.family.attention.output)
+        elif self.block.has(self.output):
+            self._silence(self.output)
         if self.feeds:
             feed_forward, branch = self._feed_forward()
-        elif self.block.has(self.family.feed_forward.output):
-            self._silence(self.family.feed_forward.output)
+        elif self.block.has(self.closing):
+            self._silence(self.closing)
         mask = None
         if self.heads is not None and self.channels is not None:
             mask = BlockMask(self.heads, self.channels)
-        return FittedBlock(attention, feed_forward, self.stream.run(self.block, self.hidden), branch, mask)
+        return FittedBlock(attention, feed_forward, self._behind(), branch, mask)
 
     @property
     def attends(self) -> bool:
         """Whether anything of the attention stays."""
         wanted = self.student.shape.heads if self.student.shape else self.heads is None or bool(self.heads.any())
-        return self.block.has(self.family.attention.output) and bool(wanted)
+        return self.block.has(self.output) and bool(wanted)
 
     @property
     def feeds(self) -> bool:
         """Whether anything of the feed-forward layer stays."""
         wanted = self.student.shape.channels if self.student.shape else self.channels is None or self.channels.any()
-        return self.block.has(self.family.feed_forward.output) and bool(wanted)
+        return self.block.has(self.closing) and bool(wanted)
 
     def _attention(self) -> LayerRecovery:
-        name, targets = self.family.attention.output, self.targets
+        targets = self.targets
         reference = targets.attention_sum if self.family.output_norms or self.feeds else targets.after
 
         def posed(rows: slice) -> _Chunk:
             chunk = self.hidden[rows]
-            wanted = reference[rows] if self.family.output_norms else reference[rows] - chunk
-            return entering(self.block, name, chunk), wanted
+            found = entering(self.block, self.output, chunk)
+            self.kept.put(self.output, rows, found)
+            return found, reference[rows] if self.family.output_norms else reference[rows] - chunk
 
-        problem = self._problem(name, posed, reference)
+        problem = self._problem(self.output, posed, reference)
         if self.student.shape:
             width = self.full.group_size * self.full.head_dim
             groups = _chosen(problem, width, self.student.shape.kv_heads)
             self.heads = groups.repeat_interleave(self.full.group_size)
         columns = None if self.heads is None else head_rows(self.heads, self.full.head_dim).to(self.hidden.device)
-        return self._solved(name, problem, columns)
+        return self._solved(self.output, problem, columns)
 
     def _feed_forward(self) -> tuple[LayerRecovery, BranchRecovery | None]:
-        name, targets = self.family.feed_forward.output, self.targets
+        targets = self.targets
         alone = self.family.output_norms or (self.attends and self.stream.checkpoint.is_post_norm)
         reference = targets.feed_forward_sum if alone else targets.after
 
         def posed(rows: slice) -> _Chunk:
-            found, between = self._entering_feed_forward(name, self.hidden[rows])
+            found, between = self._entering_feed_forward(rows)
             return found, reference[rows] if self.family.output_norms else reference[rows] - between
 
-        problem = self._problem(name, posed, reference)
+        problem = self._problem(self.closing, posed, reference)
         if self.student.shape:
             self.channels = _chosen(problem, 1, self.student.shape.channels)
         columns = None if self.channels is None else self.channels.nonzero().flatten().to(self.hidden.device)
-        answer = self._solved(name, problem, columns)
-        if self.channels is not None:
-            self._narrow(answer.solution)
-        if self.fit.branches is None:
+        answer = self._solved(self.closing, problem, columns)
+        del problem
+        if columns is not None:
+            self._narrow(columns, answer.solution)
+        if self.fit.branches is None or (branch := linear_branch(self.family)) is None:
             return answer, None
 
         def again() -> LayerRecovery:
-            return self._solved(name, self._problem(name, posed, reference), None)
+            self.kept.forget(self.closing)
+            return self._solved(self.closing, self._problem(self.closing, posed, reference), None)
 
-        chunks = self._to_fit_to(posed, reference)
-        better = tune_branch(self.block, self.family, chunks, answer, again, self.fit.branches, self.dtype)
-        return (better.output, better) if better else (answer, None)
+        chunks = self._to_fit_to(branch, posed, reference)
+        better = tune_branch(self.block, branch, self.closing, chunks, answer, again, self.fit.branches, self.dtype)
+        if better is None:
+            self.kept.forget(self.closing)
+            return answer, None
+        return better.output, better
 
-    def _to_fit_to(self, posed: Callable[[slice], _Chunk], reference: Tensor) -> Iterator[BranchChunk]:
+    def _to_fit_to(self, branch: str, posed: Callable[[slice], _Chunk], reference: Tensor) -> Iterator[BranchChunk]:
         """The rows to fit to, a chunk at a time."""
         for rows in self.stream.chunks(self.hidden):
             chosen = self.fit.fitting[rows].to(self.hidden.device)
-            if bool(chosen.any()):
-                _, wanted = posed(rows)
-                yield BranchChunk(self.hidden[rows][chosen], wanted[chosen], token_weights(reference[rows][chosen]))
+            if not bool(chosen.any()):
+                continue
+            seen, wanted = posed(rows)
+            with self._attention_given(rows):
+                inputs, gates = branch_inputs(self.block, branch, self.closing, self.hidden[rows])
+            tokens = chosen.repeat_interleave(wanted.shape[1])
+            weights = token_weights(reference[rows]).flatten()
+            yield BranchChunk(
+                inputs[tokens], gates[tokens], seen[tokens], wanted.flatten(0, 1)[tokens], weights[tokens]
+            )
 
-    def _entering_feed_forward(self, name: str, chunk: Tensor) -> _Chunk:
-        """What enters a feed-forward projection, and the residual that the layer's output is added to."""
-        added: list[Tensor] = []
+    def _entering_feed_forward(self, rows: slice) -> _Chunk:
+        """What enters the feed-forward output projection, and the residual that its output is added to."""
+        chunk = self.hidden[rows]
+        added = self._added(self.output, rows)
+        found = self.kept.get(self.closing, rows)
+        if added is not None:
+            if found is None:
+                with self._attention_given(rows):
+                    found = entering(self.block, self.closing, chunk)
+                self.kept.put(self.closing, rows, found)
+            return found, chunk + added
+        between: list[Tensor] = []
         observers: dict[str, Observer] = {}
         if self.attends and self.stream.checkpoint.is_post_norm:
-            observers[self.family.feed_forward.inputs[0]] = lambda inputs, _: added.append(inputs.view_as(chunk))
+            observers[self.family.feed_forward.inputs[0]] = lambda inputs, _: between.append(inputs.view_as(chunk))
         elif self.attends:
-            observers[self.family.attention.output] = lambda _, outputs: added.append(chunk + outputs.view_as(chunk))
-        found = entering(self.block, name, chunk, observers)
-        return found, added[0] if added else chunk
+            observers[self.output] = lambda _, outputs: between.append(chunk + outputs.view_as(chunk))
+        elif found is not None:
+            return found, chunk
+        found = entering(self.block, self.closing, chunk, observers)
+        self.kept.put(self.closing, rows, found)
+        return found, between[0] if between else chunk
+
+    def _added(self, name: str, rows: slice) -> Tensor | None:
+        """What a fitted projection adds to the stream, (rows, length, d_model); None if its inputs were not kept."""
+        inputs = self.kept.get(name, rows)
+        if inputs is None or not self.summed:
+            return None
+        linear = self.block.linear(name)
+        added = inputs @ linear.weight.float().T
+        return (added if linear.bias is None else added + linear.bias.float()).view_as(self.hidden[rows])
+
+    @contextmanager
+    def _attention_given(self, rows: slice) -> Iterator[None]:
+        """Do not compute the attention of these rows again if what it adds is known."""
+        added = self._added(self.output, rows) if self.attends else None
+        if added is None or not self._separable:
+            yield
+            return
+        with attention_given(self.block, self.output, added):
+            yield
+
+    @cached_property
+    def _separable(self) -> bool:
+        """Whether the feed-forward layer can be run without the attention."""
+        return attention_is_whole(self.block, self.output, self.hidden[:1])
+
+    def _behind(self) -> Tensor:
+        """What leaves the block: (rows, length, d_model)."""
+        present = [name for name, there in ((self.output, self.attends), (self.closing, self.feeds)) if there]
+        after = torch.empty_like(self.hidden)
+        for rows in self.stream.chunks(self.hidden):
+            known = [self._added(name, rows) for name in present]
+            if self.summed and all(each is not None for each in known):
+                after[rows] = sum((each for each in known if each is not None), start=self.hidden[rows])
+            else:
+                with self._attention_given(rows):
+                    after[rows] = self.block(self.hidden[rows])
+        return after
 
     def _problem(self, name: str, posed: Callable[[slice], _Chunk], reference: Tensor) -> LayerProblem:
         """The sums over all rows."""
@@ -306,9 +410,10 @@ class _Fitting:
         if linear.bias is not None:
             linear.bias = nn.Parameter(torch.zeros_like(linear.bias), requires_grad=False)
 
-    def _narrow(self, solution: Solution) -> None:
+    def _narrow(self, columns: Tensor, solution: Solution) -> None:
         """Leave the removed channels out of the feed-forward layer, which spares computing them."""
         assert self.channels is not None
+        self.kept.change(self.closing, lambda inputs: inputs[:, columns])
         every = torch.ones(self.full.heads, dtype=torch.bool)
         rows = kept_rows(self.family, BlockMask(every, self.channels), self.full)
         for name in dict.fromkeys(self.family.feed_forward.inputs):
@@ -318,7 +423,7 @@ class _Fitting:
                 if value is not None:
                     cut = cut_tensor(f"{name}.{kind}", value.detach(), _on(value.device, rows))
                     setattr(linear, kind, nn.Parameter(cut, requires_grad=False))
-        self._install(self.family.feed_forward.output, None, solution)
+        self._install(self.closing, None, solution)
 
 
 def token_weights(reference: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from spinecli.checkpoints.stream.observation import entering
 from spinecli.pruning.recovery.least_squares import LayerRecovery, Solution
 
 RIDGE = 0.03
-STEPS = 5
 
 _CHUNK_TOKENS = 4096
 
@@ -53,7 +52,7 @@ class BranchProblem:
     """W, (d_model, channels)."""
 
 
-def refit_branch(problem: BranchProblem, steps: int = STEPS, ridge: float = RIDGE) -> Tensor:
+def refit_branch(problem: BranchProblem, steps: int, ridge: float = RIDGE) -> Tensor:
     """U after `steps` of conjugate gradients from U0: (channels, d_model).
 
     Beside U0 it holds four matrices of that size, which for a large model are most of a run's memory.
@@ -136,20 +135,25 @@ class BranchTuning:
     """How long the two ends take turns, and on how much."""
 
     rounds: int = 1
+    steps: int = 4
     tokens: int = 8192
     """To which the branch is fitted; the output projection is fitted to all."""
 
 
 @dataclass(frozen=True, eq=False)
 class BranchChunk:
-    """Rows to fit the branch to."""
+    """Tokens to fit the branch to."""
 
-    hidden: Tensor
-    """(rows, length, d_model) at the block's input."""
+    inputs: Tensor
+    """(tokens, d_model): what enters the branch."""
+    gates: Tensor
+    """(tokens, channels): what each of its outputs is multiplied with."""
+    seen: Tensor
+    """(tokens, channels): what enters the output projection."""
     targets: Tensor
-    """(rows, length, d_model): what should leave the feed-forward layer."""
+    """(tokens, d_model): what should leave it."""
     weights: Tensor
-    """(rows, length)."""
+    """(tokens,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,38 +166,43 @@ class BranchRecovery:
     output: LayerRecovery
 
 
+def linear_branch(family: Family) -> str | None:
+    """The projection that may be a gated layer's linear branch; None if there is no gate, or one fused with it."""
+    return family.feed_forward.inputs[1] if len(set(family.feed_forward.inputs)) == 2 else None
+
+
 @torch.no_grad()
 def tune_branch(
     block: LoadedBlock,
-    family: Family,
+    name: str,
+    output: str,
     chunks: Iterator[BranchChunk],
     found: LayerRecovery,
     again: Callable[[], LayerRecovery],
     tuning: BranchTuning,
     dtype: torch.dtype,
 ) -> BranchRecovery | None:
-    """Take turns until the held-out error stops falling; None if the layer has no linear branch or nothing helped.
+    """Take turns until the held-out error stops falling; None if the branch is not linear or nothing helped.
 
     What is best so far is in the block in memory in the end.
 
     Args:
         block: everything before the feed-forward layer is fitted already.
+        name: of the branch's projection.
+        output: of the projection that its product with the gates enters.
         found: the answer that the output projection has.
         again: fits the output projection once more, to what the branch has become, and puts it in its place.
         dtype: in which weights will be stored.
     """
-    if len(set(family.feed_forward.inputs)) != 2:
-        return None  # no gate, or one that is fused with the branch
-    name, output = family.feed_forward.inputs[1], family.feed_forward.output
-    problem = _problem(block, name, output, chunks, tuning.tokens)
+    branch, closing = block.linear(name), block.linear(output)
+    problem = _problem(branch, closing, chunks, tuning.tokens)
     if problem is None:
         return None
-    branch, closing = block.linear(name), block.linear(output)
     best: BranchRecovery | None = None
     for number in range(1, tuning.rounds + 1):
         problem = replace(problem, weight=branch.weight.float(), output_weight=found.solution.weight)
         before = branch.weight, closing.weight, closing.bias
-        weight = refit_branch(problem).to(dtype).float()
+        weight = refit_branch(problem, tuning.steps).to(dtype).float()
         branch.weight = nn.Parameter(weight.to(branch.weight.dtype), requires_grad=False)
         answer = again()
         if not answer.error_after < found.error_after * _WORTHWHILE:
@@ -205,34 +214,26 @@ def tune_branch(
     return best
 
 
-def _problem(
-    block: LoadedBlock, name: str, output: str, chunks: Iterator[BranchChunk], tokens: int
-) -> BranchProblem | None:
+def _problem(branch: nn.Linear, closing: nn.Linear, chunks: Iterator[BranchChunk], tokens: int) -> BranchProblem | None:
     """The least-squares problem of the branch on the first `tokens` tokens; None if the branch is not linear."""
-    branch, closing = block.linear(name), block.linear(output)
     weight, bias = branch.weight.detach().float(), None if branch.bias is None else branch.bias.detach().float()
     inputs: list[Tensor] = []
     gates: list[Tensor] = []
     targets: list[Tensor] = []
     seen = 0
     for chunk in chunks:
-        entered, let_through = entering(block, name, chunk.hidden), _gates(block, name, output, chunk.hidden)
-        predicted = let_through * _affine(entered, weight, bias)
-        if not inputs and not _is_linear(predicted, entering(block, output, chunk.hidden)):
+        if not inputs and not _is_linear(chunk.gates * _affine(chunk.inputs, weight, bias), chunk.seen):
             return None
-        wanted = chunk.targets.flatten(0, 1)
-        if closing.bias is not None:
-            wanted = wanted - closing.bias.float()
-        root = chunk.weights.flatten().sqrt()[:, None]
-        inputs.append(entered)
-        gates.append(let_through * root)
+        root = chunk.weights.sqrt()[:, None]
+        wanted = chunk.targets if closing.bias is None else chunk.targets - closing.bias.float()
+        inputs.append(chunk.inputs)
+        gates.append(chunk.gates * root)
         targets.append(wanted * root)
-        seen += len(entered)
+        seen += len(chunk.inputs)
         if seen >= tokens:
             break
-    return BranchProblem(
-        torch.cat(inputs), torch.cat(gates), torch.cat(targets), weight, bias, closing.weight.detach().float()
-    )
+    found = torch.cat(inputs), torch.cat(gates), torch.cat(targets)
+    return BranchProblem(*found, weight, bias, closing.weight.detach().float())
 
 
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -240,17 +241,26 @@ def _affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output if bias is None else output.add_(bias)
 
 
-def _gates(block: LoadedBlock, branch: str, output: str, hidden: Tensor) -> Tensor:
-    """What enters the output projection while the branch gives ones: (tokens, channels)."""
+def branch_inputs(block: LoadedBlock, branch: str, output: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the branch, and what enters the output projection while the branch gives ones.
 
-    def ones(_: nn.Module, __: tuple[Any, ...], given: Tensor) -> Tensor:
+    Args:
+        hidden: (rows, length, d_model) at the block's input.
+
+    Returns: (tokens, d_model) and (tokens, channels).
+    """
+    seen: list[Tensor] = []
+
+    def ones(_: nn.Module, inputs: tuple[Any, ...], given: Tensor) -> Tensor:
+        seen.append(inputs[0].flatten(0, -2).float())
         return torch.ones_like(given)
 
     handle = block.linear(branch).register_forward_hook(ones)
     try:
-        return entering(block, output, hidden)
+        gates = entering(block, output, hidden)
     finally:
         handle.remove()
+    return seen[0], gates
 
 
 def _is_linear(predicted: Tensor, seen: Tensor) -> bool:
