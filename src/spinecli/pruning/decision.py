@@ -260,7 +260,10 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
     checkpoint, calibration = request.checkpoint, request.calibration
     opening = len(calibration.frame.opening)
     stream = BlockStream(checkpoint, calibration.length, request.compute, context, opening)
-    scores = score_checkpoint(stream, calibration.tokens, request.scoring, shared)
+    scored_on = calibration.tokens
+    if request.scoring is not request.method:  # where blocks are all that is scored, fewer rows are enough
+        scored_on = scored_on[: sum(search_rows(calibration.rows, calibration.length))]
+    scores = score_checkpoint(stream, scored_on, request.scoring, shared)
     last = last_of_their_kind(scores.influence, checkpoint.attention_kinds, request.protected)
     protected = request.protected | last.keys()
 

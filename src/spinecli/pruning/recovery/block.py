@@ -259,7 +259,10 @@ class _Fitting:
             groups = _chosen(problem, width, self.student.shape.kv_heads)
             self.heads = groups.repeat_interleave(self.full.group_size)
         columns = None if self.heads is None else head_rows(self.heads, self.full.head_dim).to(self.hidden.device)
-        return self._solved(self.output, problem, columns)
+        answer = self._solved(self.output, problem, columns)
+        # from here on it counts what the attention adds, not what its projection sees
+        self.kept.change(self.output, lambda inputs: self._projected(self.output, inputs) if self.summed else None)
+        return answer
 
     def _feed_forward(self) -> tuple[LayerRecovery, BranchRecovery | None]:
         targets = self.targets
@@ -332,12 +335,16 @@ class _Fitting:
 
     def _added(self, name: str, rows: slice) -> Tensor | None:
         """What a fitted projection adds to the stream, (rows, length, d_model); None if its inputs were not kept."""
-        inputs = self.kept.get(name, rows)
-        if inputs is None or not self.summed:
+        inputs = self.kept.get(name, rows) if self.summed else None
+        if inputs is None:
             return None
+        return (inputs if name == self.output else self._projected(name, inputs)).view_as(self.hidden[rows])
+
+    def _projected(self, name: str, inputs: Tensor) -> Tensor:
+        """(tokens, d_in) -> (tokens, d_model), by the projection in memory."""
         linear = self.block.linear(name)
-        added = inputs @ linear.weight.float().T
-        return (added if linear.bias is None else added + linear.bias.float()).view_as(self.hidden[rows])
+        output = inputs @ linear.weight.float().T
+        return output if linear.bias is None else output + linear.bias.float()
 
     @contextmanager
     def _attention_given(self, rows: slice) -> Iterator[None]:

@@ -84,23 +84,46 @@ def recover(problem: LayerProblem, method: TuneMethod, ridges: Sequence[float] =
     The projection as it is always competes, so no layer gets worse on those tokens. A bias is fitted where the
     projection has one, and by `mask+bias`.
     """
+    has_bias = problem.bias is not None
     before = untuned(problem)
     best = LayerRecovery(before, "untuned", error_before := problem.error(before), error_before)
-    for choice, candidate in _candidates(problem, method, ridges):
-        error = problem.error(candidate)
-        if error < best.error_after:
-            best = LayerRecovery(candidate, choice, error_before, error)
+    for choice, candidate in _masks(problem, method, has_bias=has_bias):
+        best = _better(best, problem, choice, candidate)
+    if method in (TuneMethod.lsq, TuneMethod.auto):
+        best = _descended(best, problem, ridges, with_bias=has_bias)
     return best
 
 
-def _candidates(problem: LayerProblem, method: TuneMethod, ridges: Sequence[float]) -> Iterator[tuple[str, Solution]]:
-    has_bias = problem.bias is not None
+def _masks(problem: LayerProblem, method: TuneMethod, *, has_bias: bool) -> Iterator[tuple[str, Solution]]:
     if method in (TuneMethod.mask, TuneMethod.auto):
         yield "mask", tune_mask(problem)
     if method is TuneMethod.mask_bias or (method is TuneMethod.auto and has_bias):
         yield "mask+bias", tune_mask(problem, with_bias=True)
-    if method in (TuneMethod.lsq, TuneMethod.auto):
-        yield from refits(problem, ridges, with_bias=has_bias)
+
+
+def _better(best: LayerRecovery, problem: LayerProblem, choice: str, candidate: Solution) -> LayerRecovery:
+    error = problem.error(candidate)
+    return best if error >= best.error_after else LayerRecovery(candidate, choice, best.error_before, error)
+
+
+def _descended(
+    best: LayerRecovery, problem: LayerProblem, ridges: Sequence[float], *, with_bias: bool
+) -> LayerRecovery:
+    """The best re-fit, from the middle of the ridges towards the smaller ones while they help, or else the larger."""
+    answers = _Refits(problem, with_bias=with_bias)
+    middle = len(ridges) // 2
+    errors: list[float] = []
+    for way in (ridges[middle::-1], ridges[middle + 1 :]):
+        for ridge in way:
+            name, solution = answers.at(ridge)
+            errors.append(problem.error(solution))
+            if errors[-1] < best.error_after:
+                best = LayerRecovery(solution, name, best.error_before, errors[-1])
+            if errors[-1] > min(errors):
+                break
+        if len(errors) > 2:
+            break  # the error fell towards the smaller ridges, so it does not fall towards the larger ones
+    return best
 
 
 def untuned(problem: LayerProblem) -> Solution:
@@ -147,42 +170,42 @@ def refit(problem: LayerProblem, ridge: float, *, with_bias: bool = False) -> So
         ridge: λ in units of the mean diagonal of the Gram matrix.
         with_bias: also re-fit the bias; the solution then always carries one.
     """
-    [(_, solution)] = refits(problem, (ridge,), with_bias=with_bias)
-    return solution
+    return _Refits(problem, with_bias=with_bias).at(ridge)[1]
 
 
-def refits(
-    problem: LayerProblem, ridges: Sequence[float], *, with_bias: bool = False
-) -> Iterator[tuple[str, Solution]]:
-    """`refit` for several ridges one after the other: what each is called, and the solution."""
-    bias = None if with_bias else problem.bias
-    sums = _explained(problem.fitting, bias, centred=with_bias)
-    start = problem.weight.to(sums.gram.dtype)
-    standing = sums.gram @ start.T
-    rights = [sums.cross - standing]
-    if problem.own is not None:
-        own = _explained(problem.own, bias, centred=with_bias)
-        rights = [own.cross - standing, sums.cross - own.cross]
-    judged = _explained(problem.judging, bias, centred=with_bias)
-    mean = float(sums.gram.diagonal().mean())
-    for ridge in ridges:
-        damped = sums.gram.clone()
-        damped.diagonal().add_(max(ridge * mean, 1e-30))
-        solved = _solve_positive(damped, torch.cat(rights, dim=1)).T
-        changes = torch.split(solved, len(problem.weight))
-        share = 1.0
-        weight = start + changes[0]
+class _Refits:
+    """Re-fits of one projection with any ridge."""
+
+    def __init__(self, problem: LayerProblem, *, with_bias: bool) -> None:
+        self._problem, self._with_bias = problem, with_bias
+        bias = None if with_bias else problem.bias
+        self._sums = _explained(problem.fitting, bias, centred=with_bias)
+        self._start = problem.weight.to(self._sums.gram.dtype)
+        standing = self._sums.gram @ self._start.T
+        self._right = self._sums.cross - standing
         if problem.own is not None:
-            share = _best_share(judged, weight, changes[1])
+            own = _explained(problem.own, bias, centred=with_bias).cross
+            self._right = torch.cat([own - standing, self._sums.cross - own], dim=1)
+            self._judged = _explained(problem.judging, bias, centred=with_bias)
+        self._mean = float(self._sums.gram.diagonal().mean())
+
+    def at(self, ridge: float) -> tuple[str, Solution]:
+        """What the answer is called, and the answer."""
+        problem, share = self._problem, 1.0
+        damped = self._sums.gram.clone()
+        damped.diagonal().add_(max(ridge * self._mean, 1e-30))
+        changes = torch.split(_solve_positive(damped, self._right).T, len(problem.weight))
+        weight = self._start + changes[0]
+        if problem.own is not None:
+            share = _best_share(self._judged, weight, changes[1])
             weight = weight + share * changes[1]
-        found = weight.to(problem.weight.dtype)
-        fitted_bias = problem.bias
-        if with_bias:
-            fitted_bias = _bias(problem.fitting, found)
+        found, bias = weight.to(problem.weight.dtype), problem.bias
+        if self._with_bias:
+            bias = _bias(problem.fitting, found)
             if problem.own is not None:
-                fitted_bias = share * fitted_bias + (1 - share) * _bias(problem.own, found)
+                bias = share * bias + (1 - share) * _bias(problem.own, found)
         name = f"lsq {ridge:g}" if problem.own is None else f"lsq {ridge:g}, {share:.0%} of the teacher's targets"
-        yield name, Solution(found, fitted_bias)
+        return name, Solution(found, bias)
 
 
 def _best_share(judging: Moments, base: Tensor, change: Tensor) -> float:
