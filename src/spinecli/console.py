@@ -212,6 +212,17 @@ def size(count: float) -> str:
     return _with_unit(count, (" B", " kB", " MB", " GB"))
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
 def number(count: float) -> str:
     """Large counts with a suffix: 7.15M."""
     return _with_unit(count, ("", "k", "M", "G"))

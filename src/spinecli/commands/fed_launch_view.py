@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.live import Live
 from rich.table import Table
 
-from spinecli.console import Terminal, size, table
+from spinecli.console import Terminal, duration, size, table
 
 if TYPE_CHECKING:
     from spinecli.artifacts.directory import OutputOptions
@@ -214,14 +214,3 @@ def result_view(result: FederatedResult, request: FederatedRequest, out: Path, s
         lines.append(f"answers lost: {told}, on {len(result.lost)} devices; history.jsonl says which and why")
     lines.append(f"{out}, {duration(seconds)} on this machine")
     return [table(f"{request.config.strategy} on {request.fleet.name}", ("", ""), figures), "", *lines]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

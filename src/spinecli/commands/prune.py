@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from spinecli.commands.flags import DryRun, OutUnlessDry, Overwrite, Resume, from_config
-from spinecli.console import Terminal, number, size, table
+import typer
+
+from spinecli.commands.flags import OUTPUT, DryRun, OutUnlessDry, Overwrite, Resume, from_config
+from spinecli.console import Terminal, duration, number, size, table
 from spinecli.pruning.config import PruneConfig
+
+if TYPE_CHECKING:
+    from spinecli.pruning.request import PruneRequest
+
+
+Score = Annotated[
+    bool,
+    typer.Option(
+        "--score", help="With --dry-run: also score and compare, and print the full plan.", rich_help_panel=OUTPUT
+    ),
+]
 
 
 @from_config(PruneConfig)
@@ -17,13 +30,15 @@ def prune(
     terminal: Terminal,
     out: OutUnlessDry = None,
     dry_run: DryRun = False,
+    score: Score = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
 ) -> None:
     """Remove whole blocks, then heads and channels, from MODEL, without gradients, one block in memory at a time."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
-    from spinecli.pruning.decision import decide, planned, run_memory
+    from spinecli.pruning.cost import run_memory
+    from spinecli.pruning.decision import decide, planned
     from spinecli.pruning.request import open_request
     from spinecli.pruning.run import prune as run_prune
 
@@ -36,6 +51,9 @@ def prune(
         f"calibrating on {tokens.rows} rows of {tokens.length} tokens, {tokens.frame}: {tokens.text.description}"
     )
     with terminal.context(stopwatch) as context:
+        if (dry_run or out is None) and not score:
+            terminal.result(*_previewed(request))
+            return
         if dry_run or out is None:
             decision = decide(request, context)
             report: dict[str, Any] = planned(request, decision).report() | decision.report()
@@ -46,6 +64,48 @@ def prune(
     measured = stopwatch.measured()
     value = {"out": None if dry_run else str(out), **report, "measured": measured.model_dump(mode="json")}
     terminal.result(value, *rendered(report, None if dry_run else out, measured.peak_memory_bytes))
+
+
+def _previewed(request: PruneRequest) -> tuple[Any, ...]:
+    """What can be said without a look at any token: a value for --json, and tables and lines for the terminal."""
+    from spinecli.pruning.cost import predicted_time, run_memory
+    from spinecli.pruning.decision import possible_allocations, sizes_after
+
+    allocations = possible_allocations(request)
+    plans = [sizes_after(request, each) for each in allocations]
+    needed, memory = predicted_time(request), run_memory(request)
+    value = {
+        "out": None,
+        "possible": [
+            {**each.report(), "achieved_sparsity": plan.sparsity, **plan.sizes()}
+            for each, plan in zip(allocations, plans, strict=True)
+        ],
+        "memory_bytes": memory,
+        "predicted_passes": needed.passes,
+        "predicted_seconds": needed.seconds,
+    }
+    rows = [
+        (
+            str(each.removed_blocks),
+            str(each.shape.heads),
+            str(each.shape.channels),
+            f"{plan.sparsity:.2%}",
+            number(plan.cut.total_parameters),
+            size(plan.cut.bytes),
+        )
+        for each, plan in zip(allocations, plans, strict=True)
+    ]
+    columns = ("blocks removed", "heads", "channels", "sparsity", "all parameters", "size on disk")
+    shown: list[Any] = (
+        [table("Cuts to choose from, with the same widths in all blocks", columns, rows), ""] if rows else []
+    )
+    return (
+        value,
+        *shown,
+        f"a run needs about {size(memory)} of memory and {duration(needed.seconds)}, "
+        f"{needed.passes:.1f} times a forward pass of the blocks over the calibration rows",
+        "nothing was read of any text, and nothing was written; --dry-run --score scores and compares, too",
+    )
 
 
 def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list[Any]:

@@ -11,17 +11,17 @@ from pydantic import JsonValue
 
 from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.counting import ModelSize, block_costs, size_of
+from spinecli.checkpoints.counting import ModelSize, size_of
 from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream
+from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.stream.objective import Objective, objective_of
 from spinecli.errors import OptionError, UnexportableError
 from spinecli.exports.gguf_shape import gguf_shape_of
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, tempered
-from spinecli.pruning.adaptive.sensitivity import sensitivities, trial_bytes
+from spinecli.pruning.adaptive.sensitivity import sensitivities
 from spinecli.pruning.allocation import (
     Allocation,
     allocate_blocks,
@@ -33,7 +33,6 @@ from spinecli.pruning.allocation import (
     shapes_after,
 )
 from spinecli.pruning.config import Effort
-from spinecli.pruning.method import gram_precision
 from spinecli.pruning.request import PruneRequest
 from spinecli.pruning.scoring import Scores, score_checkpoint
 from spinecli.pruning.search import Candidate, CandidateScore, score_candidates, search_rows
@@ -91,10 +90,12 @@ class PrunePlan:
             "shapes_before": [asdict(shape) for shape in self.dense_shapes],
             "shapes_after": [asdict(shape) for shape in self.shapes],
             "model_type": self.model_type,
-            "dense": asdict(self.dense),
-            "cut": asdict(self.cut),
-            "engines": dict(self.engines),
+            **self.sizes(),
         }
+
+    def sizes(self) -> dict[str, JsonValue]:
+        """What the cut model is, whichever units it keeps."""
+        return {"dense": asdict(self.dense), "cut": asdict(self.cut), "engines": dict(self.engines)}
 
 
 def plan_prune(checkpoint: Checkpoint, masks: Masks, length: int) -> PrunePlan:
@@ -130,42 +131,6 @@ def any_masks(before: Sequence[BlockShape], after: Sequence[BlockShape]) -> Mask
             for dense, kept in zip(before, after, strict=True)
         )
     )
-
-
-# Resident memory of Python with torch and transformers imported, before any weight is read.
-_IMPORTS_BYTES = 450_000_000
-# Allocations compared at once; see `allocation.BLOCK_SHARES`.
-_CANDIDATES = 5
-# Matrices of a projection's size, and of its inputs' Gram matrix' size, that a re-fit holds at once.
-_ANSWERS = 6
-_SQUARES = 4
-_FLOAT = torch.float32.itemsize
-
-
-def run_memory(request: PruneRequest) -> int:
-    """Estimated peak resident bytes of the run: the largest of its moments, none of which holds more than one block."""
-    checkpoint, calibration = request.checkpoint, request.calibration
-    weights = request.compute.dtype.itemsize
-    d_model = checkpoint.d_model
-    width = max(max(shape.channels, shape.heads * shape.head_dim) for shape in checkpoint.shapes)
-    outer = max(torch.Size(checkpoint.tensors[name].shape).numel() for name in checkpoint.outer_names()) * weights
-    block = max(block_costs(checkpoint, index).block for index in range(checkpoint.blocks)) * weights
-    chunk = max(CHUNK_TOKENS, calibration.length)
-    streams = 2 * calibration.rows * calibration.length * d_model * _FLOAT
-    scoring = block + chunk * (4 * d_model + 5 * width) * _FLOAT
-    if request.method.needs_gram:
-        scoring += int(1.2 * width * width + width * d_model) * _FLOAT
-    moments = [outer, scoring]
-    solving = gram_precision(width).itemsize * _SQUARES * width**2 + _ANSWERS * width * d_model * _FLOAT
-    if request.searches:
-        tokens = sum(search_rows(calibration.rows, calibration.length)) * calibration.length
-        moments.append(block + solving + tokens * (5 + _CANDIDATES) * d_model * _FLOAT)
-    if request.method.refits:
-        tokens = calibration.rows * calibration.length
-        moments.append(block + solving + (4 * tokens * d_model + chunk * (4 * d_model + 5 * width)) * _FLOAT)
-    if request.adaptive:
-        moments.append(block + trial_bytes(checkpoint.blocks, calibration.length, d_model, calibration.rows))
-    return _IMPORTS_BYTES + streams + max(moments)
 
 
 # How far the measured differences between blocks are followed: damages of single cuts do not simply add up.
@@ -304,6 +269,29 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
             "raise --sparsity or lower --round-to."
         )
     return Decision(scores, chosen[0], tuple(scored), objective_of(checkpoint), last)
+
+
+def possible_allocations(request: PruneRequest) -> list[Allocation]:
+    """Those with equal widths that a run would choose from, without a look at any token."""
+    if fixed := _fixed_allocation(request):
+        return [fixed]
+    if request.budget is None:
+        return []
+    shares, factors = COMPARED[request.config.effort]
+    found = block_candidates(request.budget, shares)
+    others = [other for each in found for other in head_candidates(request.budget, each, factors)]
+    return list(dict.fromkeys([*found, *others]))
+
+
+def sizes_after(request: PruneRequest, allocation: Allocation) -> PrunePlan:
+    """The plan of a cut whose units and blocks are not known yet: any are taken in their place."""
+    checkpoint = request.checkpoint
+    nothing = BlockShape(0, 0, allocation.shape.head_dim, 0)
+    kept = [index for index in range(checkpoint.blocks) if index in request.protected]
+    kept += [index for index in range(checkpoint.blocks) if index not in request.protected]
+    stay = set(kept[: checkpoint.blocks - allocation.removed_blocks])
+    shapes = [allocation.shape if index in stay else nothing for index in range(checkpoint.blocks)]
+    return plan_prune(checkpoint, any_masks(checkpoint.shapes, shapes), request.calibration.length)
 
 
 def _fixed_allocation(request: PruneRequest) -> Allocation | None:
