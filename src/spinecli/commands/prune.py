@@ -23,21 +23,19 @@ def prune(
     """Remove whole blocks, then heads and channels, from MODEL, without gradients, one block in memory at a time."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
-    from spinecli.pruning.decision import decide
     from spinecli.pruning.request import open_request
+    from spinecli.pruning.run import dry_run as run_dry
     from spinecli.pruning.run import prune as run_prune
 
     stopwatch = Stopwatch()
     if out is not None and not resume:
         check_output(OutputOptions(out, overwrite, resume))
     request = open_request(config)
-    tokens = request.calibration
-    terminal.note(
-        f"calibrating on {tokens.rows} rows of {tokens.length} tokens, {tokens.frame}: {tokens.text.description}"
-    )
+    rows = request.calibration
+    terminal.note(f"calibrating on {rows.rows} rows of {rows.length} tokens, {rows.frame}: {rows.description}")
     with terminal.context(stopwatch) as context:
         if dry_run or out is None:
-            decision = decide(request, context)
+            decision = run_dry(request, context)
             report: dict[str, Any] = decision.report()
             report["memory_bytes"] = decision.plan.memory_bytes
         else:
@@ -61,6 +59,8 @@ def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list
         f"written as {report['model_type']}; "
         + "; ".join(f"{engine}: {verdict}" for engine, verdict in report["engines"].items()),
     ]
+    counts = (f"{rows} rows of {kind}" for kind, rows in report["calibration"].items())
+    lines.append(f"calibrated on {', '.join(counts)}")
     if last := report["kept_for_their_kind"]:
         kinds = ", ".join(f"block {index} ({kind})" for index, kind in last.items())
         lines.append(f"stays so that no kind of attention leaves the model: {kinds}")

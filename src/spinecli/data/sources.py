@@ -76,9 +76,7 @@ def kind_names(sources: Sequence[TextSource]) -> tuple[str, ...]:
     """What a person calls the text of each source: a file by its name, or by its path where files share a name."""
     short = [_short(source.reference) for source in sources]
     shared = {name for name, count in Counter(short).items() if count > 1}
-    return tuple(
-        source.reference if name in shared else name for source, name in zip(sources, short, strict=True)
-    )
+    return tuple(source.reference if name in shared else name for source, name in zip(sources, short, strict=True))
 
 
 def _short(reference: str) -> str:
@@ -87,16 +85,16 @@ def _short(reference: str) -> str:
 
 
 def deal(weights: Sequence[float], rows: int) -> list[int]:
-    """The number of the source that each row comes from.
+    """The number of the source that each row comes from; none from one of weight 0.
 
     Of the first n rows, every source has n times its share, to within less than one row, and so every stretch of rows
     holds all sources, to within less than two. This is Tijdeman's algorithm (The chairman assignment problem, Discrete
     Mathematics 32, 1980). Giving each row to the source that lags most behind is simpler, and is off by more than a row
     where many weights differ. Whole fractions keep the order the same on every machine.
     """
-    total = sum(Fraction(str(weight)) for weight in weights)
-    shares = [Fraction(str(weight)) / total for weight in weights]
-    slack = Fraction(1, max(2, 2 * len(shares) - 2))
+    whole = [Fraction(str(weight)) for weight in weights]
+    shares = [weight / sum(whole) for weight in whole]
+    slack = Fraction(1, max(2, 2 * sum(share > 0 for share in shares) - 2))
     had, dealt = [0] * len(shares), []
     for row in range(1, rows + 1):
         lags = [row * share - count for share, count in zip(shares, had, strict=True)]

@@ -17,6 +17,7 @@ from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS, BlockStream
 from spinecli.checkpoints.stream.objective import Objective, objective_of
+from spinecli.data.rows import TokenRows
 from spinecli.errors import OptionError, UnexportableError
 from spinecli.exports.gguf_shape import gguf_shape_of
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
@@ -152,6 +153,7 @@ def run_memory(request: PruneRequest) -> int:
         moments.append(block + (tokens * (4 * d_model + 3 * width) + solving) * _FLOAT)
     if request.adaptive:
         moments.append(block + trial_bytes(checkpoint.blocks, calibration.length, d_model, calibration.rows))
+    moments.append(calibration.memory_bytes)
     return _IMPORTS_BYTES + streams + max(moments)
 
 
@@ -216,11 +218,14 @@ class Decision:
     """By which they were compared."""
     kept_for_their_kind: dict[int, str]
     """Blocks that stay as the last with their kind of attention -> that kind."""
+    calibration: dict[str, int]
+    """Kind of text -> number of rows."""
 
     def report(self) -> dict[str, JsonValue]:
         """For `spine.json` and --json."""
         return {
             **self.plan.report(),
+            "calibration": dict(self.calibration),
             "kept_for_their_kind": {str(index): kind for index, kind in self.kept_for_their_kind.items()},
             "block_influence": self.scores.influence.tolist(),
             "compared_by": self.objective.name,
@@ -228,16 +233,19 @@ class Decision:
         }
 
 
-def decide(request: PruneRequest, context: RunContext | None = None, findings: Path | None = None) -> Decision:
+def decide(
+    request: PruneRequest, rows: TokenRows, context: RunContext | None = None, findings: Path | None = None
+) -> Decision:
     """Score the checkpoint and choose the masks; writes nothing but its own state.
 
     Args:
+        rows: what `request.calibration` gives, or stands in for it.
         findings: directory for what does not depend on the sparsity, to be shared by runs that differ in nothing else
             but the sparsity and the widths; None keeps it with the context's.
     """
     context = context or RunContext()
     shared = replace(context, state=findings or context.state)
-    checkpoint, calibration = request.checkpoint, request.calibration
+    checkpoint, calibration = request.checkpoint, rows
     opening = len(calibration.frame.opening)
     stream = BlockStream(checkpoint, calibration.length, request.compute, context, opening)
     scores = score_checkpoint(stream, calibration.tokens, request.method, shared)
@@ -280,7 +288,7 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
             f"Sparsity {request.config.sparsity:g} is less than the smallest unit that can be removed; "
             "raise --sparsity or lower --round-to."
         )
-    return Decision(scores, plan, tuple(scored), objective_of(checkpoint), last)
+    return Decision(scores, plan, tuple(scored), objective_of(checkpoint), last, calibration.rows_by_kind)
 
 
 def _fixed_allocation(request: PruneRequest) -> Allocation | None:

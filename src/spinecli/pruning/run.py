@@ -15,8 +15,10 @@ from spinecli.artifacts.run import Run
 from spinecli.checkpoints.cutting import cut_checkpoint, write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
+from spinecli.data.calibration_file import save_rows
+from spinecli.data.rows import TokenRows
 from spinecli.pruning.config import TuneMethod
-from spinecli.pruning.decision import decide
+from spinecli.pruning.decision import Decision, decide
 from spinecli.pruning.recovery.recover import RecoveryTask, held_out_rows, recover_into
 from spinecli.pruning.request import PruneRequest
 
@@ -29,7 +31,8 @@ def prune(
     """Prune a checkpoint into a new directory.
 
     Args:
-        findings: directory for what runs that differ in their sparsity alone can share; see `decide`.
+        findings: directory for what runs that differ in their sparsity alone can share; see `decide`. Rows that the
+            model writes are kept there, too.
 
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can raise.
     """
@@ -48,41 +51,59 @@ def prune(
     check_output(output, [request.checkpoint.path])
     require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.config.sparsity)))
     with context.stopwatch("verifying"):
-        corner = probe(request.checkpoint, request.calibration.tokens)
+        corner = probe(request.checkpoint, request.calibration.stand_in().tokens)
         verify_reading(request.checkpoint, corner, request.compute, context)
     with run.working(output) as work:
-        decision = decide(request, replace(context, state=work.state), findings)
+        rows = request.calibration.read(replace(context, state=findings or work.state))
+        save_rows(rows, work.files)
+        decision = decide(request, rows, replace(context, state=work.state), findings)
         put = _put_refitted if request.method.refits else _put_cut
-        report = decision.report() | put(request, decision.plan.masks, work, context)
+        report = decision.report() | put(request, rows, decision.plan.masks, work, context)
         save_file(decision.scores.tensors(), work.files / SCORES_NAME)
         summary = f"{request.method.name}, {decision.plan.sparsity:.1%} of block parameters removed"
         return run.publish(work, summary, report, context.stopwatch.measured())
 
 
-def _put_cut(request: PruneRequest, masks: Masks, work: WorkDirectory, context: RunContext) -> dict[str, JsonValue]:
+def dry_run(request: PruneRequest, context: RunContext | None = None) -> Decision:
+    """What a run would decide, as far as that can be told without writing anything, be it calibration text.
+
+    Raises: what `decide` raises.
+    """
+    context = context or RunContext()
+    if request.calibration.author:
+        context.note(
+            "The model writes no text in a dry run; builtin:python-docs stands in for it, so a run may choose "
+            "otherwise."
+        )
+    return decide(request, request.calibration.stand_in(), context)
+
+
+def _put_cut(
+    request: PruneRequest, rows: TokenRows, masks: Masks, work: WorkDirectory, context: RunContext
+) -> dict[str, JsonValue]:
     """Write the cut alone: it must compute what the dense model does with the removed units silenced."""
     checkpoint, compute = request.checkpoint, request.compute
     with context.stopwatch("writing"):
         write_cut(work.files, checkpoint, masks, context)
     with context.stopwatch("verifying"):
-        tokens = probe(checkpoint, request.calibration.tokens)
+        tokens = probe(checkpoint, rows.tokens)
         expected = streamed_logits(checkpoint, tokens, masks, compute, context)
         return {"largest_logit_difference": verify_written(work.files, tokens, expected, compute, context)}
 
 
 def _put_refitted(
-    request: PruneRequest, masks: Masks, work: WorkDirectory, context: RunContext
+    request: PruneRequest, rows: TokenRows, masks: Masks, work: WorkDirectory, context: RunContext
 ) -> dict[str, JsonValue]:
     """Write the cut, fitted to the dense model's outputs."""
     task = RecoveryTask(
         teacher=request.checkpoint,
         student=cut_checkpoint(request.checkpoint, masks),
         masks=masks,
-        tokens=request.calibration.tokens,
-        held_out_rows=held_out_rows(request.calibration.rows),
+        tokens=rows.tokens,
+        held_out_rows=held_out_rows(rows.rows),
         method=TuneMethod.auto,
         compute=request.compute,
-        opening=len(request.calibration.frame.opening),
+        opening=len(rows.frame.opening),
     )
     found = recover_into(work, task, (), context)
     return {"refit": found.report, "largest_logit_difference": found.largest_logit_difference}
