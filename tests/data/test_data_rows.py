@@ -20,7 +20,7 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import fitting_tokenizer, load_tokenizer, tokenizer_of
 from spinecli.data.calibration import open_calibration
 from spinecli.data.config import CalibrationConfig
-from spinecli.data.rows import Frame, token_rows
+from spinecli.data.rows import Frame, token_rows, tokens_source
 from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
 

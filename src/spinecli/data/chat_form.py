@@ -10,7 +10,6 @@ So the model begins behind `before` as if a user had spoken, as in Magpie (Xu et
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,8 +17,8 @@ from spinecli.errors import reason_of
 
 # Words, because a template may strip spaces around them, and unlike anything that a template writes by itself.
 _USER, _ASSISTANT, _AGAIN = "QzUserSpeaksHere", "QzAssistantAnswersHere", "QzUserSpeaksAgain"
-# What a template that writes today's date is given, so that the same command gives the same rows on any day.
-_DAY = datetime(2024, 7, 26)
+# In front of a template that writes today's date, so that the same command gives the same rows on any day.
+_SAME_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, *words: str) -> str:
     """User and assistant in turns, up to where the assistant is to answer."""
     roles = ("user", "assistant")
     turns = [{"role": roles[number % 2], "content": each} for number, each in enumerate(words)]
-    return str(
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime)
-    )
+    template = _SAME_DAY + tokenizer.get_chat_template()
+    return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True))
 
 
 def _behind(tokenizer: PreTrainedTokenizerBase, marker: str, text: str) -> tuple[int, ...]:
