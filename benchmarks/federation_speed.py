@@ -16,6 +16,7 @@ import time
 import torch
 from torch import nn
 
+from spinecli.artifacts.seeding import torch_generator
 from spinecli.artifacts.stopwatch import peak_memory
 from spinecli.config import make_config
 from spinecli.data.batches import Batch, batches
@@ -27,7 +28,6 @@ from spinecli.federation.loop import Loop
 from spinecli.federation.request import FederatedRequest, open_request
 from spinecli.federation.rounds import draw_cohort
 from spinecli.federation.run import Federation, set_up
-from spinecli.federation.seeding import torch_generator
 from spinecli.lora.factors import fresh_factors
 
 

@@ -127,13 +127,12 @@ def prune(
     from spinecli.artifacts.directory import OutputOptions
     from spinecli.pruning import run
     from spinecli.pruning.config import PruneConfig
-    from spinecli.pruning.decision import decide
     from spinecli.pruning.request import open_request
 
     with _asked(PruneConfig, model, fields) as config:
         request = open_request(config)
         if out is None:
-            return Result(config, decide(request, _context(progress)).report())
+            return Result(config, run.dry_run(request, _context(progress)).report())
         manifest = run.prune(request, OutputOptions(Path(out), overwrite, resume), _context(progress))
         return Result(config, manifest.report, Path(out), manifest)
 

@@ -83,6 +83,10 @@ class CalibrationTextError(UserError):
     """A text is unreadable, empty, or too short for what was asked of it."""
 
 
+class CannotWriteError(UserError):
+    """A model that is no causal language model is asked to write text."""
+
+
 class FleetError(UserError):
     """A fleet file is unreadable, or one of its values is out of range."""
 

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from spinecli.artifacts.manifest import Source
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.tokenizer import fitting_tokenizer, load_tokenizer, tokenizer_of
+from spinecli.data.calibration import open_calibration
 from spinecli.data.config import CalibrationConfig
-from spinecli.data.rows import Frame, calibration_rows, token_rows
+from spinecli.data.rows import Frame, token_rows, tokens_source
 from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, MissingPackageError, OptionError, TokenizerError
+
+MODEL = Source(reference="some/model", files={})
 
 
 def text(content: str) -> Text:
@@ -136,15 +140,15 @@ def test_an_encoders_rows_are_framed_by_its_special_tokens(
 ) -> None:
     directory = shutil.copytree(written(recipe(family)), tmp_path / "copy")
     options = CalibrationConfig(text=str(sample_file), rows=3, length=16)
-    plain = calibration_rows(Checkpoint.open(directory), "x", options).tokens
+    plain = open_calibration(Checkpoint.open(directory), MODEL, options).read().tokens
     assert plain.tolist() == token_rows(tokenizer(), text(sample_text()), 3, 16).tokens.tolist()
     begin_and_end_texts(directory)
-    found = calibration_rows(Checkpoint.open(directory), "x", options).tokens
+    found = open_calibration(Checkpoint.open(directory), MODEL, options).read().tokens
     assert found.shape == (3, 16)
     assert (found[:, 0].tolist(), found[:, -1].tolist()) == ([1] * 3, [2] * 3)
     assert found[:, 1:-1].flatten().tolist() == plain.flatten().tolist()[: 3 * 14]
     with pytest.raises(OptionError, match="no room"):
-        calibration_rows(Checkpoint.open(directory), "x", CalibrationConfig(text=str(sample_file), rows=3, length=2))
+        open_calibration(Checkpoint.open(directory), MODEL, CalibrationConfig(text=str(sample_file), rows=3, length=2))
 
 
 def test_a_tokenizer_of_another_model_is_refused() -> None:
@@ -153,10 +157,11 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
 
 
 def test_identity_is_the_tokens_and_not_the_file_name() -> None:
-    one = token_rows(tokenizer(), text(sample_text()), 2, 8)
-    same = token_rows(tokenizer(), Text("other.txt", "", sample_text() + " more"), 2, 8)
-    fewer = token_rows(tokenizer(), text(sample_text()), 1, 8)
-    assert one.source().digest == same.source().digest != fewer.source().digest
+    one = token_rows(tokenizer(), text(sample_text()), 2, 8).tokens
+    same = token_rows(tokenizer(), Text("other.txt", "", sample_text() + " more"), 2, 8).tokens
+    fewer = token_rows(tokenizer(), text(sample_text()), 1, 8).tokens
+    digests = [tokens_source(name, tokens).digest for name, tokens in (("x", one), ("y", same), ("x", fewer))]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("damage", ["absent", "empty", "garbage"])
@@ -173,7 +178,8 @@ def test_unreadable_tokenizers(written: Callable[[Recipe], Path], tmp_path: Path
 
 def test_calibration_rows_of_a_checkpoint(opened: Callable[[Recipe], Checkpoint], sample_file: Path) -> None:
     checkpoint = opened(recipe("qwen2"))
-    found = calibration_rows(checkpoint, "some/model", CalibrationConfig(text=str(sample_file), rows=3, length=16))
+    options = CalibrationConfig(text=str(sample_file), rows=3, length=16)
+    found = open_calibration(checkpoint, MODEL, options).read()
     assert found.tokens.shape == (3, 16)
     assert found.tokens.dtype is torch.int64
     assert int(found.tokens.max()) < VOCABULARY
@@ -183,7 +189,7 @@ def test_calibration_rows_of_a_checkpoint(opened: Callable[[Recipe], Checkpoint]
 
 def test_rows_longer_than_the_model_can_read(opened: Callable[[Recipe], Checkpoint]) -> None:
     with pytest.raises(OptionError, match=f"exceeds the model's {POSITIONS} positions"):
-        calibration_rows(opened(recipe("opt")), "x", CalibrationConfig(rows=1, length=POSITIONS + 1))
+        open_calibration(opened(recipe("opt")), MODEL, CalibrationConfig(rows=1, length=POSITIONS + 1))
 
 
 def changed_tokenizer(directory: Path, **settings: object) -> Path:

@@ -16,7 +16,7 @@ from conversing import chat_tokenizer
 from families import tokenizer
 from safetensors.torch import save
 
-from spinecli.data.text import Text, default_text, load_text
+from spinecli.data.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MissingPathError, OfflineError, TokenizerError
 
 
@@ -149,11 +149,6 @@ def test_built_in_texts_are_there_and_do_not_overlap() -> None:
     assert min(map(len, (manual, calibration, evaluation))) > 50_000
     assert calibration[:2000] not in evaluation
     assert calibration == load_text("builtin:tiny-calibration").content
-
-
-def test_the_built_in_model_calibrates_on_its_own_language() -> None:
-    assert default_text(builtin_model=True).reference == "builtin:tiny-calibration"
-    assert default_text(builtin_model=False).reference == "builtin:python-docs"
 
 
 @pytest.mark.parametrize(

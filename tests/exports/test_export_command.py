@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from spinecli.app import app
 from spinecli.artifacts.manifest import sha256_file
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.stream import verify as reload
+from spinecli.checkpoints.stream import whole_model
 from spinecli.exports import llamacpp, run
 from spinecli.exports.merging import merge
 
@@ -263,7 +263,7 @@ def test_a_model_is_never_loaded_whole(written: Written, tmp_path: Path, monkeyp
         return value
 
     monkeypatch.setattr(Checkpoint, "read", counted)
-    monkeypatch.setattr(reload, "_WHOLE_MODEL_BYTES", 0)
+    monkeypatch.setattr(whole_model, "WHOLE_MODEL_BYTES", 0)
     assert export(written(BASE), "--format", "gguf", "--out", tmp_path / "x.gguf").exit_code == 0
     assert 1 <= most <= 9
     assert field_of(tmp_path / "x.gguf", "llama.block_count") == 3

@@ -28,11 +28,10 @@ from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, lower_hull, tempered
 from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
-from spinecli.pruning.decision import decide
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request
-from spinecli.pruning.run import prune
+from spinecli.pruning.run import dry_run, prune
 
 SHAPE = BlockShape(heads=8, kv_heads=4, head_dim=4, channels=80)
 COSTS = BlockCosts(
@@ -158,7 +157,7 @@ def logits(directory: Path) -> Tensor:
 
 
 def test_the_best_of_all_comparisons_is_taken(options: Callable[..., PruneConfig]) -> None:
-    decision = decide(open_request(options()))
+    decision = dry_run(open_request(options()))
     report: dict[str, Any] = decision.report()
     kinds = {judged["widths"] for judged in report["compared"]}
     assert kinds == {"uniform", "adaptive"}

@@ -26,13 +26,12 @@ from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
 from spinecli.pruning.config import PruneConfig, TuneConfig
-from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.recovery.recover import RecoveryOutcome
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request
-from spinecli.pruning.run import prune
+from spinecli.pruning.run import dry_run, prune
 
 Written = Callable[[Recipe], Path]
 TOKENS = random_tokens(2, 16)
@@ -99,7 +98,7 @@ def test_every_method_cuts_a_classifier(
 
 
 def test_allocations_of_an_encoder_are_compared_by_distance(options: Callable[..., PruneConfig]) -> None:
-    decision = decide(open_request(options(recipe("bert", blocks=6), sparsity=0.4, heads=Heads.cut)))
+    decision = dry_run(open_request(options(recipe("bert", blocks=6), sparsity=0.4, heads=Heads.cut)))
     report: dict[str, Any] = decision.report()
     assert report["compared_by"] == "distance to the dense model's output"
     distances = [judged["distance"] for judged in report["compared"]]
@@ -210,6 +209,6 @@ def test_a_real_encoder_loses_a_fifth_of_its_block_parameters(tmp_path: Path) ->
     pruned = Checkpoint.open(tmp_path / "pruned")
     assert (pruned.shape.heads, pruned.blocks, pruned.storage_dtype) == (12, 6, torch.float16)
     request = open_tune(TuneConfig(pruned=tmp_path / "pruned"))
-    assert request.calibration.tokens[0, [0, -1]].tolist() == [101, 102]
+    assert request.calibration.read().tokens[0, [0, -1]].tolist() == [101, 102]
     report: dict[str, Any] = tune(request, OutputOptions(tmp_path / "tuned")).report
     assert report["held_out_distance_after"] < 0.6 * report["held_out_distance_before"]

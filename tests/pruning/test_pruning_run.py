@@ -27,11 +27,10 @@ from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError, OutputExistsError, VerificationError
 from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
-from spinecli.pruning.decision import decide
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.request import open_request
-from spinecli.pruning.run import prune
+from spinecli.pruning.run import dry_run, prune
 from spinecli.pruning.scoring import Scores
 
 Written = Callable[[Recipe], Path]
@@ -83,7 +82,7 @@ def test_every_method_writes_what_it_says(
 
 
 def test_a_search_compares_allocations_and_takes_the_best(options: Callable[..., PruneConfig]) -> None:
-    decision = decide(open_request(options(recipe("llama", blocks=6), sparsity=0.4)))
+    decision = dry_run(open_request(options(recipe("llama", blocks=6), sparsity=0.4)))
     losses = [each.loss for each in decision.scored]
     assert len(losses) > 2
     best = decision.scored[losses.index(min(losses))].allocation
@@ -92,15 +91,15 @@ def test_a_search_compares_allocations_and_takes_the_best(options: Callable[...,
 
 
 def test_a_named_share_is_not_searched(options: Callable[..., PruneConfig]) -> None:
-    decision = decide(open_request(options(block_share=0.0)))
+    decision = dry_run(open_request(options(block_share=0.0)))
     assert decision.plan.masks.removed_blocks == []
 
 
 def test_protected_blocks_stay(options: Callable[..., PruneConfig]) -> None:
     chosen = options(method="shortgpt", sparsity=0.5, protect=(0, 1))
-    assert decide(open_request(chosen)).plan.masks.removed_blocks == [2, 3]
+    assert dry_run(open_request(chosen)).plan.masks.removed_blocks == [2, 3]
     chosen = options(method="shortgpt", sparsity=0.5, protect=(-1, -2))
-    assert decide(open_request(chosen)).plan.masks.removed_blocks == [0, 1]
+    assert dry_run(open_request(chosen)).plan.masks.removed_blocks == [0, 1]
 
 
 def test_the_same_command_gives_the_same_bytes_and_digest(options: Callable[..., PruneConfig], tmp_path: Path) -> None:
@@ -187,11 +186,11 @@ def test_a_baseline_refuses_what_only_others_can_choose(
 
 def test_a_cut_that_removes_nothing_is_refused(options: Callable[..., PruneConfig]) -> None:
     with pytest.raises(OptionError, match="smallest unit"):
-        decide(open_request(options(sparsity=0.001, block_share=0.0)))
+        dry_run(open_request(options(sparsity=0.001, block_share=0.0)))
 
 
 def test_the_report_is_plain_json(options: Callable[..., PruneConfig]) -> None:
-    report = decide(open_request(options(block_share=0.0))).report()
+    report = dry_run(open_request(options(block_share=0.0))).report()
     assert json.loads(json.dumps(report)) == report
 
 
@@ -210,7 +209,7 @@ def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
 ) -> None:
     share = "auto" if method == "shortgpt" else 1.0
     request = open_request(options(ONE_GLOBAL, method=method, sparsity=0.5, protect=(), block_share=share))
-    decision = decide(request)
+    decision = dry_run(request)
     assert 2 in decision.plan.masks.kept_blocks
     assert decision.report()["kept_for_their_kind"]["2"] == "full_attention"
     assert len(decision.report()["kept_for_their_kind"]) == 2
@@ -219,7 +218,7 @@ def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
 def test_no_sparsity_takes_the_last_block_of_a_kind(options: Callable[..., PruneConfig]) -> None:
     request = open_request(options(ONE_GLOBAL, method="shortgpt", sparsity=0.9, protect=()))
     with pytest.raises(OptionError, match="only 4 may be removed"):
-        decide(request)
+        dry_run(request)
 
 
 def test_rows_that_are_shorter_than_a_window_are_said(
@@ -239,15 +238,15 @@ def test_rows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(
     made.save_pretrained(model)
     begun = options(model=str(model), method="magnitude")
     request = open_request(begun)
-    assert request.calibration.tokens[:, 0].tolist() == [1] * 8
+    assert request.calibration.read().tokens[:, 0].tolist() == [1] * 8
     assert str(request.calibration.frame) == "each opened by <s>"
     manifest = prune(request, OutputOptions(tmp_path / "out"))
     assert manifest.parameters["special_tokens"] == "auto"
     tuned = open_tune(TuneConfig(pruned=tmp_path / "out"))
-    assert torch.equal(tuned.calibration.tokens, request.calibration.tokens)
+    assert torch.equal(tuned.calibration.read().tokens, request.calibration.read().tokens)
     plain = read_config(PruneConfig, None, begun.model_dump() | {"special_tokens": "none"})
-    text = made(Path(str(begun.calibration.text)).read_text(), add_special_tokens=False)["input_ids"]
-    assert open_request(plain).calibration.tokens[0].tolist() == text[:16]
+    text = made(Path((begun.calibration.text or ("",))[0]).read_text(), add_special_tokens=False)["input_ids"]
+    assert open_request(plain).calibration.read().tokens[0].tolist() == text[:16]
 
 
 def test_a_model_that_spine_reads_otherwise_than_transformers_is_not_pruned(

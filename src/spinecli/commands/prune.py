@@ -38,24 +38,23 @@ def prune(
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.pruning.cost import run_memory
-    from spinecli.pruning.decision import decide, planned
+    from spinecli.pruning.decision import planned
     from spinecli.pruning.request import open_request
+    from spinecli.pruning.run import dry_run as run_dry
     from spinecli.pruning.run import prune as run_prune
 
     stopwatch = Stopwatch()
     if out is not None and not resume:
         check_output(OutputOptions(out, overwrite, resume))
     request = open_request(config)
-    tokens = request.calibration
-    terminal.note(
-        f"calibrating on {tokens.rows} rows of {tokens.length} tokens, {tokens.frame}: {tokens.text.description}"
-    )
+    rows = request.calibration
+    terminal.note(f"calibrating on {rows.rows} rows of {rows.length} tokens, {rows.frame}: {rows.description}")
     with terminal.context(stopwatch) as context:
         if (dry_run or out is None) and not score:
             terminal.result(*_previewed(request))
             return
         if dry_run or out is None:
-            decision = decide(request, context)
+            decision = run_dry(request, context)
             report: dict[str, Any] = planned(request, decision).report() | decision.report()
             report["memory_bytes"] = run_memory(request)
         else:
@@ -121,6 +120,8 @@ def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list
         f"written as {report['model_type']}; "
         + "; ".join(f"{engine}: {verdict}" for engine, verdict in report["engines"].items()),
     ]
+    counts = (f"{rows} rows of {kind}" for kind, rows in report["calibration"].items())
+    lines.append(f"calibrated on {', '.join(counts)}")
     if last := report["kept_for_their_kind"]:
         kinds = ", ".join(f"block {index} ({kind})" for index, kind in last.items())
         lines.append(f"stays so that no kind of attention leaves the model: {kinds}")

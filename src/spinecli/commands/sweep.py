@@ -34,7 +34,7 @@ def sweep(
         tokens = request.calibration
         terminal.note(
             f"{len(request.points)} points, calibrated on {tokens.rows} rows of {tokens.length} tokens, "
-            f"{tokens.frame}: {tokens.text.description}"
+            f"{tokens.frame}: {tokens.description}"
         )
         manifest, results = run_sweep(request, output, context)
     measured = manifest.measured.model_dump(mode="json")

@@ -29,7 +29,7 @@ def tune(
     judging = held_out_rows(tokens.rows)
     terminal.note(
         f"tuning on {tokens.rows - judging} rows of {tokens.length} tokens, judging on {judging} others, "
-        f"{tokens.frame}: {tokens.text.description}"
+        f"{tokens.frame}: {tokens.description}"
     )
     with terminal.context(stopwatch) as context:
         manifest = run_tune(request, output, context)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from spinecli.config import Config, Option
 
@@ -22,18 +22,26 @@ class SpecialTokens(str, Enum):
     """Nothing."""
 
 
+def as_several(value: Any) -> Any:
+    """A word that stands alone, as a tuple of one."""
+    return (value,) if isinstance(value, str) else value
+
+
 class CalibrationConfig(Config):
     """Which text to calibrate on, and how much of it."""
 
     text: Annotated[
-        str | None,
+        tuple[str, ...] | None,
+        BeforeValidator(as_several),
         Option(
-            "Text to calibrate on: a .txt, .jsonl, .csv or .parquet file, a hub data set, or builtin:python-docs.",
+            "Text to calibrate on, repeatable: a .txt, .jsonl, .csv or .parquet file, a hub data set, "
+            "builtin:python-docs, or self, which the model writes. :NUMBER behind it is its weight.",
             name="calibration",
-            default="the built-in model's own language, otherwise builtin:python-docs",
+            default="self; builtin:python-docs for encoders and classifiers, its own language for builtin:tiny",
             decides=False,
         ),
     ] = None
+    """Words as `read_sources` reads them."""
     rows: Annotated[int, Field(ge=1), Option("Number of calibration rows.", name="calibration-rows")] = 128
     length: Annotated[int, Field(ge=2), Option("Number of tokens in a calibration row.", name="calibration-length")] = (
         128

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,12 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from spinecli.artifacts.manifest import FileRecord, Source
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.tokenizer import tokenizer_of
-from spinecli.data.config import CalibrationConfig, SpecialTokens
-from spinecli.data.text import Text, default_text, load_text
+from spinecli.data.config import SpecialTokens
+from spinecli.data.text import Text
 from spinecli.errors import CalibrationTextError, OptionError, TokenizerError
 
-_log = logging.getLogger(__name__)
 _SAMPLE = "The river"
 
 
@@ -54,18 +51,15 @@ NO_FRAME = Frame()
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """The first tokens of a text, `length` a row, each row in the same frame of special tokens."""
+    """Rows of tokens, each in the same frame of special tokens, and where each of them comes from."""
 
     tokens: Tensor
     """(rows, length) int64."""
-    text: Text
+    kinds: tuple[str, ...]
+    """What a person calls the texts that the rows come from: `wiki.txt`, `self`."""
+    kind_of: Tensor
+    """(rows,) int64: the number of each row's kind."""
     frame: Frame = NO_FRAME
-
-    def source(self) -> Source:
-        """These tokens as an input of a step: the sum of their ids, which also covers how the text was tokenised."""
-        content = self.tokens.numpy().tobytes()
-        record = FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-        return Source(reference=self.text.reference, files={"token ids": record})
 
     @property
     def rows(self) -> int:
@@ -77,6 +71,29 @@ class TokenRows:
         """Tokens per row."""
         return self.tokens.shape[1]
 
+    @property
+    def rows_by_kind(self) -> dict[str, int]:
+        """Kind -> its number of rows."""
+        return {kind: int((self.kind_of == number).sum()) for number, kind in enumerate(self.kinds)}
+
+    def first(self, rows: int, length: int) -> TokenRows:
+        """The first rows, shortened to `length` tokens; both at most what there is. Frames stay whole."""
+        closing = len(self.frame.closing)
+        tokens = self.tokens[:rows]
+        tokens = torch.cat([tokens[:, : length - closing], tokens[:, self.length - closing :]], dim=1)
+        return TokenRows(tokens.contiguous(), self.kinds, self.kind_of[:rows].clone(), self.frame)
+
+
+def tokens_source(reference: str, tokens: Tensor) -> Source:
+    """Tokens as an input of a step: the sum of their ids, which also covers how the text was tokenised."""
+    return Source(reference=reference, files={"token ids": record_of(tokens)})
+
+
+def record_of(values: Tensor) -> FileRecord:
+    """Size and sum of a tensor, as if it were a file."""
+    content = values.contiguous().numpy().tobytes()
+    return FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
 
 def token_rows(
     tokenizer: PreTrainedTokenizerBase,
@@ -87,7 +104,7 @@ def token_rows(
     frame: Frame = NO_FRAME,
     vocabulary: int | None = None,
 ) -> TokenRows:
-    """The first rows of a text.
+    """The first rows of a text, all of one kind.
 
     Args:
         frame: tokens that every row begins and ends with; they count into its length.
@@ -110,7 +127,8 @@ def token_rows(
     count = min(rows, available)
     body = tokens[: count * inner].view(count, inner)
     opening, closing = (body.new_tensor(ends).expand(count, -1) for ends in (frame.opening, frame.closing))
-    return TokenRows(torch.cat([opening, body, closing], dim=1), text, frame)
+    rows_of = torch.cat([opening, body, closing], dim=1)
+    return TokenRows(rows_of, (text.reference,), torch.zeros(count, dtype=torch.int64), frame)
 
 
 def first_tokens(
@@ -184,26 +202,3 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         special = set(tokenizer.all_special_ids)
         return list(takewhile(special.__contains__, whole)), []
     return whole[:start], whole[start + len(plain) :]
-
-
-def calibration_rows(checkpoint: Checkpoint, reference: str, options: CalibrationConfig) -> TokenRows:
-    """The calibration tokens of a run.
-
-    Args:
-        reference: the model as the user named it; the built-in one calibrates on its own language by default.
-
-    Raises: CalibrationTextError, TokenizerError, OptionError.
-    """
-    limit = checkpoint.positions
-    if limit is not None and options.length > limit:
-        raise OptionError(f"--calibration-length {options.length} exceeds the model's {limit} positions; lower it.")
-    text = load_text(options.text) if options.text else default_text(builtin_model=reference.startswith("builtin:"))
-    tokenizer = tokenizer_of(checkpoint)
-    frame, vocabulary = frame_of(checkpoint, tokenizer, options.special_tokens), int(checkpoint.config.vocab_size)
-    window = getattr(checkpoint.config, "sliding_window", None)
-    if window and options.length < window and len(set(checkpoint.attention_kinds)) > 1:
-        _log.warning(
-            f"Rows of {options.length} tokens are shorter than the sliding window of {window}, so blocks that see "
-            "everything look like those that do not; a --calibration-length above the window would tell them apart."
-        )
-    return token_rows(tokenizer, text, options.rows, options.length, frame=frame, vocabulary=vocabulary)

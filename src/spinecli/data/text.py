@@ -10,6 +10,7 @@ from spinecli.data.columns import CONVERSATIONS, TEXTS, recognised, text_columns
 from spinecli.data.conversations import ChatTokenizer, Conversation, joined, read_conversation
 from spinecli.data.files import kind_of, read_text
 from spinecli.data.hub import hub_name, read_hub
+from spinecli.data.python_docs import DESCRIPTION, python_docs
 from spinecli.data.tables import ROW_KINDS, Numbered, Table, read_table
 from spinecli.errors import CalibrationTextError, DataError, MissingPathError
 
@@ -76,18 +77,10 @@ def load_text(reference: str, *, limit_characters: int | None = None) -> Text:
     return text
 
 
-def default_text(builtin_model: bool) -> Text:
-    """The calibration text when none is named: the built-in model's own language, else text that every Python has."""
-    return load_text("builtin:tiny-calibration" if builtin_model else "builtin:python-docs")
-
-
 def _builtin(reference: str) -> Text:
     name = reference.removeprefix(_BUILTIN)
     if name == "python-docs":
-        from pydoc_data.topics import topics
-
-        content = "\n\n".join(topics[key] for key in sorted(topics))
-        return Text(reference, "Python's own reference manual (pydoc_data.topics)", content)
+        return Text(reference, DESCRIPTION, python_docs())
     for split in ("calibration", "evaluation"):
         if name == f"tiny-{split}":
             from spinecli.demo.texts import demo_text

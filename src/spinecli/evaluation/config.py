@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from spinecli.config import Config, Device, Dtype, Model, Option
-from spinecli.data.config import SpecialTokens
+from spinecli.data.config import SpecialTokens, as_several
 
 DEFAULT_WINDOW = 256
 DEFAULT_PROMPT_LENGTH = 128
@@ -22,13 +22,9 @@ def _at_commas(value: Any) -> Any:
     return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
 
 
-def _as_several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
 Names = Annotated[tuple[str, ...], BeforeValidator(_at_commas)]
 """Names separated by commas, or several of such."""
-Several = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
+Several = Annotated[tuple[str, ...], BeforeValidator(as_several)]
 """Any number of references; one may stand alone."""
 
 

@@ -14,7 +14,7 @@ from spinecli.artifacts.directory import OutputOptions, check_output
 from spinecli.artifacts.manifest import Manifest, Source, Step, lineage_behind, record_file
 from spinecli.artifacts.run import Run
 from spinecli.checkpoints.source import describe_source
-from spinecli.data.rows import TokenRows
+from spinecli.data.rows import tokens_source
 from spinecli.errors import UserError
 from spinecli.evaluation.chain import commands_behind
 from spinecli.evaluation.config import EvaluateConfig
@@ -43,7 +43,7 @@ def run_of(session: Session) -> Run:
         files = {name: record_file(main.adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
         inputs["adapter"] = Source(reference=str(main.adapter), files=files)
     for index, passage in enumerate(session.passages, start=1):
-        inputs[f"text {index}"] = TokenRows(passage.windows[-1].tokens.contiguous(), passage.text).source()
+        inputs[f"text {index}"] = tokens_source(passage.text.reference, passage.windows[-1].tokens)
     if session.labelled:
         inputs["labelled examples"] = session.labelled.dataset.source()
     return Run(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from spinecli.artifacts.seeding import random_generator
 from spinecli.errors import FederationError, MessageError
 from spinecli.federation.client.device import PruningOrder, TrainingOrder, importance_tensors
 from spinecli.federation.client.handle import TRAIN
@@ -15,7 +16,6 @@ from spinecli.federation.engine import Engine, Job, Lost, Node, Reply, Snapshot
 from spinecli.federation.history import DeviceRecord, RoundRecord
 from spinecli.federation.loop import RoundStart, named
 from spinecli.federation.messages import Message, require_finite
-from spinecli.federation.seeding import random_generator
 from spinecli.federation.strategies.strategy import (
     ClientUpdate,
     GlobalModel,

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from spinecli.checkpoints.shape import Heads
 from spinecli.config import Config, Device, Dtype, Model, Option, RoundTo, Seed, Sparsity
-from spinecli.data.config import CALIBRATION, CalibrationConfig, SpecialTokens
+from spinecli.data.config import CALIBRATION, CalibrationConfig, SpecialTokens, as_several
 
 
 class Widths(str, Enum):
@@ -134,8 +134,14 @@ class TuneCalibration(Config):
     """Text to tune on. What is None is taken from the prune run that made the input."""
 
     text: Annotated[
-        str | None,
-        Option("Text to calibrate on.", name="calibration", default="that of the prune run", decides=False),
+        tuple[str, ...] | None,
+        BeforeValidator(as_several),
+        Option(
+            "Text to calibrate on, repeatable, as in spine prune.",
+            name="calibration",
+            default="the rows of the prune run",
+            decides=False,
+        ),
     ] = None
     rows: Annotated[
         int | None,

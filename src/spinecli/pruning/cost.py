@@ -49,6 +49,7 @@ def run_memory(request: PruneRequest) -> int:
         moments.append(block + solving + (4 * tokens * d_model + chunk * (4 * d_model + 5 * width)) * _FLOAT)
     if request.adaptive:
         moments.append(block + trial_bytes(checkpoint.blocks, calibration.length, d_model, calibration.rows))
+    moments.append(calibration.memory_bytes)
     return _IMPORTS_BYTES + streams + max(moments)
 
 

@@ -17,6 +17,7 @@ from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.checkpoints.stream.objective import Objective, objective_of
+from spinecli.data.rows import TokenRows
 from spinecli.errors import OptionError, UnexportableError
 from spinecli.exports.gguf_shape import gguf_shape_of
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
@@ -193,10 +194,13 @@ class Decision:
     """By which they were compared."""
     kept_for_their_kind: dict[int, str]
     """Blocks that stay as the last with their kind of attention -> that kind."""
+    calibration: dict[str, int]
+    """Kind of text -> number of rows."""
 
     def report(self) -> dict[str, JsonValue]:
         """For `spine.json` and --json."""
         return {
+            "calibration": dict(self.calibration),
             "kept_for_their_kind": {str(index): kind for index, kind in self.kept_for_their_kind.items()},
             "block_influence": self.scores.influence.tolist(),
             "compared_by": self.objective.name,
@@ -211,10 +215,13 @@ COMPARED: Mapping[Effort, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-def decide(request: PruneRequest, context: RunContext | None = None, findings: Path | None = None) -> Decision:
+def decide(
+    request: PruneRequest, rows: TokenRows, context: RunContext | None = None, findings: Path | None = None
+) -> Decision:
     """Score the checkpoint and choose how much of every block stays; writes nothing but its own state.
 
     Args:
+        rows: what `request.calibration` gives, or stands in for it.
         findings: directory for what does not depend on the sparsity, to be shared by runs that differ in nothing else
             but the sparsity and the widths; None keeps it with the context's.
 
@@ -222,7 +229,7 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
     """
     context = context or RunContext()
     shared = replace(context, state=findings or context.state)
-    checkpoint, calibration = request.checkpoint, request.calibration
+    checkpoint, calibration = request.checkpoint, rows
     opening = len(calibration.frame.opening)
     stream = BlockStream(checkpoint, calibration.length, request.compute, context, opening)
     scored_on = calibration.tokens
@@ -268,7 +275,7 @@ def decide(request: PruneRequest, context: RunContext | None = None, findings: P
             f"Sparsity {request.config.sparsity:g} is less than the smallest unit that can be removed; "
             "raise --sparsity or lower --round-to."
         )
-    return Decision(scores, chosen[0], tuple(scored), objective_of(checkpoint), last)
+    return Decision(scores, chosen[0], tuple(scored), objective_of(checkpoint), last, calibration.rows_by_kind)
 
 
 def possible_allocations(request: PruneRequest) -> list[Allocation]:

@@ -14,7 +14,7 @@ from spinecli.checkpoints.family import families
 from spinecli.checkpoints.shape import Heads
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions, compute_options
-from spinecli.data.rows import TokenRows, calibration_rows
+from spinecli.data.calibration import Calibration, open_calibration
 from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget
 from spinecli.pruning.allocation import Budget, protected_blocks
@@ -33,7 +33,7 @@ class PruneRequest:
     checkpoint: Checkpoint
     source: Source
     lineage: tuple[Step, ...]
-    calibration: TokenRows
+    calibration: Calibration
     method: Method
     protected: frozenset[int]
     budget: Budget | None
@@ -78,12 +78,13 @@ def open_request(config: PruneConfig) -> PruneRequest:
     if config.round_to > channels:
         raise OptionError(f"--round-to {config.round_to} exceeds the model's {channels} channels.")
     widths = _widths(config, checkpoint, method)
-    calibration = calibration_rows(checkpoint, config.model, config.calibration)
+    compute, source = compute_options(config.device, config.dtype), describe_source(config.model, checkpoint.path)
+    calibration = open_calibration(checkpoint, source, config.calibration, seed=config.seed, compute=compute)
     request = PruneRequest(
         config=config,
-        compute=compute_options(config.device, config.dtype),
+        compute=compute,
         checkpoint=checkpoint,
-        source=(source := describe_source(config.model, checkpoint.path)),
+        source=source,
         lineage=lineage_behind(checkpoint.path, source),
         calibration=calibration,
         method=method,

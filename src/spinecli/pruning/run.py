@@ -16,6 +16,8 @@ from spinecli.artifacts.run import Run
 from spinecli.checkpoints.cutting import write_cut
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
+from spinecli.data.calibration_file import save_rows
+from spinecli.data.rows import TokenRows
 from spinecli.pruning.config import Effort
 from spinecli.pruning.decision import Decision, decide, plan_prune
 from spinecli.pruning.recovery.block import Fit
@@ -32,7 +34,8 @@ def prune(
     """Prune a checkpoint into a new directory.
 
     Args:
-        findings: directory for what runs that differ in their sparsity alone can share; see `decide`.
+        findings: directory for what runs that differ in their sparsity alone can share; see `decide`. Rows that the
+            model writes are kept there, too.
 
     Raises: OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can raise.
     """
@@ -51,29 +54,47 @@ def prune(
     check_output(output, [request.checkpoint.path])
     require_space(output.path.parent, int(request.checkpoint.bytes * (1 - request.config.sparsity)))
     with context.stopwatch("verifying"):
-        corner = probe(request.checkpoint, request.calibration.tokens)
+        corner = probe(request.checkpoint, request.calibration.stand_in().tokens)
         verify_reading(request.checkpoint, corner, request.compute, context)
     with run.working(output) as work:
-        decision = decide(request, replace(context, state=work.state), findings)
+        rows = request.calibration.read(replace(context, state=findings or work.state))
+        save_rows(rows, work.files)
+        decision = decide(request, rows, replace(context, state=work.state), findings)
         if masks := decision.candidate.masks:
-            proof = _put_cut(request, masks, work, context)
+            proof = _put_cut(request, rows, masks, work, context)
         else:
-            found = recover_into(work, refit_task(request, decision), (), context)
+            found = recover_into(work, refit_task(request, rows, decision), (), context)
             masks = found.outcome.masks
             proof = {"refit": found.report, "largest_logit_difference": found.largest_logit_difference}
-        plan = plan_prune(request.checkpoint, masks, request.calibration.length)
+        plan = plan_prune(request.checkpoint, masks, rows.length)
         save_file(decision.scores.tensors(), work.files / SCORES_NAME)
         summary = f"{request.method.name}, {plan.sparsity:.1%} of block parameters removed"
         return run.publish(work, summary, plan.report() | decision.report() | proof, context.stopwatch.measured())
 
 
-def _put_cut(request: PruneRequest, masks: Masks, work: WorkDirectory, context: RunContext) -> dict[str, JsonValue]:
+def dry_run(request: PruneRequest, context: RunContext | None = None) -> Decision:
+    """What a run would decide, as far as that can be told without writing anything, be it calibration text.
+
+    Raises: what `decide` raises.
+    """
+    context = context or RunContext()
+    if request.calibration.author:
+        context.note(
+            "The model writes no text in a dry run; builtin:python-docs stands in for it, so a run may choose "
+            "otherwise."
+        )
+    return decide(request, request.calibration.stand_in(), context)
+
+
+def _put_cut(
+    request: PruneRequest, rows: TokenRows, masks: Masks, work: WorkDirectory, context: RunContext
+) -> dict[str, JsonValue]:
     """Write the cut alone: it must compute what the dense model does with the removed units silenced."""
     checkpoint, compute = request.checkpoint, request.compute
     with context.stopwatch("writing"):
         write_cut(work.files, checkpoint, masks, context)
     with context.stopwatch("verifying"):
-        tokens = probe(checkpoint, request.calibration.tokens)
+        tokens = probe(checkpoint, rows.tokens)
         expected = streamed_logits(checkpoint, tokens, masks, compute, context)
         return {"largest_logit_difference": verify_written(work.files, tokens, expected, compute, context)}
 
@@ -86,15 +107,14 @@ TURNS: Mapping[Effort, BranchTuning | None] = {
 """How long the ends of a gated layer take turns."""
 
 
-def refit_task(request: PruneRequest, decision: Decision) -> RecoveryTask:
+def refit_task(request: PruneRequest, rows: TokenRows, decision: Decision) -> RecoveryTask:
     """The cut of a method that chooses units as it fits what stays to the dense model's outputs."""
-    rows = request.calibration.rows
-    fitting, judging = split_rows(rows, held_out_rows(rows))
+    fitting, judging = split_rows(rows.rows, held_out_rows(rows.rows))
     return RecoveryTask(
         teacher=request.checkpoint,
-        tokens=request.calibration.tokens,
+        tokens=rows.tokens,
         fit=Fit(fitting, judging, branches=TURNS[request.config.effort]),
         compute=request.compute,
         shapes=decision.candidate.shapes,
-        opening=len(request.calibration.frame.opening),
+        opening=len(rows.frame.opening),
     )

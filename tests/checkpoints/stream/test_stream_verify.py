@@ -12,7 +12,7 @@ from families import Recipe, classifier, random_tokens, recipe
 from safetensors.torch import load_file, save_file
 
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.stream import verify as reload
+from spinecli.checkpoints.stream import whole_model
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_reading, verify_written
 from spinecli.checkpoints.tensors import held
@@ -79,7 +79,7 @@ def test_large_models_are_compared_with_their_blocks_left_on_disk(
     opened: Callable[[Recipe], Checkpoint], made: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = opened(made)
-    monkeypatch.setattr(reload, "_WHOLE_MODEL_BYTES", 0)
+    monkeypatch.setattr(whole_model, "WHOLE_MODEL_BYTES", 0)
     verify_reading(checkpoint, TOKENS)
     name = next(name for name in checkpoint.tensors if name.startswith(checkpoint.block_prefix(1)))
     wrong = replace(checkpoint, tensors={**checkpoint.tensors, name: held(checkpoint.read(name) + 0.5)})

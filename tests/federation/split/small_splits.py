@@ -16,6 +16,7 @@ from families import VOCABULARY, WORDS, Recipe, recipe
 from torch import Tensor
 from torch.nn import functional
 
+from spinecli.artifacts.seeding import torch_generator
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.config import read_config
@@ -27,7 +28,6 @@ from spinecli.federation.history import History, RoundRecord, RunState
 from spinecli.federation.loop import Loop
 from spinecli.federation.messages import Message
 from spinecli.federation.request import open_request
-from spinecli.federation.seeding import torch_generator
 from spinecli.federation.simulation.local_engine import LocalEngine
 from spinecli.federation.split.control.plan import ControlPlan
 from spinecli.federation.split.device import SplitDevice, handle

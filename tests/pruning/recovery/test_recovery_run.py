@@ -86,7 +86,7 @@ def layers(outcome_of: TunedWeights, blocks: int) -> list[dict[str, Any]]:
 def test_tuning_improves_every_layer_on_held_out_rows(pruned: Pruned, tmp_path: Path, chosen: Recipe) -> None:
     request = request_of(pruned(chosen))
     tuned = TunedWeights(tmp_path)
-    outcome = recover_student(request.task(), tuned)
+    outcome = recover_student(request.task(request.calibration.read()), tuned)
     found = layers(tuned, request.student.blocks)
     outputs = [layer for layer in found if layer["layer"] in projections(request.student.family)]
     assert len(outputs) == 2 * request.student.blocks
@@ -114,7 +114,7 @@ def test_tuning_brings_the_logits_nearer_to_the_dense_ones(
     monkeypatch.setattr(RecoveryOutcome, "helps", property(lambda _: True))
     request = request_of(pruned(chosen), TuneMethod.lsq)
     tune(request, OutputOptions(tmp_path / "out"))
-    held_out = request.calibration.tokens[-request.task().held_out_rows :]
+    held_out = request.calibration.read().tokens[-request.task(request.calibration.read()).held_out_rows :]
     dense, before, after = (
         streamed_logits(checkpoint, held_out)
         for checkpoint in (request.teacher, request.student, Checkpoint.open(tmp_path / "out"))
@@ -126,7 +126,7 @@ def test_gaps_are_taken_over_by_the_block_before_them(pruned: Pruned, tmp_path: 
     request = request_of(pruned(recipe("llama", blocks=6), 1.0), TuneMethod.lsq)
     [before, *_] = request.masks.removed_blocks
     tuned = TunedWeights(tmp_path)
-    recover_student(request.task(), tuned)
+    recover_student(request.task(request.calibration.read()), tuned)
     index = request.masks.kept_blocks.index(before - 1)
     [_, feed_forward] = tuned.report(index)
     assert feed_forward["error_before"] > 0.01  # type: ignore[index, call-overload]
@@ -171,7 +171,7 @@ def test_folded_weights_equal_the_scales_applied_to_the_student(
         student.model.layers[int(index)].get_submodule(projection).register_forward_pre_hook(
             lambda _, inputs, factor=factor: (inputs[0] * factor,)
         )
-    tokens = request.calibration.tokens[:2]
+    tokens = request.calibration.read().tokens[:2]
     with torch.no_grad():
         expected = student(tokens, use_cache=False).logits
     found = streamed_logits(Checkpoint.open(tmp_path / "out"), tokens)
@@ -244,7 +244,7 @@ def test_a_student_equal_to_its_teacher_is_not_changed(written: Written, pruned:
     dense = request.teacher
     same = replace(request, student=dense, masks=Masks.full((dense.shape,) * dense.blocks))
     tuned = TunedWeights(tmp_path)
-    recover_student(same.task(), tuned)
+    recover_student(same.task(same.calibration.read()), tuned)
     for index in range(dense.blocks):
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             weight = dense.read(f"model.layers.{index}.{name}.weight")
@@ -264,8 +264,8 @@ def test_llama_switches_its_biases_on_and_opt_has_them(pruned: Pruned) -> None:
 
 
 def test_calibration_defaults_to_that_of_the_cut(pruned: Pruned) -> None:
-    assert request_of(pruned()).calibration.tokens.shape == (24, 16)
-    assert request_of(pruned(), calibration_rows=4, calibration_length=8).calibration.tokens.shape == (4, 8)
+    assert request_of(pruned()).calibration.read().tokens.shape == (24, 16)
+    assert request_of(pruned(), calibration_rows=4, calibration_length=8).calibration.read().tokens.shape == (4, 8)
     with pytest.raises(OptionError, match="--calibration-rows must be at least 2, not 1"):
         request_of(pruned(), calibration_rows=1)
 

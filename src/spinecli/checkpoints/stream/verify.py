@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig
-from transformers.utils import logging as transformers_logging
+from torch import Tensor
 
 from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.masks import Masks
-from spinecli.checkpoints.skeleton import auto_class
 from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions, answer, answering_by_last_token
 from spinecli.checkpoints.stream.observation import masked
+from spinecli.checkpoints.stream.whole_model import stays_on_disk, whole_model
 from spinecli.errors import VerificationError
 
 PROBE_ROWS = 2
 PROBE_LENGTH = 64
 TOLERANCE = 1e-4
 _RANDOM_LENGTH = 32
-
-# Up to this size the whole model is also loaded by transformers itself.
-_WHOLE_MODEL_BYTES = 1 << 30
 
 
 def probe(checkpoint: Checkpoint, rows: Tensor) -> Tensor:
@@ -106,7 +100,7 @@ def verify_written(
     """
     checkpoint = Checkpoint.open(directory)
     found = [streamed_logits(checkpoint, tokens, compute=compute, context=context)]
-    if checkpoint.bytes <= _WHOLE_MODEL_BYTES:
+    if not stays_on_disk(checkpoint):
         logits, info = _whole_model_logits(checkpoint, tokens, compute)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info[problem]:
@@ -127,39 +121,8 @@ def verify_written(
 def _whole_model_logits(
     checkpoint: Checkpoint, tokens: Tensor, compute: ComputeOptions
 ) -> tuple[Tensor, dict[str, set[str]]]:
-    """Answers of the model that transformers loads from the checkpoint's directory, and what it reports of loading.
-
-    Of a large model the blocks stay on disk until each of them runs.
-    """
-    transformers_logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
-    config.return_dict, config.torchscript = True, False
-    if "quantization_config" not in checkpoint.raw_config and hasattr(config, "quantization_config"):
-        del config.quantization_config  # it is not true, see `Checkpoint.open`
-    places = _places(checkpoint) if checkpoint.bytes > _WHOLE_MODEL_BYTES else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, info = auto_class(checkpoint.task).from_pretrained(
-            checkpoint.path,
-            config=config,
-            dtype=compute.dtype,
-            device_map=places,
-            output_loading_info=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-        model = answering_by_last_token((model if places else model.to(compute.device)).eval())
-        device = "cpu" if places else compute.device
-        rows = torch.split(tokens.to(device), 1)
-        return torch.cat([answer(model(row, use_cache=False)) for row in rows]).cpu(), info
-
-
-def _places(checkpoint: Checkpoint) -> dict[str, str]:
-    """Where accelerate is to keep the model's parts: the blocks on disk, all else in memory."""
-    places: dict[str, str] = {checkpoint.blocks_path: "disk"}
-    module: nn.Module = checkpoint.skeleton()
-    prefix = ""
-    for step in checkpoint.blocks_path.split("."):
-        places |= {prefix + name: "cpu" for name, _ in module.named_children() if name != step}
-        module, prefix = module.get_submodule(step), f"{prefix}{step}."
-    return places
+    """Answers of the model that transformers loads from the checkpoint's directory, and what it reports of loading."""
+    loaded, info = whole_model(checkpoint, compute)
+    model = answering_by_last_token(loaded)
+    rows = torch.split(tokens.to("cpu" if stays_on_disk(checkpoint) else compute.device), 1)
+    return torch.cat([answer(model(row, use_cache=False)) for row in rows]).cpu(), info

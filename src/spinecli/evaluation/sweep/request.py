@@ -13,7 +13,8 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
-from spinecli.data.rows import TokenRows
+from spinecli.data.calibration import Calibration
+from spinecli.data.rows import TokenRows, tokens_source
 from spinecli.errors import OptionError
 from spinecli.evaluation.config import EvaluateConfig, PerplexityConfig, TextConfig
 from spinecli.evaluation.models import Subject, default_text
@@ -56,9 +57,16 @@ class SweepRequest:
         return next(iter(self.prunes.values())).lineage
 
     @property
-    def calibration(self) -> TokenRows:
-        """The calibration tokens of all runs."""
+    def calibration(self) -> Calibration:
+        """What all runs calibrate on."""
         return next(iter(self.prunes.values())).calibration
+
+    def settled(self, rows: TokenRows) -> SweepRequest:
+        """The same when what `calibration` gives is there, so that no run makes it again."""
+        calibration = self.calibration.settled(rows)
+        return replace(
+            self, prunes={choice: replace(prune, calibration=calibration) for choice, prune in self.prunes.items()}
+        )
 
     def prune_request(self, point: SweepPoint) -> PruneRequest:
         """What `spine prune` is asked for at one point."""
@@ -97,7 +105,7 @@ def open_request(config: SweepConfig, context: RunContext | None = None) -> Swee
         speed = open_measures([subject], timed, context)
     inputs = {"model": first.source, "calibration": first.calibration.source()}
     for index, passage in enumerate(texts.passages if texts else (), start=1):
-        inputs[f"text {index}"] = TokenRows(passage.windows[0].tokens.contiguous(), passage.text).source()
+        inputs[f"text {index}"] = tokens_source(passage.text.reference, passage.windows[0].tokens)
     return SweepRequest(config, subject, prunes, texts, speed, inputs)
 
 

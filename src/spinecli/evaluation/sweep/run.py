@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,9 +42,10 @@ class Walk:
 
         Raises: OptionError if no point can be cut, and what `prune`, `tune` and measuring raise.
         """
-        request, cache = self.request, ResultCache(self.work.state / _FIGURES)
-        builder = CheckpointBuilder(request, self.work.state, self.context)
-        calibration = request.calibration
+        cache, state = ResultCache(self.work.state / _FIGURES), self.work.state
+        calibration = self.request.calibration.read(replace(self.context, state=state))
+        request = self.request.settled(calibration)
+        builder = CheckpointBuilder(request, state, self.context)
         tokens, opening = calibration.tokens[-held_out_rows(calibration.rows) :], len(calibration.frame.opening)
         held_out = hold_out(request.subject.checkpoint, tokens, request.compute, self.context, opening)
         rows = [cache.recorded("dense", partial(measure, request, request.subject, Label("dense"), held_out))]

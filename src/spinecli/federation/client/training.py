@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spinecli.artifacts.seeding import torch_generator
 from spinecli.checkpoints.masks import Masks
 from spinecli.data.batches import IGNORED, Batch, batches
 from spinecli.federation.client.base_model import BaseModel
@@ -35,7 +36,6 @@ from spinecli.federation.client.wire import (
     outputs_tensors,
 )
 from spinecli.federation.messages import require_shapes
-from spinecli.federation.seeding import torch_generator
 from spinecli.lora.factors import Factors
 
 _ENDS = 4

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from spinecli.federation.seeding import torch_generator
+from spinecli.artifacts.seeding import torch_generator
 from spinecli.lora.factors import Adapter, Factors, fresh_factors
 
 LORA = "lora"

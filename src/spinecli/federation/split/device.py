@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spinecli.artifacts.seeding import torch_generator
 from spinecli.data.batches import Batch, batches, collate
 from spinecli.data.encoding import Encoded
 from spinecli.errors import MessageError
@@ -22,7 +23,6 @@ from spinecli.federation.messages import (
     require_moderate,
     require_shapes,
 )
-from spinecli.federation.seeding import torch_generator
 from spinecli.federation.split.cost import SplitCosts
 from spinecli.federation.split.messages import (
     BEGIN,

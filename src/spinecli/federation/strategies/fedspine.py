@@ -12,11 +12,11 @@ from typing import ClassVar
 from pydantic import JsonValue
 from torch import Tensor
 
+from spinecli.artifacts.seeding import random_generator
 from spinecli.federation.bandit import BanditState, Interval, Point, SmoothUCB, kept_importance, reward
 from spinecli.federation.config import LoraConfig
 from spinecli.federation.engine import Lost
 from spinecli.federation.planning.artifact import LoraPlan
-from spinecli.federation.seeding import random_generator
 from spinecli.federation.strategies.pruning_server import PruningServer
 from spinecli.federation.strategies.strategy import ClientUpdate, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.contribution import Contribution

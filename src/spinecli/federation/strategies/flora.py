@@ -12,9 +12,9 @@ from dataclasses import replace
 from pydantic import JsonValue
 from torch import Tensor
 
+from spinecli.artifacts.seeding import torch_generator
 from spinecli.federation.client.wire import FOLDED, adapter_from, adapter_tensors
 from spinecli.federation.engine import Lost
-from spinecli.federation.seeding import torch_generator
 from spinecli.federation.strategies.hetlora import HetLoRA
 from spinecli.federation.strategies.strategy import ClientUpdate, GlobalModel, StrategyContext, TrainInstruction
 from spinecli.lora.aggregation.stacking import compress, stack, sum_of_products

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue, ValidationError
 
@@ -14,8 +14,10 @@ from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.source import describe_source, resolve_checkpoint
 from spinecli.checkpoints.stream.block_stream import ComputeOptions, compute_options
+from spinecli.data.calibration import Calibration, kept_calibration, open_calibration
+from spinecli.data.calibration_file import load_rows
 from spinecli.data.config import CalibrationConfig, SpecialTokens
-from spinecli.data.rows import TokenRows, calibration_rows
+from spinecli.data.rows import TokenRows
 from spinecli.errors import (
     DamagedArtifactError,
     ForeignArtifactError,
@@ -40,23 +42,27 @@ class TuneRequest:
     masks: Masks
     inputs: dict[str, Source]
     lineage: tuple[Step, ...]
-    calibration: TokenRows
+    calibration: Calibration
     special_tokens: SpecialTokens
     bias_switches: tuple[str, ...]
     """Config keys that `mask+bias` turns on because the student's projections have no bias yet."""
 
-    def task(self) -> RecoveryTask:
-        """What the recovery needs to know."""
-        rows, method = self.calibration.rows, self.config.method
-        fitting, judging = split_rows(rows, held_out_rows(rows))
+    def task(self, rows: TokenRows) -> RecoveryTask:
+        """What the recovery needs to know.
+
+        Args:
+            rows: what `calibration` gives.
+        """
+        method = self.config.method
+        fitting, judging = split_rows(rows.rows, held_out_rows(rows.rows))
         branches = BranchTuning() if method is TuneMethod.auto else None
         return RecoveryTask(
             teacher=self.teacher,
-            tokens=self.calibration.tokens,
+            tokens=rows.tokens,
             fit=Fit(fitting, judging, method, branches=branches),
             compute=self.compute,
             pruned=(self.student, self.masks),
-            opening=len(self.calibration.frame.opening),
+            opening=len(rows.frame.opening),
         )
 
     def parameters(self) -> dict[str, JsonValue]:
@@ -86,12 +92,17 @@ def open_request(config: TuneConfig) -> TuneRequest:
     if not _lead_from(masks, teacher, student):
         raise DamagedArtifactError(f"The masks in {config.pruned} belong to another checkpoint; prune again.")
     wanted = _calibration(config, manifest)
-    calibration = calibration_rows(teacher, manifest.inputs["model"].reference, wanted)
+    compute = compute_options(config.device, config.dtype)
+    if config.calibration.text:
+        model = teacher_source.model_copy(update={"reference": manifest.inputs["model"].reference})
+        calibration = open_calibration(teacher, model, wanted, seed=config.seed, compute=compute)
+    else:
+        calibration = _kept(config, manifest, teacher)
     if calibration.rows < 2:
         raise OptionError("Tuning needs at least 2 calibration rows, one to fit and one to hold out; add rows.")
     return TuneRequest(
         config=config,
-        compute=compute_options(config.device, config.dtype),
+        compute=compute,
         student=student,
         teacher=teacher,
         masks=masks,
@@ -128,8 +139,32 @@ def _teacher(config: TuneConfig, manifest: Manifest) -> tuple[Checkpoint, Source
     return Checkpoint.open(path), source
 
 
+def _kept(config: TuneConfig, manifest: Manifest, teacher: Checkpoint) -> Calibration:
+    """The rows that the prune run calibrated on, or the first of them.
+
+    Raises: DamagedArtifactError, OptionError if more is asked for.
+    """
+    rows, asked = load_rows(config.pruned, int(teacher.config.vocab_size)), config.calibration
+    for option, wanted, has in (
+        ("--calibration-rows", asked.rows, rows.rows),
+        ("--calibration-length", asked.length, rows.length),
+    ):
+        if wanted is not None and wanted > has:
+            raise OptionError(
+                f"{option} {wanted} exceeds the {has} that {config.pruned} holds; name the text with --calibration."
+            )
+    if asked.special_tokens is not None:
+        raise OptionError(
+            f"--special-tokens belongs to --calibration; the rows in {config.pruned} begin as spine prune wrote them."
+        )
+    length = asked.length or rows.length
+    if length <= rows.frame.size:
+        raise OptionError(f"--calibration-length {length} has no room between the model's special tokens; raise it.")
+    return kept_calibration(rows.first(asked.rows or rows.rows, length), manifest.inputs["calibration"].reference)
+
+
 def _calibration(config: TuneConfig, manifest: Manifest) -> CalibrationConfig:
-    """The prune run's own calibration, unless the user names another."""
+    """What text is read with, and how much of it: as the user says, otherwise as in the prune run."""
     try:
         recorded = PruneConfig.model_validate(manifest.config).calibration
     except ValidationError as error:
@@ -138,7 +173,7 @@ def _calibration(config: TuneConfig, manifest: Manifest) -> CalibrationConfig:
         ) from error
     asked = config.calibration
     return CalibrationConfig(
-        text=asked.text or manifest.inputs["calibration"].reference,
+        text=asked.text,
         rows=asked.rows or recorded.rows,
         length=asked.length or recorded.length,
         special_tokens=asked.special_tokens or recorded.special_tokens,
@@ -184,7 +219,8 @@ def tune(request: TuneRequest, output: OutputOptions, context: RunContext | None
     check_output(output, [student.path, request.teacher.path])
     require_space(output.path.parent, student.bytes)
     with run.working(output) as work:
-        found = recover_into(work, request.task(), request.bias_switches, context)
+        rows = request.calibration.read(replace(context, state=work.state))
+        found = recover_into(work, request.task(rows), request.bias_switches, context)
         summary = f"{request.config.method.value}, {found.outcome.summary}"
         report = {**found.report, "largest_logit_difference": found.largest_logit_difference}
         return run.publish(work, summary, report, context.stopwatch.measured())

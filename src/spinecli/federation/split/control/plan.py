@@ -14,9 +14,9 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from spinecli.artifacts.record import FiniteRecord
+from spinecli.artifacts.seeding import torch_generator
 from spinecli.errors import OptionError
 from spinecli.federation.config import SelectionName, SplitConfig, TrainConfig
-from spinecli.federation.seeding import torch_generator
 from spinecli.federation.split.control.batches import idle_share, priorities, regulated_batches, scaled_up
 from spinecli.federation.split.control.estimates import RETENTION, Pace, Paces, Population, paces_of
 from spinecli.federation.split.control.refinement import Problem, Refinement, refined

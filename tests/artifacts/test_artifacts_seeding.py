@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinecli.federation.seeding import derived_seed, random_generator, torch_generator
+from spinecli.artifacts.seeding import derived_seed, random_generator, torch_generator
 
 PURPOSES = st.lists(st.text(max_size=6) | st.integers(0, 99), max_size=3)
 
