@@ -116,7 +116,7 @@ class TestTune:
     def test_the_held_out_loss_falls(self, tuned: Step) -> None:
         report = json.loads((tuned.out / "spine.json").read_text())["report"]
         assert report["kept"] == "tuned"
-        assert report["held_out_loss_after"] < report["held_out_loss_before"]
+        assert report["held_out_after"] < report["held_out_before"]
 
     @pytest.mark.slow
     def test_the_same_command_writes_the_same_bytes_and_quiet_is_silent(self, tuned: Step, tmp_path: Path) -> None:

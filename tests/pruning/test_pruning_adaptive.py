@@ -28,6 +28,10 @@ from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, lower_hull, tempered
 from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
+<<<<<<< HEAD
+=======
+from spinecli.pruning.decision import decide, planned
+>>>>>>> walk-tests
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request
@@ -157,14 +161,19 @@ def logits(directory: Path) -> Tensor:
 
 
 def test_the_best_of_all_comparisons_is_taken(options: Callable[..., PruneConfig]) -> None:
+<<<<<<< HEAD
     decision = dry_run(open_request(options()))
+=======
+    request = open_request(options())
+    decision = decide(request)
+>>>>>>> walk-tests
     report: dict[str, Any] = decision.report()
     kinds = {judged["widths"] for judged in report["compared"]}
     assert kinds == {"uniform", "adaptive"}
-    best = min(decision.scored, key=lambda each: each.loss)
-    assert decision.plan.masks is best.candidate.masks
-    assert abs(decision.plan.sparsity - 0.4) < 0.03
-    assert decision.plan.masks.blocks[0].heads.any(), "the cache counts its length in block 0"
+    best = min(decision.scored, key=lambda each: each.held_out)
+    assert decision.candidate is best.candidate
+    assert abs(planned(request, decision).sparsity - 0.4) < 0.03
+    assert decision.candidate.shapes[0].heads, "the cache counts its length in block 0"
 
 
 def test_adaptive_pruning_goes_on_through_tuning_and_pruning_again(
@@ -187,7 +196,7 @@ def test_adaptive_pruning_goes_on_through_tuning_and_pruning_again(
 
 def _most_varied(scored: Any) -> Any:
     def widths(judged: Any) -> int:
-        return len({(int(mask.heads.sum()), int(mask.channels.sum())) for mask in judged.candidate.masks.blocks})
+        return len(set(judged.candidate.shapes))
 
     return max(scored, key=widths).candidate
 

@@ -5,8 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinecli.checkpoints.masks import Masks
 from spinecli.checkpoints.shape import BlockShape
-from spinecli.pruning.allocation import Allocation, last_of_their_kind, protected_blocks, select
+from spinecli.pruning.allocation import (
+    Allocation,
+    last_of_their_kind,
+    protected_blocks,
+    select_shapes,
+    shapes_after,
+)
 from spinecli.pruning.method import UnitScores
 from spinecli.pruning.scoring import Scores
 
@@ -31,6 +38,11 @@ def scores_of(seed: int, *, ties: bool = False) -> Scores:
 
 def allocation(removed: int = 1, kv_heads: int = 2, channels: int = 6) -> Allocation:
     return Allocation(removed, BlockShape(kv_heads * 2, kv_heads, 4, channels), 0.0)
+
+
+def select(scores: Scores, wanted: Allocation, shape: BlockShape, protected: frozenset[int]) -> Masks:
+    after = shapes_after(scores, wanted, protected)
+    return select_shapes(scores, after, [shape] * len(after))
 
 
 def test_the_most_important_units_stay() -> None:
@@ -97,6 +109,22 @@ def test_protected_blocks_stay_whatever_their_influence() -> None:
     assert select(scores, allocation(removed=2), SHAPE, frozenset({0, 2})).removed_blocks == [1, 3]
     with pytest.raises(ValueError, match="unprotected"):
         select(scores, allocation(removed=2), SHAPE, frozenset({0, 1, 2, 3}))
+
+
+@given(seed=st.integers(0, 999), data=st.data())
+def test_blocks_keep_as_much_as_their_own_shapes_say(seed: int, data: st.DataObject) -> None:
+    widths = st.tuples(st.integers(0, SHAPE.kv_heads), st.integers(0, SHAPE.channels))
+    wanted = [
+        BlockShape(groups * SHAPE.group_size, groups, SHAPE.head_dim, channels)
+        for groups, channels in data.draw(st.lists(widths, min_size=BLOCKS, max_size=BLOCKS))
+    ]
+    scores = scores_of(seed)
+    masks = select_shapes(scores, wanted, [SHAPE] * BLOCKS)
+    assert masks.removed_blocks == [index for index, each in enumerate(wanted) if not each.heads + each.channels]
+    for units, mask, each in zip(scores.units, masks.blocks, wanted, strict=True):
+        assert (int(mask.heads.sum()), int(mask.channels.sum())) == (each.heads, each.channels)
+        gone, stay = units.channels[~mask.channels], units.channels[mask.channels]
+        assert not len(gone) or not len(stay) or gone.max() < stay.min()
 
 
 def test_default_protection() -> None:

@@ -17,7 +17,7 @@ from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.stream.whole_model import stays_on_disk, whole_model
 from spinecli.data.chat_form import chat_form_of
 from spinecli.data.rows import Frame
-from spinecli.data.writing import RULE, TOP_P, RowForm, written_rows
+from spinecli.data.writing import RULE, RowForm, written_rows
 from spinecli.errors import CannotWriteError
 
 PHASE = "writing text"
@@ -44,7 +44,6 @@ class Author:
         form = self.form
         decided: dict[str, JsonValue] = {
             "rule": RULE,
-            "top_p": TOP_P,
             "model": self.digest,
             "seed": self.seed,
             "rows": rows,

@@ -131,6 +131,18 @@ def default_words(checkpoint: Checkpoint, reference: str) -> tuple[str, ...]:
     return (SELF,) if checkpoint.task is Task.causal_lm else ("builtin:python-docs",)
 
 
+_TOKENS_PER_CHANNEL = 24
+_ROWS = (128, 512)
+_ROWS_AT_A_TIME = 32
+
+
+def default_rows(checkpoint: Checkpoint, length: int) -> int:
+    """How many rows of `length` tokens a re-fit of the widest block wants: one unknown more wants tokens more."""
+    tokens = _TOKENS_PER_CHANNEL * max(shape.channels for shape in checkpoint.shapes)
+    rows = -(-tokens // (length * _ROWS_AT_A_TIME)) * _ROWS_AT_A_TIME
+    return min(max(rows, _ROWS[0]), _ROWS[1])
+
+
 def kept_calibration(rows: TokenRows, reference: str) -> Calibration:
     """Rows that an earlier run has calibrated on, under the name that they had there."""
     return Calibration(reference, rows.kinds, rows.kinds, rows.kind_of, rows.tokens, rows.frame)
@@ -177,8 +189,9 @@ def open_calibration(
         return token_rows(tokenizer, texts[number], wanted, length, frame=frame, vocabulary=vocabulary)
 
     weights, names = [source.weight for source in sources], kind_names(sources)
-    parts, shares = _gathered(weights, texts, options.rows, rows_of)
-    order, wanted = deal(weights, options.rows), Counter(deal(weights, options.rows))
+    rows = options.rows or default_rows(checkpoint, length)
+    parts, shares = _gathered(weights, texts, rows, rows_of)
+    order, wanted = deal(weights, rows), Counter(deal(weights, rows))
     if short := {names[number]: share for number, share in enumerate(shares) if not share or share < wanted[number]}:
         _tell(short, sum(shares), len(sources))
         order = deal(shares, sum(shares))

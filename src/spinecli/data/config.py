@@ -42,7 +42,15 @@ class CalibrationConfig(Config):
         ),
     ] = None
     """Words as `read_sources` reads them."""
-    rows: Annotated[int, Field(ge=1), Option("Number of calibration rows.", name="calibration-rows")] = 128
+    rows: Annotated[
+        int | None,
+        Field(ge=1),
+        Option(
+            "Number of calibration rows.",
+            name="calibration-rows",
+            default="24 tokens for each channel of the widest block, but from 128 to 512 rows",
+        ),
+    ] = None
     length: Annotated[int, Field(ge=2), Option("Number of tokens in a calibration row.", name="calibration-length")] = (
         128
     )

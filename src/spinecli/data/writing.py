@@ -21,11 +21,8 @@ from spinecli.data.chat_form import ChatForm
 
 RULE = 1
 """Version of the way in which rows are written; it counts among what decides them."""
-TOP_P = 1.0
 _PURPOSE = "calibration text"
 _CHAT_EVERY = 4
-# The largest nucleus that is looked for without sorting the whole vocabulary.
-_LIKELY = 512
 
 
 @dataclass(frozen=True)
@@ -112,13 +109,14 @@ def written_rows(
     numbers: Sequence[int],
     seed: int,
     heard: Callable[[int], None] = lambda position: None,
-    top_p: float = TOP_P,
+    *,
+    greedy: bool = False,
 ) -> Tensor:
     """The rows with these numbers, all at once: (rows, length) int64.
 
     Args:
         heard: called with the number of finished positions.
-        top_p: 0 takes the likeliest token each time.
+        greedy: take the likeliest token each time.
     """
     rows = [_Row(form, number) for number in numbers]
     draws = torch.stack([draws_of(seed, number, form.length) for number in numbers])
@@ -134,7 +132,7 @@ def written_rows(
             for index, row in enumerate(rows):
                 if row.must_begin:
                     likely[index, list(row.ends)] = -torch.inf
-            drawn = pick(likely, draws[:, position], top_p).tolist()
+            drawn = (likely.argmax(dim=-1) if greedy else pick(likely, draws[:, position])).tolist()
         said = zip(rows, drawn, draws[:, position].tolist(), strict=True)
         tokens[:, position] = torch.tensor([row.next(token, draw) for row, token, draw in said])
         heard(position + 1)
@@ -146,33 +144,16 @@ def draws_of(seed: int, number: int, length: int) -> Tensor:
     return torch.rand(length, generator=torch_generator(seed, _PURPOSE, number), dtype=torch.float64)
 
 
-def pick(logits: Tensor, draws: Tensor, top_p: float = TOP_P) -> Tensor:
-    """Tokens from the fewest likeliest ones that together have `top_p` of the probability: (rows,) int64.
+def pick(logits: Tensor, draws: Tensor) -> Tensor:
+    """Tokens by their probability: (rows,) int64.
+
+    Nothing is left out: what a model holds for unlikely is part of what it can, and rows without it cost a cut more
+    than they spare it, see benchmarks/RESULTS.md.
 
     Args:
         logits: (rows, vocabulary) float32.
         draws: (rows,) in [0, 1).
     """
-    chances = logits.softmax(dim=-1)
-    if top_p >= 1:
-        reached = chances.double().cumsum(dim=-1)
-        place = (draws * reached[:, -1]).unsqueeze(1)
-        return torch.searchsorted(reached, place, right=True)[:, 0].clamp_max(chances.shape[1] - 1)
-    values, ids = chances.topk(min(_LIKELY, chances.shape[1]))
-    picked, enough = _picked(values, ids, draws, top_p)
-    if not enough.all():
-        values, ids = chances[~enough].sort(descending=True, stable=True)
-        picked[~enough], _ = _picked(values, ids, draws[~enough], top_p)
-    return picked
-
-
-def _picked(values: Tensor, ids: Tensor, draws: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """From falling probabilities (rows, some) and their tokens: the picked ones, and where these were enough to pick.
-
-    Both are (rows,).
-    """
-    reached = values.double().cumsum(dim=-1)
-    last = (reached < top_p).sum(dim=-1).clamp_max(values.shape[1] - 1)
-    total = reached.gather(1, last[:, None])
-    place = (reached <= draws[:, None] * total).sum(dim=-1).minimum(last)
-    return ids.gather(1, place[:, None])[:, 0], reached[:, -1] >= top_p
+    reached = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    places = torch.searchsorted(reached, (draws * reached[:, -1])[:, None], right=True)
+    return places[:, 0].clamp_max(logits.shape[1] - 1)

@@ -13,7 +13,7 @@ from spinecli.artifacts.context import RunContext
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions, compute_options
-from spinecli.checkpoints.stream.observation import masked, observed, projection_inputs
+from spinecli.checkpoints.stream.observation import entering, masked, observed
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.errors import OptionError
 
@@ -221,17 +221,42 @@ def test_observers_see_every_token_once(opened: Opened, monkeypatch: pytest.Monk
         torch.testing.assert_close(outputs, inputs @ weight.T)
         stream.run(block, hidden)
         assert len(seen) == 3
-        torch.testing.assert_close(projection_inputs(stream, block, "mlp.down_proj", hidden), inputs)
+        torch.testing.assert_close(entering(block, "mlp.down_proj", hidden), inputs)
 
 
-def test_projection_inputs_stop_before_the_projection(opened: Opened) -> None:
+def test_what_enters_a_projection_is_found_without_what_lies_behind_it(opened: Opened) -> None:
     stream = BlockStream(opened(recipe("llama")), 8)
     hidden = stream.embed(random_tokens(2, 8))
     with stream.block(0) as block:
         reached = []
         block.linear("mlp.up_proj").register_forward_hook(lambda *_: reached.append(1))
-        assert projection_inputs(stream, block, "self_attn.o_proj", hidden).shape == (16, 32)
+        assert entering(block, "self_attn.o_proj", hidden).shape == (16, 32)
         assert reached == []
+
+
+def test_observers_see_what_passes_on_the_way_to_a_projection(opened: Opened) -> None:
+    stream = BlockStream(opened(recipe("llama")), 8)
+    hidden = stream.embed(random_tokens(2, 8))
+    passed: dict[str, Tensor] = {}
+    observers = {
+        name: lambda _, outputs, name=name: passed.update({name: outputs})
+        for name in ("self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    }
+    with stream.block(0) as block, torch.no_grad():
+        found = entering(block, "mlp.down_proj", hidden, observers)
+        attended = entering(block, "self_attn.o_proj", hidden)
+        torch.testing.assert_close(passed["self_attn.o_proj"], attended @ block.linear("self_attn.o_proj").weight.T)
+    assert found.shape == passed["mlp.up_proj"].shape == (16, 40)
+    assert "mlp.down_proj" not in passed
+
+
+def test_a_projection_that_a_block_never_runs_is_told(opened: Opened) -> None:
+    stream = BlockStream(opened(recipe("llama")), 8)
+    hidden = stream.embed(random_tokens(2, 8))
+    with stream.block(0) as block:
+        block.module.forward = lambda hidden, **_: hidden
+        with pytest.raises(ValueError, match="block 0 never runs mlp.down_proj"):
+            entering(block, "mlp.down_proj", hidden)
 
 
 def test_an_absent_device_is_an_option_error() -> None:

@@ -87,7 +87,7 @@ def test_a_point_is_what_prune_and_eval_say(options: Make, tmp_path: Path) -> No
     assert sums(tmp_path / "out" / "points" / "spine-0.4") == sums(tmp_path / "pruned")
     refit: Any = manifest.report["refit"]
     (point,) = results.points
-    assert point.held_out == pytest.approx(min(refit["held_out_loss_before"], refit["held_out_loss_after"]), rel=1e-5)
+    assert point.held_out == pytest.approx(min(refit["held_out_before"], refit["held_out_after"]), rel=1e-5)
 
     (text,) = asked.perplexity.texts
     texts = PerplexityConfig(texts=(text,), window=32, rows=4)
@@ -105,7 +105,7 @@ def test_scores_and_sensitivities_are_found_once_a_method(
     context = RunContext(progress=lambda phase, done, total: heard.append((phase, done)))
     _, results = sweep(open_request(asked), OutputOptions(tmp_path / "out"), context)
     assert len(results.points) == 6
-    assert [done for phase, done in heard if phase == "scoring blocks"] == [1, 2, 3, 4] * 2
+    assert [done for phase, done in heard if phase == "scoring blocks"] == [1, 2, 3, 4] * 3
     assert [done for phase, done in heard if phase == "measuring sensitivity"] == [1, 2, 3, 4]
     assert [done for phase, done in heard if phase == "points"] == list(range(7))
 

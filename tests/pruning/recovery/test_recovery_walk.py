@@ -13,7 +13,6 @@ from torch import Tensor
 from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.journal import PassJournal
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.stream.block_stream import BlockStream
 from spinecli.pruning.recovery.block import TeacherTargets
 from spinecli.pruning.recovery.walk import gap_end, last_kept, walk
@@ -22,13 +21,9 @@ Opened = Callable[[Recipe], Checkpoint]
 TOKENS = random_tokens(3, 8)
 
 
-def masks_of(kept: str) -> Masks:
-    """`kept` says block by block: x stays, . leaves."""
-    full, gone = (
-        BlockMask(torch.full((4,), keep, dtype=torch.bool), torch.full((40,), keep, dtype=torch.bool))
-        for keep in (True, False)
-    )
-    return Masks(tuple(full if block == "x" else gone for block in kept))
+def kept_of(blocks: str) -> list[bool]:
+    """`blocks` says block by block: x stays, . leaves."""
+    return [block == "x" for block in blocks]
 
 
 @pytest.mark.parametrize(
@@ -41,9 +36,9 @@ def masks_of(kept: str) -> Masks:
     ],
 )
 def test_gaps(kept: str, last: list[int | None], ends: list[int]) -> None:
-    masks = masks_of(kept)
-    assert [last_kept(masks, index) for index in range(len(kept))] == last
-    assert [gap_end(masks, index) for index in range(len(kept))] == ends
+    blocks = kept_of(kept)
+    assert [last_kept(blocks, index) for index in range(len(kept))] == last
+    assert [gap_end(blocks, index) for index in range(len(kept))] == ends
 
 
 class Walked:
@@ -74,7 +69,7 @@ class Walked:
         walk(
             teacher,
             teacher.embed(TOKENS),
-            [masks_of(each) for each in kept],
+            [kept_of(each) for each in kept],
             self.streams,
             follow,
             "walking",

@@ -161,7 +161,7 @@ class BuiltPoint:
 class CheckpointBuilder:
     """Where checkpoints are made. Every step resumes what a killed one left there.
 
-    state/findings/METHOD    scores and sensitivities, shared by all ratios of a method
+    state/findings/SCORING   scores and sensitivities, shared by all ratios of a method
     state/cuts/NAME          a cut that is going to be tuned
     state/points/NAME        a point that has not been measured yet
     """
@@ -178,7 +178,7 @@ class CheckpointBuilder:
         request = self.request.prune_request(point)
         tuned = self.request.config.tune.after(request.method)
         cut, final = self._folder(_CUTS) / point.name, self._folder(POINTS) / point.name
-        findings = self._folder(_FINDINGS) / request.method.name
+        findings = self._folder(_FINDINGS) / request.scoring.name
         findings.mkdir(exist_ok=True)
         output = OutputOptions(cut if tuned else final, resume=True)
         report: dict[str, Any] = prune(request, output, self.context, findings).report
