@@ -28,10 +28,7 @@ from spinecli.errors import OptionError
 from spinecli.pruning.adaptive.allocation import AdaptiveBudget, allocate_adaptively
 from spinecli.pruning.adaptive.damage import DamageCurve, Sensitivity, damage_curve, lower_hull, tempered
 from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
-<<<<<<< HEAD
-=======
-from spinecli.pruning.decision import decide, planned
->>>>>>> walk-tests
+from spinecli.pruning.decision import planned
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request
@@ -161,12 +158,8 @@ def logits(directory: Path) -> Tensor:
 
 
 def test_the_best_of_all_comparisons_is_taken(options: Callable[..., PruneConfig]) -> None:
-<<<<<<< HEAD
-    decision = dry_run(open_request(options()))
-=======
     request = open_request(options())
-    decision = decide(request)
->>>>>>> walk-tests
+    decision = dry_run(request)
     report: dict[str, Any] = decision.report()
     kinds = {judged["widths"] for judged in report["compared"]}
     assert kinds == {"uniform", "adaptive"}

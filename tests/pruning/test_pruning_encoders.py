@@ -27,10 +27,7 @@ from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError
 from spinecli.pruning.config import PruneConfig, TuneConfig
-<<<<<<< HEAD
-=======
-from spinecli.pruning.decision import decide, planned
->>>>>>> walk-tests
+from spinecli.pruning.decision import planned
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.recovery.recover import RecoveryOutcome
 from spinecli.pruning.recovery.tune import open_request as open_tune
@@ -103,12 +100,8 @@ def test_every_method_cuts_a_classifier(
 
 
 def test_allocations_of_an_encoder_are_compared_by_distance(options: Callable[..., PruneConfig]) -> None:
-<<<<<<< HEAD
-    decision = dry_run(open_request(options(recipe("bert", blocks=6), sparsity=0.4, heads=Heads.cut)))
-=======
     request = open_request(options(recipe("bert", blocks=6), sparsity=0.4, heads=Heads.cut))
-    decision = decide(request)
->>>>>>> walk-tests
+    decision = dry_run(request)
     report: dict[str, Any] = decision.report()
     assert report["compared_by"] == "distance to the dense model's output"
     distances = [judged["held_out"] for judged in report["compared"]]

@@ -27,10 +27,7 @@ from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError, OutputExistsError, VerificationError
 from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
-<<<<<<< HEAD
-=======
-from spinecli.pruning.decision import any_masks, decide, planned
->>>>>>> walk-tests
+from spinecli.pruning.decision import planned
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.request import open_request
@@ -86,21 +83,8 @@ def test_every_method_writes_what_it_says(
 
 
 def test_a_search_compares_allocations_and_takes_the_best(options: Callable[..., PruneConfig]) -> None:
-<<<<<<< HEAD
-    decision = dry_run(open_request(options(recipe("llama", blocks=6), sparsity=0.4)))
-    losses = [each.loss for each in decision.scored]
-    assert len(losses) > 2
-    best = decision.scored[losses.index(min(losses))].allocation
-    assert set(decision.plan.shapes) == {best.shape}
-    assert best.removed_blocks == len(decision.plan.masks.removed_blocks)
-
-
-def test_a_named_share_is_not_searched(options: Callable[..., PruneConfig]) -> None:
-    decision = dry_run(open_request(options(block_share=0.0)))
-    assert decision.plan.masks.removed_blocks == []
-=======
     request = open_request(options(recipe("llama", blocks=6), sparsity=0.4))
-    decision = decide(request)
+    decision = dry_run(request)
     found = [each.held_out for each in decision.scored]
     assert len(found) > 2
     best = decision.scored[found.index(min(found))].allocation
@@ -110,23 +94,16 @@ def test_a_named_share_is_not_searched(options: Callable[..., PruneConfig]) -> N
 
 
 def test_a_named_share_is_not_searched(options: Callable[..., PruneConfig]) -> None:
-    decision = decide(open_request(options(block_share=0.0)))
+    decision = dry_run(open_request(options(block_share=0.0)))
     assert decision.scored == ()
     assert all(decision.candidate.kept)
->>>>>>> walk-tests
 
 
 def test_protected_blocks_stay(options: Callable[..., PruneConfig]) -> None:
     chosen = options(method="shortgpt", sparsity=0.5, protect=(0, 1))
-<<<<<<< HEAD
-    assert dry_run(open_request(chosen)).plan.masks.removed_blocks == [2, 3]
+    assert dry_run(open_request(chosen)).candidate.kept == [True, True, False, False]
     chosen = options(method="shortgpt", sparsity=0.5, protect=(-1, -2))
-    assert dry_run(open_request(chosen)).plan.masks.removed_blocks == [0, 1]
-=======
-    assert decide(open_request(chosen)).candidate.kept == [True, True, False, False]
-    chosen = options(method="shortgpt", sparsity=0.5, protect=(-1, -2))
-    assert decide(open_request(chosen)).candidate.kept == [False, False, True, True]
->>>>>>> walk-tests
+    assert dry_run(open_request(chosen)).candidate.kept == [False, False, True, True]
 
 
 def test_the_same_command_gives_the_same_bytes_and_digest(options: Callable[..., PruneConfig], tmp_path: Path) -> None:
@@ -236,13 +213,8 @@ def test_the_only_block_of_its_kind_stays_and_the_plan_says_so(
 ) -> None:
     share = "auto" if method == "shortgpt" else 1.0
     request = open_request(options(ONE_GLOBAL, method=method, sparsity=0.5, protect=(), block_share=share))
-<<<<<<< HEAD
     decision = dry_run(request)
-    assert 2 in decision.plan.masks.kept_blocks
-=======
-    decision = decide(request)
     assert decision.candidate.kept[2]
->>>>>>> walk-tests
     assert decision.report()["kept_for_their_kind"]["2"] == "full_attention"
     assert len(decision.report()["kept_for_their_kind"]) == 2
 

@@ -221,14 +221,9 @@ def decide(
     """Score the checkpoint and choose how much of every block stays; writes nothing but its own state.
 
     Args:
-    <<<<<<< HEAD
-        rows: what `request.calibration` gives, or stands in for it.
-        findings: directory for what does not depend on the sparsity, to be shared by runs that differ in nothing else
-            but the sparsity and the widths; None keeps it with the context's.
-    =======
+            rows: what `request.calibration` gives, or stands in for it.
         findings: directory for what does not depend on the sparsity, to be shared by runs that score alike and differ
             in nothing else but the sparsity; None keeps it with the context's.
-    >>>>>>> walk-tests
 
     Raises: OptionError if nothing can be removed, or not as much as is asked for.
     """
