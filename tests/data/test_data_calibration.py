@@ -257,7 +257,7 @@ def test_rows_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, Any],
 
 
 def test_rows_that_are_absent_or_no_tensors_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DamagedArtifactError, match="does not hold the rows.*; prune again"):
+    with pytest.raises(DamagedArtifactError, match=r"does not hold the rows.*; prune again"):
         load_rows(tmp_path, 10)
     (tmp_path / CALIBRATION_NAME).write_bytes(b"garbage")
     with pytest.raises(DamagedArtifactError, match="is damaged; prune again"):
