@@ -16,6 +16,7 @@ from conversing import chat_tokenizer
 from families import tokenizer
 from safetensors.torch import save
 
+from spinecli.data.python_docs import python_docs
 from spinecli.data.text import Text, load_text
 from spinecli.errors import CalibrationTextError, MissingPathError, OfflineError, TokenizerError
 
@@ -140,6 +141,17 @@ def test_an_absent_file_is_told_without_a_network(tmp_path: Path) -> None:
 def test_a_hub_data_set_without_a_network() -> None:
     with pytest.raises(OfflineError, match="somebody/texts is no file here"):
         load_text("somebody/texts")
+
+
+def test_the_python_text_is_long_and_holds_nothing_of_the_manual_that_is_measured_on() -> None:
+    from pydoc_data.topics import topics
+
+    text, measured = load_text("builtin:python-docs").content, "\n".join(topics.values())[:400_000]
+    assert len(text) > 1_000_000
+    pieces = {piece.strip() for piece in measured.split("\n\n") if len(piece.strip()) > 100}
+    assert len(pieces) > 1000
+    assert [piece for piece in pieces if piece in text] == []
+    assert python_docs.__wrapped__() == text
 
 
 def test_built_in_texts_are_there_and_do_not_overlap() -> None:

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.manifest import FileRecord, sha256_value
+from spinecli.artifacts.stopwatch import return_freed_memory
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.family import Task
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
@@ -79,6 +80,8 @@ class Author:
                 written = torch.cat([written, written_rows(model, self.form, numbers, self.seed, heard)])
                 if journal:
                     journal.save(finished + 1, {"tokens": written}, last=len(written) == rows)
+            del model
+            return_freed_memory()
         return written
 
     @property

@@ -103,7 +103,14 @@ class Calibration:
         if self.written or self.author is None:
             return self.read()
         wanted, checkpoint = int(self._own.sum()), self.author.checkpoint
-        found = token_rows(tokenizer_of(checkpoint), load_text(_STAND_IN), wanted, self.length, frame=self.frame).tokens
+        found = token_rows(
+            tokenizer_of(checkpoint),
+            load_text(_STAND_IN),
+            wanted,
+            self.length,
+            frame=self.frame,
+            vocabulary=int(checkpoint.config.vocab_size),
+        ).tokens
         return self._with(found.repeat(-(-wanted // len(found)), 1)[:wanted])
 
     def _with(self, own: Tensor | None) -> TokenRows:

@@ -30,14 +30,25 @@ def python_docs() -> str:
 
 
 def _topics() -> Iterator[str]:
-    """Whole topics that begin behind the characters that are measured on, which are joined by newlines."""
+    """Whole topics that begin behind the characters that are measured on, which are joined by newlines.
+
+    Some say again what an earlier topic says; those paragraphs are left out.
+    """
     from pydoc_data.topics import topics
 
+    measured: set[str] = set()
     start = 0
     for text in topics.values():
-        if start >= MEASURED_ON:
-            yield text.strip()
+        if start < MEASURED_ON:
+            measured.update(_paragraphs(text))
+        elif own := [each for each in _paragraphs(text) if each not in measured]:
+            yield "\n\n".join(own)
         start += len(text) + 1
+
+
+def _paragraphs(text: str) -> list[str]:
+    """What stands between blank lines, without the indentation around it."""
+    return [piece.strip() for piece in text.split("\n\n") if piece.strip()]
 
 
 def _modules() -> Iterator[Path]:

@@ -137,7 +137,7 @@ class TuneCalibration(Config):
         tuple[str, ...] | None,
         BeforeValidator(as_several),
         Option(
-            "Text to calibrate on, repeatable, as in spine prune.",
+            "Text to calibrate on, as in spine prune; may be repeated.",
             name="calibration",
             default="the rows of the prune run",
             decides=False,
