@@ -176,17 +176,17 @@ def test_a_large_model_says_what_writing_costs_before_it_writes(
     assert "in each of 15 steps" in str(told[0])
 
 
-def test_every_second_row_is_a_conversation_if_there_is_a_template(
+def test_every_fourth_row_is_a_conversation_if_there_is_a_template(
     written: Callable[[Recipe], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = shutil.copytree(written(LLAMA), tmp_path / "chatting")
     made = chat_tokenizer()
     made.save_pretrained(directory)
-    options = CalibrationConfig(text=("self",), rows=6, length=64)
+    options = CalibrationConfig(text=("self",), rows=8, length=64)
     rows = open_calibration(Checkpoint.open(directory), MODEL, options).read()
     shown = [made.decode(row) for row in rows.tokens]
-    assert [text.startswith("<s><user>") for text in shown] == [False, True] * 3
-    assert all("<assistant>" in text for text in shown[1::2])
+    assert [text.startswith("<s><user>") for text in shown] == [False, False, False, True] * 2
+    assert all("<assistant>" in text for text in shown[3::4])
     short = CalibrationConfig(text=("self",), rows=6, length=12)
     assert open_calibration(Checkpoint.open(directory), MODEL, short).author.form.chat is None  # type: ignore[union-attr]
     assert "no conversations, because the chat template takes" in caplog.text

@@ -20,6 +20,8 @@ from spinecli.pruning.allocation import (
     head_candidates,
 )
 
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
 
 def costs_of(shape: BlockShape, d_model: int, *, heads_leave: bool = True) -> BlockCosts:
     attention = 2 * d_model * (shape.heads + shape.kv_heads) * shape.head_dim
@@ -120,7 +122,7 @@ def test_block_allocations_are_the_nearest_whole_number(budget: Budget) -> None:
 @given(budget=budgets())
 def test_candidates_are_distinct_and_all_keep_the_promises(budget: Budget) -> None:
     try:
-        by_blocks = block_candidates(budget)
+        by_blocks = block_candidates(budget, SHARES)
     except OptionError as error:
         assert "cannot be met" in str(error)  # noqa: PT017
         return
@@ -129,7 +131,7 @@ def test_candidates_are_distinct_and_all_keep_the_promises(budget: Budget) -> No
     assert removed
     for start in by_blocks:
         check(budget, start)
-        by_heads = head_candidates(budget, start)
+        by_heads = head_candidates(budget, start, (0.5, 1.0, 1.5))
         assert len({start, *by_heads}) == 1 + len(by_heads)
         for allocation in by_heads:
             check(budget, allocation)
@@ -170,7 +172,7 @@ def test_too_much_by_blocks_alone() -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [allocate_blocks, lambda budget: allocate_share(budget, 1.0), lambda budget: block_candidates(budget)[-1]],
+    [allocate_blocks, lambda budget: allocate_share(budget, 1.0), lambda budget: block_candidates(budget, SHARES)[-1]],
     ids=["blocks", "share", "candidates"],
 )
 def test_a_model_never_loses_all_its_blocks(method: object) -> None:
