@@ -89,7 +89,7 @@ def one_run(setting: Setting, sparsity: float, name: str, draw: int, work: Path)
         sparsity=sparsity,
         method=recipe.method,
         widths=recipe.widths,
-        calibration=CalibrationConfig(text=calibration(setting, draw, work)),
+        calibration=CalibrationConfig(text=calibration(setting, draw, work), rows=128),
     )
     report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
     seconds = time.perf_counter() - started

@@ -34,10 +34,10 @@ from spinecli.pruning.run import prune
 SPARSITIES = (0.2, 0.3, 0.5)
 
 
-def perplexity(directory: Path, setting: Setting) -> float:
-    """Of the checkpoint in `directory` on the setting's evaluation text."""
+def perplexity(directory: Path, setting: Setting, rows: int = 40) -> float:
+    """Of the checkpoint in `directory` on the first rows of the setting's evaluation text."""
     checkpoint = Checkpoint.open(directory)
-    tokens = token_rows(load_tokenizer(directory), load_text(setting.evaluation), 40, setting.length).tokens
+    tokens = token_rows(load_tokenizer(directory), load_text(setting.evaluation), rows, setting.length).tokens
     stream = BlockStream(checkpoint, setting.length)
     return exp(float(stream.losses(stream.forward(tokens), tokens).mean()))
 
@@ -55,7 +55,7 @@ def row(setting: Setting, sparsity: float, method: str, metric: str | None, tuni
         sparsity=sparsity,
         method=method,
         metric=metric,
-        calibration=CalibrationConfig(text=setting.calibration),
+        calibration=CalibrationConfig(text=setting.calibration, rows=128),
     )
     out = work / f"{setting.name}-{sparsity}-{method}-{metric}"
     report = prune(open_prune(options), OutputOptions(out, overwrite=True)).model_dump()["report"]
