@@ -6,9 +6,9 @@
 MODEL is a directory, such as the SmolLM2-135M-Instruct that ../shared/models/fetch-smollm2 writes. `wiki` calibrates on
 WikiText-2's validation split, 128 x 128 tokens, as the public tools of ../shared/models/PEERS.md did; other words are
 those of `spine prune --calibration`, with the default number of rows. Perplexity: the first 10 x 512 tokens of each
-kind that ../shared/texts/make-panel writes, and the first 20 x 512 of WikiText-2's test split; "ratio" is the geometric mean
-over the kinds of pruned / dense. Cost: CPU seconds of the whole command, and in forward passes of the blocks over its
-calibration rows, timed in the same process. One thread.
+kind that ../shared/texts/make-panel writes, and the first 20 x 512 of WikiText-2's test split; "ratio" is the geometric
+mean over the kinds of pruned / dense. Cost: CPU seconds of the whole command, and in forward passes of the blocks over
+its calibration rows, timed in the same process. One thread.
 
 Each run is a line in the results file; runs that are there already are not repeated.
 """
