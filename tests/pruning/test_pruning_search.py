@@ -39,7 +39,7 @@ TOKENS = random_tokens(12, 16)
 def candidates_of(checkpoint: Checkpoint, *, masked: bool = True) -> list[Candidate]:
     """Three ways to cut; under masks or under shapes."""
     generator = torch.Generator().manual_seed(0)
-    blocks, shape = checkpoint.blocks, checkpoint.shape
+    blocks = checkpoint.blocks
     units = (UnitScores(torch.rand(4, generator=generator), torch.rand(40, generator=generator)) for _ in range(blocks))
     scores = Scores(torch.rand(blocks, generator=generator), tuple(units))
     found = []

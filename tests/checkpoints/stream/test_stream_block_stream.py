@@ -255,7 +255,7 @@ def test_a_projection_that_a_block_never_runs_is_told(opened: Opened) -> None:
     hidden = stream.embed(random_tokens(2, 8))
     with stream.block(0) as block:
         block.module.forward = lambda hidden, **_: hidden
-        with pytest.raises(ValueError, match="block 0 never runs mlp.down_proj"):
+        with pytest.raises(ValueError, match=r"block 0 never runs mlp\.down_proj"):
             entering(block, "mlp.down_proj", hidden)
 
 

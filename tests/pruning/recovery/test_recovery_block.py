@@ -85,9 +85,7 @@ class Walked:
     def outputs(self) -> tuple[str, str]:
         return fitting.projections(self.stream.checkpoint.family)
 
-    def fit(
-        self, *, mask: BlockMask | None = None, shape: BlockShape | None = None, fit: Fit = FIT
-    ) -> FittedBlock:
+    def fit(self, *, mask: BlockMask | None = None, shape: BlockShape | None = None, fit: Fit = FIT) -> FittedBlock:
         """Of the dense checkpoint's own block."""
         with self.stream.block(INDEX) as block:
             student = StudentBlock(block, self.drifted, mask, shape)
@@ -276,10 +274,10 @@ def test_a_shape_may_ask_for_one_sub_layer_alone(opened: Opened, wanted: BlockSh
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2"])
 def test_a_branch_is_fitted_to_the_channels_that_were_chosen(opened: Opened, name: str) -> None:
-    walked = Walked.of(opened(VARIANTS[name]), random_tokens(80, LENGTH))
+    walked = Walked.of(opened(VARIANTS[name]), random_tokens(400, LENGTH))
     walked = replace(walked, drifted=moved(walked.hidden, 0.01))
-    rows = torch.arange(80)
-    fit = Fit(rows < 64, rows >= 64, TuneMethod.lsq, branches=BranchTuning())
+    rows = torch.arange(400)
+    fit = Fit(rows < 320, rows >= 320, TuneMethod.lsq, branches=BranchTuning())
     plain = walked.fit(shape=smallest(walked.stream.checkpoint), fit=replace(fit, branches=None))
     found = walked.fit(shape=smallest(walked.stream.checkpoint), fit=fit)
     assert found.branch is not None
@@ -386,7 +384,9 @@ def test_what_all_inputs_give_is_the_second_target_of_those_that_stay(
             if name == walked.outputs[1]:  # what enters it depends on the heads that stay
                 block.linear(walked.outputs[0]).weight.data[:, ~mask.heads.repeat_interleave(8)] = 0
             inputs, linear = entering(block, name, walked.drifted), block.linear(name)
-            weights = 1 / (walked.targets.attention_sum if name == walked.outputs[0] else walked.targets.after).square().mean(-1)
+            weights = 1 / (
+                walked.targets.attention_sum if name == walked.outputs[0] else walked.targets.after
+            ).square().mean(-1)
             tokens = FITTING.repeat_interleave(LENGTH)
             expected = Moments.none(int(kept.sum()), 32)
             expected.observe(inputs[tokens][:, kept], linear(inputs[tokens]).detach(), weights[FITTING].flatten())

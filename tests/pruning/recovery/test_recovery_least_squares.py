@@ -83,7 +83,9 @@ class Layer:
         """The tokens with what the dense projection gives as targets."""
         if self.kept is None:
             return None
-        return replace(self.fitting, targets=self.fitting.inputs @ self.weight.T + (0 if self.bias is None else self.bias))
+        return replace(
+            self.fitting, targets=self.fitting.inputs @ self.weight.T + (0 if self.bias is None else self.bias)
+        )
 
     def of_kept(self, tokens: Tokens) -> Tokens:
         return replace(tokens, inputs=tokens.inputs[:, : self.kept])
@@ -281,7 +283,9 @@ def test_a_share_of_the_targets_is_the_answer_to_their_mixture(
     assert name == f"lsq 0.1, {share:.0%} of the teacher's targets"
 
 
-@given(seed=st.integers(0, 999), bias=st.booleans(), noise=st.sampled_from([0.1, 1.0, 5.0]), ridge=st.sampled_from(RIDGES))
+@given(
+    seed=st.integers(0, 999), bias=st.booleans(), noise=st.sampled_from([0.1, 1.0, 5.0]), ridge=st.sampled_from(RIDGES)
+)
 def test_no_other_share_is_better_on_the_judging_tokens(seed: int, bias: bool, noise: float, ridge: float) -> None:
     layer = layer_of(seed, tokens=12, bias=bias, noise=noise, kept=4)
     problem = layer.problem
@@ -368,7 +372,8 @@ def answers(problem: LayerProblem) -> list[Solution]:
 
 def single(layer: Layer) -> Layer:
     fitting, judging = (
-        Tokens(each.inputs.float(), each.targets.float(), each.weights.float()) for each in (layer.fitting, layer.judging)
+        Tokens(each.inputs.float(), each.targets.float(), each.weights.float())
+        for each in (layer.fitting, layer.judging)
     )
     return Layer(fitting, judging, layer.weight.float(), None if layer.bias is None else layer.bias.float(), layer.kept)
 
@@ -439,7 +444,10 @@ def test_rounded_holds_what_will_be_stored(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("method", TuneMethod)
 @given(
-    seed=st.integers(0, 999), bias=st.booleans(), judging=st.integers(1, 30), kept=st.one_of(st.none(), st.integers(1, 5))
+    seed=st.integers(0, 999),
+    bias=st.booleans(),
+    judging=st.integers(1, 30),
+    kept=st.one_of(st.none(), st.integers(1, 5)),
 )
 def test_recovery_is_never_worse_on_held_out_tokens(
     method: TuneMethod, seed: int, bias: bool, judging: int, kept: int | None

@@ -143,10 +143,16 @@ class Layer:
         return LayerRecovery(untuned(problem), "untuned", error, error)
 
     def tuned(
-        self, tuning: BranchTuning = BranchTuning(), again: Callable[[], LayerRecovery] | None = None
+        self, tuning: BranchTuning | None = None, again: Callable[[], LayerRecovery] | None = None
     ) -> BranchRecovery | None:
         return tune_branch(
-            self.block, self.family, self.chunks(), self.untuned(), again or self.again, tuning, torch.float32
+            self.block,
+            self.family,
+            self.chunks(),
+            self.untuned(),
+            again or self.again,
+            tuning or BranchTuning(),
+            torch.float32,
         )
 
 
@@ -216,7 +222,10 @@ def test_a_tokens_weight_is_how_often_it_counts(layer_of: LayerOf) -> None:
         layer.targets += torch.randn(layer.targets.shape, generator=torch.Generator().manual_seed(2))
     chunk = BranchChunk(once.hidden[:6], once.targets[:6], torch.ones(6, LENGTH))
     doubled = replace(chunk, weights=torch.where(torch.arange(6) < 2, 2.0, 1.0)[:, None].expand(6, LENGTH))
-    repeated = [chunk, replace(chunk, hidden=chunk.hidden[:2], targets=chunk.targets[:2], weights=torch.ones(2, LENGTH))]
+    repeated = [
+        chunk,
+        replace(chunk, hidden=chunk.hidden[:2], targets=chunk.targets[:2], weights=torch.ones(2, LENGTH)),
+    ]
     problems = [
         gated_layer._problem(layer.block, "mlp.up_proj", layer.output, iter(chunks), 8192)
         for layer, chunks in ((once, [doubled]), (twice, repeated))
