@@ -184,7 +184,7 @@ def test_the_commands_work_on_a_classifier(
     assert "compared by the distance to the dense model's output" in said
     assert "allocations compared by the distance to the dense model's output, after a recovery" in said
     said = _run("tune pruned --out tuned")
-    assert "distance to the dense model's output on held-out rows" in said
+    assert "distance to the dense model's output, on held-out rows" in said
     assert "perplexity" not in said
     found = json.loads(_run("inspect tuned --verify --json"))
     assert found["task"] == "classification"

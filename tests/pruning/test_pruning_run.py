@@ -20,7 +20,9 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.cutting import cut_checkpoint
 from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.shape import BlockShape
 from spinecli.checkpoints.tensors import held
 from spinecli.checkpoints.tokenizer import load_tokenizer
 from spinecli.config import read_config
@@ -80,6 +82,61 @@ def test_every_method_writes_what_it_says(
     assert [step.kind for step in manifest.lineage] == ["dense-checkpoint"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.num_parameters() == report["cut"]["total_parameters"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_masks_that_are_written_cut_the_dense_model_to_what_is_written(
+    options: Callable[..., PruneConfig], tmp_path: Path, family: str
+) -> None:
+    request = open_request(options(recipe(family, blocks=4), sparsity=0.4))
+    report: dict[str, Any] = prune(request, OutputOptions(tmp_path / "out")).report
+    found, masks = Checkpoint.open(tmp_path / "out"), Masks.load(tmp_path / "out")
+    cut = cut_checkpoint(request.checkpoint, masks)
+    assert found.shapes == cut.shapes
+    ends = (request.checkpoint.family.attention.output, *request.checkpoint.family.feed_forward.inputs[1:])
+    fitted = (*ends, request.checkpoint.family.feed_forward.output)
+    kept = [name for name in cut.tensors if not any(f".{each}." in name for each in fitted)]
+    assert len(kept) < len(cut.tensors)
+    assert all(torch.equal(found.read(name), cut.read(name)) for name in kept)
+    assert [block["channels"] for block in report["removed_by_block"]] == [
+        int((~mask.channels).sum()) for mask in masks.blocks
+    ]
+    assert report["removed_blocks"] == masks.removed_blocks
+
+
+def test_a_method_that_does_not_fit_decides_on_units_and_one_that_does_leaves_them_open(
+    options: Callable[..., PruneConfig],
+) -> None:
+    for method, decided in (("flap", True), ("comp", True), ("spine", False)):
+        request = open_request(options(method=method))
+        decision = decide(request)
+        assert (decision.candidate.masks is not None) == decided
+        plan = planned(request, decision)
+        assert plan.masks.shapes_after(request.checkpoint.shapes) == plan.shapes
+        assert plan.masks.removed_blocks == [index for index, kept in enumerate(decision.candidate.kept) if not kept]
+        if decision.candidate.masks:
+            assert plan.masks is decision.candidate.masks
+
+
+def test_the_plan_of_units_that_are_not_chosen_yet_has_the_size_of_the_result(
+    options: Callable[..., PruneConfig], tmp_path: Path
+) -> None:
+    request = open_request(options())
+    said = planned(request, decide(request)).report()
+    done = prune(request, OutputOptions(tmp_path / "out")).report
+    assert {key: said[key] for key in ("cut", "shapes_after", "achieved_sparsity", "removed_blocks", "engines")} == {
+        key: done[key] for key in ("cut", "shapes_after", "achieved_sparsity", "removed_blocks", "engines")
+    }
+
+
+def test_any_masks_keep_the_first_units() -> None:
+    before = (BlockShape(4, 2, 8, 5),) * 3
+    after = (BlockShape(2, 1, 8, 3), BlockShape(0, 0, 8, 0), BlockShape(4, 2, 8, 5))
+    masks = any_masks(before, after)
+    assert masks.fit(before)
+    assert masks.shapes_after(before) == (after[0], after[2])
+    assert masks.blocks[0].heads.tolist() == [True, True, False, False]
+    assert masks.blocks[0].channels.tolist() == [True] * 3 + [False] * 2
 
 
 def test_a_search_compares_allocations_and_takes_the_best(options: Callable[..., PruneConfig]) -> None:

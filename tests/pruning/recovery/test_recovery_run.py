@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import MIXED_WINDOWS, VARIANTS, Recipe, recipe
+from families import MIXED_WINDOWS, VARIANTS, Recipe, random_tokens, recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -18,14 +18,25 @@ from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
 from spinecli.artifacts.manifest import damaged_files, read_manifest
 from spinecli.checkpoints.checkpoint import Checkpoint
-from spinecli.checkpoints.stream.objective import NEXT_TOKEN_LOSS, OUTPUT_DISTANCE
+from spinecli.checkpoints.masks import Masks
+from spinecli.checkpoints.shape import BlockShape
+from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions
+from spinecli.checkpoints.stream.objective import DIVERGENCE, OUTPUT_DISTANCE, Objective
 from spinecli.checkpoints.stream.verify import streamed_logits
 from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import DamagedArtifactError, ForeignArtifactError, MissingPathError, OptionError
 from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
-from spinecli.pruning.recovery.block import projections
-from spinecli.pruning.recovery.recover import SCALES_NAME, RecoveryOutcome, TunedWeights, recover_student
+from spinecli.pruning.recovery.block import Fit, projections
+from spinecli.pruning.recovery.recover import (
+    SCALES_NAME,
+    RecoveryOutcome,
+    RecoveryTask,
+    TunedWeights,
+    recover_student,
+    split_rows,
+    tuned_checkpoint,
+)
 from spinecli.pruning.recovery.tune import TuneRequest, open_request, tune
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
@@ -94,7 +105,7 @@ def test_tuning_improves_every_layer_on_held_out_rows(pruned: Pruned, tmp_path: 
     hurt = [layer for layer in found if layer["error_before"] > 1e-4]
     gained = [layer for layer in hurt if layer["error_after"] < layer["error_before"]]
     assert len(gained) >= len(hurt) / 2 >= 1
-    assert outcome.loss_before > 0
+    assert (outcome.before > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +125,8 @@ def test_tuning_brings_the_logits_nearer_to_the_dense_ones(
     monkeypatch.setattr(RecoveryOutcome, "helps", property(lambda _: True))
     request = request_of(pruned(chosen), TuneMethod.lsq)
     tune(request, OutputOptions(tmp_path / "out"))
-    held_out = request.calibration.read().tokens[-request.task(request.calibration.read()).held_out_rows :]
+    task = request.task(request.calibration.read())
+    held_out = task.tokens[task.fit.judging]
     dense, before, after = (
         streamed_logits(checkpoint, held_out)
         for checkpoint in (request.teacher, request.student, Checkpoint.open(tmp_path / "out"))
@@ -201,11 +213,57 @@ def test_a_model_that_got_worse_as_a_whole_is_left_as_it_was(
     assert not (tmp_path / "out" / SCALES_NAME).exists()
 
 
-def test_an_outcome_helps_only_if_the_loss_falls() -> None:
-    logits = torch.empty(0)
-    assert RecoveryOutcome(NEXT_TOKEN_LOSS, 2.0, 1.9, logits).helps
-    assert not RecoveryOutcome(NEXT_TOKEN_LOSS, 2.0, 2.0, logits).helps
-    assert not RecoveryOutcome(OUTPUT_DISTANCE, 2.0, float("nan"), logits).helps
+def test_an_outcome_helps_only_if_the_mean_over_the_judging_rows_falls(pruned: Pruned) -> None:
+    request = request_of(pruned())
+
+    def outcome(objective: Objective, before: list[float], after: list[float]) -> RecoveryOutcome:
+        found = (torch.tensor(each, dtype=torch.float64) for each in (before, after))
+        return RecoveryOutcome(objective, *found, request.student, request.masks, torch.empty(0))
+
+    better = outcome(DIVERGENCE, [2.0, 1.0], [2.1, 0.8])
+    assert better.helps
+    assert better.report() == {
+        "judged_by": DIVERGENCE.name,
+        "held_out_before": pytest.approx(1.5),
+        "held_out_after": pytest.approx(1.45),
+        "kept": "tuned",
+    }
+    assert better.summary == "held-out divergence 1.5000 to 1.4500"
+    same = outcome(DIVERGENCE, [2.0, 1.0], [1.0, 2.0])
+    assert not same.helps
+    assert same.report()["kept"] == "untuned"
+    assert same.summary == "held-out divergence 1.5000, left untuned"
+    assert not outcome(OUTPUT_DISTANCE, [2.0], [float("nan")]).helps
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+def test_a_student_whose_units_are_found_on_the_way_is_the_cut_with_the_answers(
+    written: Written, tmp_path: Path, family: str
+) -> None:
+    """Both sides of the final comparison are what the two checkpoints compute by themselves."""
+    teacher = Checkpoint.open(written(recipe(family, blocks=4)))
+    tokens, (fitting, judging) = random_tokens(12, 16), split_rows(12, 3)
+    thin, gone = BlockShape(4, 4, 8, 24), BlockShape(0, 0, 8, 0)
+    task = RecoveryTask(teacher, tokens, Fit(fitting, judging), ComputeOptions(), shapes=[thin, thin, gone, thin])
+    tuned = TunedWeights(tmp_path)
+    outcome = recover_student(task, tuned)
+    assert outcome.masks.shapes_after(teacher.shapes) == outcome.student.shapes == (thin,) * 3
+    assert outcome.masks.removed_blocks == [2]
+    for index, dense in enumerate(outcome.masks.kept_blocks):
+        assert torch.equal(tuned.mask(index).channels, outcome.masks.blocks[dense].channels)
+        assert torch.equal(tuned.mask(index).heads, outcome.masks.blocks[dense].heads)
+    dense = BlockStream(teacher, 16).forward(tokens[judging])
+    for found, checkpoint in (
+        (outcome.before, outcome.student),
+        (outcome.after, tuned_checkpoint(outcome.student, tuned, ())),
+    ):
+        stream = BlockStream(checkpoint, 16)
+        measured = outcome.objective.measure(stream, {"model": stream.forward(tokens[judging])}, dense)
+        torch.testing.assert_close(found, measured["model"], rtol=1e-3, atol=1e-4)
+    logits = streamed_logits(tuned_checkpoint(outcome.student, tuned, ()), tokens)
+    rows, length = outcome.logits.shape[:2]
+    torch.testing.assert_close(outcome.logits, logits[:rows, :length], atol=1e-3, rtol=0)
+    assert not torch.allclose(outcome.before, outcome.after, rtol=1e-2)
 
 
 class Killed(BaseException):
@@ -239,10 +297,8 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
 def test_a_student_equal_to_its_teacher_is_not_changed(written: Written, pruned: Pruned, tmp_path: Path) -> None:
     """Nothing cut: every target is what the projection already gives."""
     request = request_of(pruned())
-    from spinecli.checkpoints.masks import Masks
-
     dense = request.teacher
-    same = replace(request, student=dense, masks=Masks.full((dense.shape,) * dense.blocks))
+    same = replace(request, student=dense, masks=Masks.full(dense.shapes))
     tuned = TunedWeights(tmp_path)
     recover_student(same.task(same.calibration.read()), tuned)
     for index in range(dense.blocks):
@@ -302,8 +358,6 @@ def test_changed_files_of_a_pruned_checkpoint_are_refused(pruned: Pruned, tmp_pa
 
 
 def test_masks_of_another_checkpoint_are_refused(pruned: Pruned, tmp_path: Path) -> None:
-    from spinecli.checkpoints.masks import Masks
-
     copy = shutil.copytree(pruned(), tmp_path / "copy")
     Masks(Masks.load(copy).blocks[:-1]).save(copy)
     with pytest.raises(DamagedArtifactError, match="masks"):
