@@ -29,7 +29,7 @@ from spinecli.config import read_config
 from spinecli.data.config import CalibrationConfig
 from spinecli.errors import OptionError, OutputExistsError, VerificationError
 from spinecli.pruning.config import PruneConfig, TuneConfig, Widths
-from spinecli.pruning.decision import planned
+from spinecli.pruning.decision import any_masks, planned
 from spinecli.pruning.methods import METHODS
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.request import open_request
@@ -109,7 +109,7 @@ def test_a_method_that_does_not_fit_decides_on_units_and_one_that_does_leaves_th
 ) -> None:
     for method, decided in (("flap", True), ("comp", True), ("spine", False)):
         request = open_request(options(method=method))
-        decision = decide(request)
+        decision = dry_run(request)
         assert (decision.candidate.masks is not None) == decided
         plan = planned(request, decision)
         assert plan.masks.shapes_after(request.checkpoint.shapes) == plan.shapes
@@ -122,7 +122,7 @@ def test_the_plan_of_units_that_are_not_chosen_yet_has_the_size_of_the_result(
     options: Callable[..., PruneConfig], tmp_path: Path
 ) -> None:
     request = open_request(options())
-    said = planned(request, decide(request)).report()
+    said = planned(request, dry_run(request)).report()
     done = prune(request, OutputOptions(tmp_path / "out")).report
     assert {key: said[key] for key in ("cut", "shapes_after", "achieved_sparsity", "removed_blocks", "engines")} == {
         key: done[key] for key in ("cut", "shapes_after", "achieved_sparsity", "removed_blocks", "engines")

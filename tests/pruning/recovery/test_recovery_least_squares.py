@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -17,14 +18,19 @@ from spinecli.pruning.recovery.least_squares import (
     MASK_RIDGE,
     RIDGES,
     LayerProblem,
+    Refits,
     Solution,
     recover,
     refit,
-    refits,
     tune_mask,
     untuned,
 )
 from spinecli.pruning.recovery.moments import Moments
+
+
+def refits(problem: LayerProblem, ridges: Sequence[float], *, with_bias: bool = False) -> list[tuple[str, Solution]]:
+    answers = Refits(problem, with_bias=with_bias)
+    return [answers.at(ridge) for ridge in ridges]
 
 
 @dataclass(frozen=True, eq=False)
@@ -462,7 +468,7 @@ def test_recovery_is_never_worse_on_held_out_tokens(
         assert found.solution.bias is None
 
 
-def test_the_best_of_all_ridges_is_taken() -> None:
+def test_ridges_are_tried_downhill_to_the_best() -> None:
     problem = layer_of(3, tokens=12, noise=2.0, kept=4).problem
     errors = {name: problem.error(solution) for name, solution in refits(problem, RIDGES)}
     found = recover(problem, TuneMethod.lsq)

@@ -110,7 +110,7 @@ def _descended(
     best: LayerRecovery, problem: LayerProblem, ridges: Sequence[float], *, with_bias: bool
 ) -> LayerRecovery:
     """The best re-fit, from the middle of the ridges towards the smaller ones while they help, or else the larger."""
-    answers = _Refits(problem, with_bias=with_bias)
+    answers = Refits(problem, with_bias=with_bias)
     middle = len(ridges) // 2
     errors: list[float] = []
     for way in (ridges[middle::-1], ridges[middle + 1 :]):
@@ -170,10 +170,10 @@ def refit(problem: LayerProblem, ridge: float, *, with_bias: bool = False) -> So
         ridge: λ in units of the mean diagonal of the Gram matrix.
         with_bias: also re-fit the bias; the solution then always carries one.
     """
-    return _Refits(problem, with_bias=with_bias).at(ridge)[1]
+    return Refits(problem, with_bias=with_bias).at(ridge)[1]
 
 
-class _Refits:
+class Refits:
     """Re-fits of one projection with any ridge."""
 
     def __init__(self, problem: LayerProblem, *, with_bias: bool) -> None:
