@@ -127,12 +127,14 @@ def prune(
     from spinecli.artifacts.directory import OutputOptions
     from spinecli.pruning import run
     from spinecli.pruning.config import PruneConfig
+    from spinecli.pruning.decision import planned
     from spinecli.pruning.request import open_request
 
     with _asked(PruneConfig, model, fields) as config:
         request = open_request(config)
         if out is None:
-            return Result(config, run.dry_run(request, _context(progress)).report())
+            decision = run.dry_run(request, _context(progress))
+            return Result(config, planned(request, decision).report() | decision.report())
         manifest = run.prune(request, OutputOptions(Path(out), overwrite, resume), _context(progress))
         return Result(config, manifest.report, Path(out), manifest)
 

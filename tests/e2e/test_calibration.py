@@ -92,7 +92,7 @@ def test_without_a_text_the_model_writes_its_own(dense: Path, tmp_path: Path, sp
 
 def test_a_dry_run_writes_no_text(dense: Path, monkeypatch: pytest.MonkeyPatch, spine_here: Here) -> None:
     monkeypatch.setattr(author, "whole_model", lambda *given: pytest.fail("the model was asked to write"))
-    done = spine_here("prune", dense, *SMALL, *LENGTH, "--dry-run", "--json")
+    done = spine_here("prune", dense, *SMALL, *LENGTH, "--dry-run", "--score", "--json")
     assert done.code == 0, done.stderr
     assert "builtin:python-docs stands in for it" in " ".join(done.stderr.split())
     assert done.json["calibration"] == {"self": 8}

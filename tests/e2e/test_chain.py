@@ -60,7 +60,15 @@ class TestPrune:
         )
         assert done.code == 0
         assert done.json["out"] is None
+        assert {abs(cut["achieved_sparsity"] - 0.4) < 0.02 for cut in done.json["possible"]} == {True}
+        assert done.json["predicted_seconds"] > 0
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_scored_dry_run_has_the_size_of_the_result(self, pruned: Step, tmp_path: Path, spine_here: Here) -> None:
+        done = spine_here(*pruned.arguments, "--dry-run", "--score", "--json")
+        assert {key: done.json[key] for key in ("achieved_sparsity", "cut", "shapes_after")} == {
+            key: pruned.finished.json[key] for key in ("achieved_sparsity", "cut", "shapes_after")
+        }
 
 
 class TestOutput:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from spinecli.commands.flags import OUTPUT, DryRun, OutUnlessDry, Overwrite, Resume, from_config
 from spinecli.console import Terminal, duration, number, size, table
 from spinecli.pruning.config import PruneConfig
-
-if TYPE_CHECKING:
-    from spinecli.pruning.request import PruneRequest
-
 
 Score = Annotated[
     bool,
@@ -37,7 +33,7 @@ def prune(
     """Remove whole blocks, then heads and channels, from MODEL, without gradients, one block in memory at a time."""
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
-    from spinecli.pruning.cost import run_memory
+    from spinecli.pruning.cost import foresee, run_memory
     from spinecli.pruning.decision import planned
     from spinecli.pruning.request import open_request
     from spinecli.pruning.run import dry_run as run_dry
@@ -51,7 +47,8 @@ def prune(
     terminal.note(f"calibrating on {rows.rows} rows of {rows.length} tokens, {rows.frame}: {rows.description}")
     with terminal.context(stopwatch) as context:
         if (dry_run or out is None) and not score:
-            terminal.result(*_previewed(request))
+            foreseen = foresee(request)
+            terminal.result({"out": None, **foreseen}, *_foreseen(foreseen))
             return
         if dry_run or out is None:
             decision = run_dry(request, context)
@@ -65,46 +62,27 @@ def prune(
     terminal.result(value, *rendered(report, None if dry_run else out, measured.peak_memory_bytes))
 
 
-def _previewed(request: PruneRequest) -> tuple[Any, ...]:
-    """What can be said without a look at any token: a value for --json, and tables and lines for the terminal."""
-    from spinecli.pruning.cost import predicted_time, run_memory
-    from spinecli.pruning.decision import possible_allocations, sizes_after
-
-    allocations = possible_allocations(request)
-    plans = [sizes_after(request, each) for each in allocations]
-    needed, memory = predicted_time(request), run_memory(request)
-    value = {
-        "out": None,
-        "possible": [
-            {**each.report(), "achieved_sparsity": plan.sparsity, **plan.sizes()}
-            for each, plan in zip(allocations, plans, strict=True)
-        ],
-        "memory_bytes": memory,
-        "predicted_passes": needed.passes,
-        "predicted_seconds": needed.seconds,
-    }
+def _foreseen(value: dict[str, Any]) -> list[Any]:
+    """Tables and lines for the terminal, of what can be said without a look at any token."""
     rows = [
         (
-            str(each.removed_blocks),
-            str(each.shape.heads),
-            str(each.shape.channels),
-            f"{plan.sparsity:.2%}",
-            number(plan.cut.total_parameters),
-            size(plan.cut.bytes),
+            str(each["removed_blocks"]),
+            str(each["shape"]["heads"]),
+            str(each["shape"]["channels"]),
+            f"{each['achieved_sparsity']:.2%}",
+            number(each["cut"]["total_parameters"]),
+            size(each["cut"]["bytes"]),
         )
-        for each, plan in zip(allocations, plans, strict=True)
+        for each in value["possible"]
     ]
     columns = ("blocks removed", "heads", "channels", "sparsity", "all parameters", "size on disk")
-    shown: list[Any] = (
-        [table("Cuts to choose from, with the same widths in all blocks", columns, rows), ""] if rows else []
-    )
-    return (
-        value,
-        *shown,
-        f"a run needs about {size(memory)} of memory and {duration(needed.seconds)}, "
-        f"{needed.passes:.1f} times a forward pass of the blocks over the calibration rows",
-        "nothing was read of any text, and nothing was written; --dry-run --score scores and compares, too",
-    )
+    title = "Cuts to choose from, with the same widths in all blocks"
+    return [
+        *([table(title, columns, rows), ""] if rows else []),
+        f"a run needs about {size(value['memory_bytes'])} of memory and {duration(value['predicted_seconds'])}, "
+        f"{value['predicted_passes']:.1f} times a forward pass of the blocks over the calibration rows",
+        "no text was looked at, and nothing was written; --dry-run --score scores and compares, too",
+    ]
 
 
 def rendered(report: dict[str, Any], out: Path | None, peak: int | None) -> list[Any]:

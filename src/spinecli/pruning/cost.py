@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass
 
 import torch
+from pydantic import JsonValue
 
 from spinecli.checkpoints.counting import block_costs, size_of
 from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS
 from spinecli.pruning.adaptive.sensitivity import trial_bytes
-from spinecli.pruning.decision import COMPARED
+from spinecli.pruning.decision import COMPARED, possible_allocations, sizes_after
 from spinecli.pruning.method import gram_precision
 from spinecli.pruning.request import PruneRequest
 from spinecli.pruning.run import TURNS
@@ -89,6 +90,24 @@ def predicted_time(request: PruneRequest) -> PredictedTime:
             passes += turns.rounds * (_STUDENT / 3 + _TURN * min(1.0, turns.tokens / (rows * length)))
     work = size_of(request.checkpoint, length).block_flops_per_token * rows * length
     return PredictedTime(passes, passes * work / _speed(request))
+
+
+def foresee(request: PruneRequest) -> dict[str, JsonValue]:
+    """What can be said of a run without a look at any token: the cuts to choose from, memory and time.
+
+    Raises: OptionError if no cut meets the budget.
+    """
+    needed = predicted_time(request)
+    possible: list[JsonValue] = []
+    for allocation in possible_allocations(request):
+        plan = sizes_after(request, allocation)
+        possible.append({**allocation.report(), "achieved_sparsity": plan.sparsity, **plan.sizes()})
+    return {
+        "possible": possible,
+        "memory_bytes": run_memory(request),
+        "predicted_passes": needed.passes,
+        "predicted_seconds": needed.seconds,
+    }
 
 
 def _speed(request: PruneRequest) -> float:
