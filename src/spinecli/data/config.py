@@ -34,8 +34,8 @@ class CalibrationConfig(Config):
         tuple[str, ...] | None,
         BeforeValidator(as_several),
         Option(
-            "Text to calibrate on: a .txt, .jsonl, .csv or .parquet file, a hub data set, builtin:python-docs, or self, "
-            "which the model writes; may be repeated. A weight may follow, as in chat.jsonl:0.3.",
+            "Text to calibrate on: a .txt, .jsonl, .csv or .parquet file, a hub data set, builtin:python-docs, or "
+            "self, which the model writes; may be repeated. A weight may follow, as in chat.jsonl:0.3.",
             name="calibration",
             default="self; for encoders and classifiers builtin:python-docs; for builtin:tiny its own language",
             decides=False,
