@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sums import contents
 import spinecli
 from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
+from spinecli.artifacts.journal import PassJournal
 from spinecli.data import author
 from spinecli.data.calibration_file import CALIBRATION_NAME, load_rows
 from spinecli.data.config import CalibrationConfig
@@ -171,6 +173,7 @@ def test_a_run_stopped_while_the_model_writes_goes_on_there(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(author, "_BATCH", 2)
+    monkeypatch.setattr("spinecli.artifacts.journal.PassJournal", partial(PassJournal, share=float("inf")))
     config = PruneConfig(
         model=str(dense),
         sparsity=0.4,
