@@ -22,6 +22,8 @@ from spinecli.pruning.recovery.gated_layer import (
     BranchProblem,
     BranchRecovery,
     BranchTuning,
+    branch_inputs,
+    linear_branch,
     refit_branch,
     tune_branch,
 )
@@ -97,6 +99,7 @@ def test_a_silent_gate_is_no_trouble() -> None:
 
 
 ROWS, LENGTH, JUDGING_ROWS = 12, 16, 3
+BRANCH = "mlp.up_proj"
 
 
 class Layer:
@@ -118,7 +121,13 @@ class Layer:
         for start in range(0, ROWS - JUDGING_ROWS, 3):
             rows = slice(start, start + 3)
             self.taken += 1
-            yield BranchChunk(self.hidden[rows], self.targets[rows], self.weights[rows])
+            yield self.chunk(rows)
+
+    def chunk(self, rows: slice) -> BranchChunk:
+        """Rows as the branch is fitted to them."""
+        inputs, gates = branch_inputs(self.block, BRANCH, self.output, self.hidden[rows])
+        seen = entering(self.block, self.output, self.hidden[rows])
+        return BranchChunk(inputs, gates, seen, self.targets[rows].flatten(0, 1), self.weights[rows].flatten())
 
     def problem(self) -> LayerProblem:
         """Of the output projection behind the branch as it is now."""
@@ -147,7 +156,8 @@ class Layer:
     ) -> BranchRecovery | None:
         return tune_branch(
             self.block,
-            self.family,
+            BRANCH,
+            self.output,
             self.chunks(),
             self.untuned(),
             again or self.again,
@@ -220,14 +230,11 @@ def test_a_tokens_weight_is_how_often_it_counts(layer_of: LayerOf) -> None:
     once, twice = layer_of("llama"), layer_of("llama")
     for layer in (once, twice):
         layer.targets += torch.randn(layer.targets.shape, generator=torch.Generator().manual_seed(2))
-    chunk = BranchChunk(once.hidden[:6], once.targets[:6], torch.ones(6, LENGTH))
-    doubled = replace(chunk, weights=torch.where(torch.arange(6) < 2, 2.0, 1.0)[:, None].expand(6, LENGTH))
-    repeated = [
-        chunk,
-        replace(chunk, hidden=chunk.hidden[:2], targets=chunk.targets[:2], weights=torch.ones(2, LENGTH)),
-    ]
+    chunk = once.chunk(slice(6))
+    doubled = replace(chunk, weights=(torch.arange(6) < 2).float().add(1).repeat_interleave(LENGTH))
+    repeated = [chunk, once.chunk(slice(2))]
     problems = [
-        gated_layer._problem(layer.block, "mlp.up_proj", layer.output, iter(chunks), 8192)
+        gated_layer._problem(layer.block.linear(BRANCH), layer.block.linear(layer.output), iter(chunks), 8192)
         for layer, chunks in ((once, [doubled]), (twice, repeated))
     ]
     answers = [refit_branch(problem, steps=400, ridge=1e-9) for problem in problems if problem]
@@ -245,7 +252,7 @@ def test_no_more_chunks_are_taken_than_there_are_tokens_to_fit_to(layer_of: Laye
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "phi3"])
 def test_a_layer_without_a_linear_branch_of_its_own_has_none(layer_of: LayerOf, family: str) -> None:
-    assert layer_of(family).tuned() is None
+    assert linear_branch(layer_of(family).family) is None
 
 
 def test_a_layer_whose_second_branch_is_bent_is_left_alone(layer_of: LayerOf) -> None:

@@ -30,6 +30,7 @@ from spinecli.checkpoints.stream.observation import entering
 from spinecli.pruning.recovery.least_squares import LayerRecovery, Solution
 
 RIDGE = 0.03
+STEPS = 4
 
 _CHUNK_TOKENS = 4096
 
@@ -52,7 +53,7 @@ class BranchProblem:
     """W, (d_model, channels)."""
 
 
-def refit_branch(problem: BranchProblem, steps: int, ridge: float = RIDGE) -> Tensor:
+def refit_branch(problem: BranchProblem, steps: int = STEPS, ridge: float = RIDGE) -> Tensor:
     """U after `steps` of conjugate gradients from U0: (channels, d_model).
 
     Beside U0 it holds four matrices of that size, which for a large model are most of a run's memory.
@@ -135,7 +136,7 @@ class BranchTuning:
     """How long the two ends take turns, and on how much."""
 
     rounds: int = 1
-    steps: int = 4
+    steps: int = STEPS
     tokens: int = 8192
     """To which the branch is fitted; the output projection is fitted to all."""
 
