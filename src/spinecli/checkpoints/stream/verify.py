@@ -19,6 +19,7 @@ from spinecli.errors import VerificationError
 PROBE_ROWS = 2
 PROBE_LENGTH = 64
 TOLERANCE = 1e-4
+MEAN_TOLERANCE = 2e-4
 _RANDOM_LENGTH = 32
 
 
@@ -73,16 +74,25 @@ def verify_reading(
     found = streamed_logits(checkpoint, tokens, None, compute, context)
     expected, _ = _whole_model_logits(checkpoint, tokens, compute)
     difference = float((found - expected).abs().max())
-    if not difference <= _tolerance(expected, compute):
+    if not _agree(found, expected, compute):
         raise VerificationError(
             f"spine reads {checkpoint.path} differently from transformers: logits differ by {difference:.2e}. "
             "Nothing was written; please report which checkpoint it is."
         )
 
 
-def _tolerance(expected: Tensor, compute: ComputeOptions) -> float:
-    scale = max(1.0, float(expected.abs().max()))
-    return (TOLERANCE if compute.dtype is torch.float32 else 0.05) * scale
+def _agree(found: Tensor, expected: Tensor, compute: ComputeOptions) -> bool:
+    """Whether answers differ by rounding at most.
+
+    By their largest difference, or, as a cut model that has lost its balance amplifies rounding at single tokens, by
+    the mean square of all differences: a wrong weight is seen in every one of them.
+    """
+    tolerance, mean = (TOLERANCE, MEAN_TOLERANCE) if compute.dtype is torch.float32 else (0.05, 0.05)
+    difference = (found - expected).abs()
+    if float(difference.max()) <= tolerance * max(1.0, float(expected.abs().max())):
+        return True
+    root = torch.linalg.vector_norm
+    return bool(root(difference, dtype=torch.float64) <= mean * root(expected, dtype=torch.float64))
 
 
 def verify_written(
@@ -110,7 +120,7 @@ def verify_written(
                 )
         found.append(logits)
     difference = max(float((logits - expected).abs().max()) for logits in found)
-    if not difference <= _tolerance(expected, compute):
+    if not all(_agree(logits, expected, compute) for logits in found):
         raise VerificationError(
             f"The written checkpoint's logits differ from the intended ones by {difference:.2e}; nothing was published."
         )
