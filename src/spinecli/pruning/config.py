@@ -28,9 +28,9 @@ class Effort(str, Enum):
     fast = "fast"
     """One allocation, without blocks or heads if channels are enough, and one re-fit."""
     normal = "normal"
-    """A few allocations are compared, and gated layers are re-fitted from both ends."""
+    """Several allocations are compared, and gated layers are re-fitted from both ends."""
     best = "best"
-    """More allocations, and more turns between the ends."""
+    """More allocations, and the ends are fitted to more tokens."""
 
 
 class TuneMethod(str, Enum):

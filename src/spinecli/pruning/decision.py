@@ -210,7 +210,7 @@ class Decision:
 
 # Shares of the budget that are spent on blocks, and then head factors, that are compared with each other.
 COMPARED: Mapping[Effort, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    Effort.normal: ((0.0, 0.25, 0.5), (1.0,)),
+    Effort.normal: ((0.0, 0.25, 0.5), (0.5, 1.0, 1.5)),
     Effort.best: ((0.0, 0.25, 0.5, 0.75, 1.0), (0.5, 1.0, 1.5)),
 }
 

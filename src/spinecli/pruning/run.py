@@ -104,7 +104,7 @@ def _put_cut(
 TURNS: Mapping[Effort, BranchTuning | None] = {
     Effort.fast: None,
     Effort.normal: BranchTuning(),
-    Effort.best: BranchTuning(rounds=3, tokens=65_536),
+    Effort.best: BranchTuning(tokens=65_536),
 }
 """How long the ends of a gated layer take turns."""
 

@@ -272,12 +272,13 @@ def test_a_shape_may_ask_for_one_sub_layer_alone(opened: Opened, wanted: BlockSh
         torch.testing.assert_close(cut.run(block, walked.drifted), found.hidden, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rounds", [1, 9], ids=["all rounds help", "the last does not"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2"])
-def test_a_branch_is_fitted_to_the_channels_that_were_chosen(opened: Opened, name: str) -> None:
+def test_a_branch_is_fitted_to_the_channels_that_were_chosen(opened: Opened, name: str, rounds: int) -> None:
     walked = Walked.of(opened(VARIANTS[name]), random_tokens(400, LENGTH))
     walked = replace(walked, drifted=moved(walked.hidden, 0.01))
     rows = torch.arange(400)
-    fit = Fit(rows < 320, rows >= 320, TuneMethod.lsq, branches=BranchTuning())
+    fit = Fit(rows < 320, rows >= 320, TuneMethod.lsq, branches=BranchTuning(rounds))
     plain = walked.fit(shape=smallest(walked.stream.checkpoint), fit=replace(fit, branches=None))
     found = walked.fit(shape=smallest(walked.stream.checkpoint), fit=fit)
     assert found.branch is not None

@@ -284,16 +284,18 @@ class _Fitting:
         if self.fit.branches is None or (branch := linear_branch(self.family)) is None:
             return answer, None
 
+        tried: list[LayerRecovery] = []
+
         def again() -> LayerRecovery:
             self.kept.forget(self.closing)
-            return self._solved(self.closing, self._problem(self.closing, posed, reference), None)
+            tried.append(self._solved(self.closing, self._problem(self.closing, posed, reference), None))
+            return tried[-1]
 
         chunks = self._to_fit_to(branch, posed, reference)
         better = tune_branch(self.block, branch, self.closing, chunks, answer, again, self.fit.branches, self.dtype)
-        if better is None:
-            self.kept.forget(self.closing)
-            return answer, None
-        return better.output, better
+        if better is None or better.output.solution is not tried[-1].solution:
+            self.kept.forget(self.closing)  # it was seen behind weights that have been put back
+        return (better.output, better) if better else (answer, None)
 
     def _to_fit_to(self, branch: str, posed: Callable[[slice], _Chunk], reference: Tensor) -> Iterator[BranchChunk]:
         """The rows to fit to, a chunk at a time."""

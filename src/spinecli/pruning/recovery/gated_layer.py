@@ -135,9 +135,9 @@ _WORTHWHILE = 0.995
 class BranchTuning:
     """How long the two ends take turns, and on how much."""
 
-    rounds: int = 1
+    rounds: int = 3
     steps: int = STEPS
-    tokens: int = 8192
+    tokens: int = 16_384
     """To which the branch is fitted; the output projection is fitted to all."""
 
 
