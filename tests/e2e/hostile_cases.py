@@ -58,9 +58,10 @@ class Workshop:
 
     def prune(self, model: object, *options: object) -> Arguments:
         """A small prune run; later options win over these."""
-        text = self.folder / "words.txt"
+        words = self.folder / "words.txt"
+        text = [] if "--calibration" in options else ["--calibration", words if words.exists() else self.text()]
         given = ["prune", model, "--sparsity", 0.3, "--block-share", 0.5, "--out", self.out]
-        small = ["--calibration", text if text.exists() else self.text(), "--calibration-rows", 8]
+        small = [*text, "--calibration-rows", 8]
         return [*map(str, [*given, *small, "--calibration-length", 16, *options]), "--quiet"]
 
     def tune(self, pruned: object, *options: object) -> Arguments:

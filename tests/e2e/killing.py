@@ -15,6 +15,8 @@ from pathlib import Path
 from safetensors import safe_open
 from spine_process import start_spine
 
+from spinecli.data.calibration_file import CALIBRATION_NAME
+
 Moment = Callable[[Path], bool]
 """Whether the work directory of a run shows that the moment has come."""
 
@@ -59,7 +61,7 @@ def stage(out: Path) -> str:
     work = work_of(out)
     if not work.exists():
         return "finished" if out.exists() else "nothing begun"
-    if any((work / "files").glob("*")):
+    if any(path.name != CALIBRATION_NAME for path in (work / "files").glob("*")):
         return "writing"
     journals = [path for path in (work / "state").glob("*.safetensors") if not path.name.startswith("tuned-")]
     if not journals:
