@@ -147,8 +147,8 @@ def draws_of(seed: int, number: int, length: int) -> Tensor:
 def pick(logits: Tensor, draws: Tensor) -> Tensor:
     """Tokens by their probability: (rows,) int64.
 
-    Nothing is left out: what a model holds for unlikely is part of what it can, and rows without it cost a cut more
-    than they spare it, see benchmarks/RESULTS.md.
+    Nothing is left out: what a model holds for unlikely is part of what it can, and a cut that has never seen it loses
+    it.
 
     Args:
         logits: (rows, vocabulary) float32.
