@@ -28,7 +28,7 @@ MODEL = Source(reference="some/model", files={})
 
 
 def text(content: str) -> Text:
-    return Text("some.txt", "a text", content)
+    return Text("some.txt", "a text", (content,))
 
 
 @cache
@@ -158,7 +158,7 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
 
 def test_identity_is_the_tokens_and_not_the_file_name() -> None:
     one = token_rows(tokenizer(), text(sample_text()), 2, 8).tokens
-    same = token_rows(tokenizer(), Text("other.txt", "", sample_text() + " more"), 2, 8).tokens
+    same = token_rows(tokenizer(), Text("other.txt", "", (sample_text() + " more",)), 2, 8).tokens
     fewer = token_rows(tokenizer(), text(sample_text()), 1, 8).tokens
     digests = [tokens_source(name, tokens).digest for name, tokens in (("x", one), ("y", same), ("x", fewer))]
     assert digests[0] == digests[1] != digests[2]

@@ -215,7 +215,7 @@ def test_conversations_are_written_by_the_template_of_each_tokenizer(tmp_path: P
     assert text.content_for(other) == "user: hi assistant: ho\nuser: so\n"
     with pytest.raises(TokenizerError, match=r"chat\.jsonl holds conversations and .* no chat template"):
         text.content_for(tokenizer())
-    plain = Text("x", "x", "as it is")
+    plain = Text("x", "x", ("as it is",))
     assert plain.content_for(tokenizer()) == "as it is"
 
 

@@ -119,17 +119,17 @@ def test_disjoint_windows_are_the_calibration_rows(dense: Path, text_file: Path)
 
 def test_a_text_of_one_window_is_enough_and_less_is_not(dense: Path) -> None:
     tokenizer, windowing = load_tokenizer(dense), Windowing(20, 5, 10)
-    text = Text("short.txt", "short.txt", random_words(20))
+    text = Text("short.txt", "short.txt", (random_words(20),))
     assert len(text_windows(tokenizer, text, windowing)) == 1
     with pytest.raises(CalibrationTextError, match=r"short.txt has 18 tokens, fewer than one window of 20"):
-        text_windows(tokenizer, Text("short.txt", "", random_words(18)), windowing)
+        text_windows(tokenizer, Text("short.txt", "", (random_words(18),)), windowing)
 
 
 def test_a_text_that_begins_itself_does_not_begin_twice(dense: Path) -> None:
     tokenizer, words = load_tokenizer(dense), random_words(40)
     frame = Frame(opening=(tokenizer.bos_token_id,), names=(tokenizer.bos_token,))
     plain, begun = (
-        text_windows(tokenizer, Text("", "", content), Windowing(12, 6, 3), frame=frame)
+        text_windows(tokenizer, Text("", "", (content,)), Windowing(12, 6, 3), frame=frame)
         for content in (words, tokenizer.bos_token + words)
     )
     assert torch.equal(plain, begun)

@@ -112,7 +112,7 @@ class Author:
         size = sum(checkpoint.tensors[name].bytes for name in names) / _GIB
         return (
             f"The model writes its calibration text with its blocks on disk: {size:.1f} GiB are read in each of "
-            f"{steps} steps, {size * steps:,.0f} GiB in all; --calibration with a text does without."
+            f"{steps} steps, {size * steps:,.0f} GiB in all; a text of your own does without."
         )
 
 

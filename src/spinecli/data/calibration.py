@@ -22,6 +22,7 @@ from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.checkpoints.tokenizer import tokenizer_of
 from spinecli.data.author import Author, open_author
 from spinecli.data.config import CalibrationConfig
+from spinecli.data.packing import packed_rows
 from spinecli.data.rows import Frame, TokenRows, frame_of, record_of, token_rows
 from spinecli.data.sources import SELF, deal, kind_names, read_sources, shared_out
 from spinecli.data.text import Text, load_text
@@ -51,6 +52,8 @@ class Calibration:
     """Who writes the rows of the kind `self`; None if there are none."""
     written: TokenRows | None = None
     """All rows, once they are there."""
+    scored: Tensor | None = None
+    """(rows, length) bool, see `TokenRows.scored`."""
 
     @property
     def rows(self) -> int:
@@ -80,6 +83,8 @@ class Calibration:
         named, files = self.known[~self._own], {}
         if len(named):
             files["token ids"] = record_of(named)
+        if self.scored is not None:
+            files["scored"] = record_of(self.scored)
         if len(self.kinds) > 1:
             dealt = sha256_value([list(self.kinds), self.kind_of.tolist()])
             files["kinds"] = FileRecord(sha256=dealt, bytes=self.rows * torch.int64.itemsize)
@@ -117,7 +122,7 @@ class Calibration:
         tokens = self.known.clone()
         if own is not None:
             tokens[self._own] = own
-        return TokenRows(tokens, self.kinds, self.kind_of, self.frame)
+        return TokenRows(tokens, self.kinds, self.kind_of, self.frame, self.scored)
 
     @property
     def _own(self) -> Tensor:
@@ -162,18 +167,22 @@ def open_calibration(
     *,
     seed: int = 0,
     compute: ComputeOptions | None = None,
+    option: str = "--calibration",
+    packed: bool = False,
 ) -> Calibration:
     """Read the texts that a run is to calibrate on, and deal its rows.
 
     Args:
         model: the checkpoint as the user named it, with its sums.
         seed: for what the model writes.
+        option: the one that names the texts, as an error names it.
+        packed: rows are to be trained on, see `packed_rows`.
 
     Raises: CalibrationTextError, CannotWriteError, MissingPathError, OfflineError, TokenizerError, OptionError.
     """
     length = options.length
-    _check_length(checkpoint, length)
-    sources = read_sources(options.text or default_words(checkpoint, model.reference))
+    _check_length(checkpoint, length, option)
+    sources = read_sources(options.text or default_words(checkpoint, model.reference), option)
     tokenizer = tokenizer_of(checkpoint)
     frame, vocabulary = frame_of(checkpoint, tokenizer, options.special_tokens), int(checkpoint.config.vocab_size)
     author = None
@@ -193,7 +202,8 @@ def open_calibration(
     texts = {number: load_text(each.reference) for number, each in enumerate(sources) if each.reference != SELF}
 
     def rows_of(number: int, wanted: int) -> TokenRows:
-        return token_rows(tokenizer, texts[number], wanted, length, frame=frame, vocabulary=vocabulary)
+        read = packed_rows if packed else token_rows
+        return read(tokenizer, texts[number], wanted, length, frame=frame, vocabulary=vocabulary)
 
     weights, names = [source.weight for source in sources], kind_names(sources)
     rows = options.rows or default_rows(checkpoint, length)
@@ -205,9 +215,12 @@ def open_calibration(
     used = [number for number, share in enumerate(shares) if share]
     kind_of = torch.tensor([used.index(number) for number in order], dtype=torch.int64)
     known = torch.zeros(len(order), length, dtype=torch.int64)
+    scored = torch.ones(len(order), length, dtype=torch.bool) if packed else None
     for kind, number in enumerate(used):
         if number in parts:
             known[kind_of == kind] = parts[number].tokens[: shares[number]]
+            if scored is not None and (counting := parts[number].scored) is not None:
+                scored[kind_of == kind] = counting[: shares[number]]
     return Calibration(
         reference=" ".join(options.text) if options.text else " ".join(source.reference for source in sources),
         kinds=tuple(names[number] for number in used),
@@ -216,6 +229,7 @@ def open_calibration(
         known=known,
         frame=frame,
         author=author if any(sources[number].reference == SELF for number in used) else None,
+        scored=scored,
     )
 
 
@@ -253,16 +267,16 @@ def _tell(short: Mapping[str, int], rows: int, sources: int) -> None:
         _log.warning(f"Of {rows} calibration rows only {found}, less than the share; the others fill up what they can.")
 
 
-def _check_length(checkpoint: Checkpoint, length: int) -> None:
+def _check_length(checkpoint: Checkpoint, length: int, option: str) -> None:
     """Refuse rows for which the model has no positions, and tell what rows of this length cannot show.
 
     Raises: OptionError.
     """
     limit, window = checkpoint.positions, getattr(checkpoint.config, "sliding_window", None)
     if limit is not None and length > limit:
-        raise OptionError(f"--calibration-length {length} exceeds the model's {limit} positions; lower it.")
+        raise OptionError(f"{option}-length {length} exceeds the model's {limit} positions; lower it.")
     if window and length < window and len(set(checkpoint.attention_kinds)) > 1:
         _log.warning(
             f"Rows of {length} tokens are shorter than the sliding window of {window}, so blocks that see "
-            "everything look like those that do not; a --calibration-length above the window would tell them apart."
+            f"everything look like those that do not; a {option}-length above the window would tell them apart."
         )

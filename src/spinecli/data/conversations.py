@@ -143,3 +143,40 @@ def joined(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, refe
         piece = piece.removeprefix(opening)
         pieces.append(piece if piece.endswith(ends) else f"{piece}\n")
     return "".join(pieces)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a rendered conversation."""
+
+    text: str
+    answered: bool
+    """Whether the assistant says it, what ends its turn included."""
+
+
+def segments(conversation: Conversation, tokenizer: ChatTokenizer, reference: str) -> list[Segment]:
+    """A rendered conversation, cut where the assistant begins and ends to speak.
+
+    A template that writes early turns otherwise once later ones follow leaves only the last answer to be told apart.
+
+    Raises: as `render`.
+    """
+    whole = render(conversation, tokenizer, reference)
+    found: list[Segment] = []
+    done = ""
+    for index, turn in enumerate(conversation):
+        if turn.role != "assistant" or index == 0:
+            continue
+        before = render(conversation[:index], tokenizer, reference, add_generation_prompt=True)
+        through = render(conversation[: index + 1], tokenizer, reference)
+        if not whole.startswith(through):
+            continue
+        if not (through.startswith(before) and before.startswith(done)):
+            place = through.rfind(turn.content, len(done))
+            if place < 0:
+                continue
+            before = through[:place]
+        found += [Segment(before[len(done) :], answered=False), Segment(through[len(before) :], answered=True)]
+        done = through
+    found.append(Segment(whole[len(done) :], answered=False))
+    return [each for each in found if each.text]

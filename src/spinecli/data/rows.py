@@ -60,6 +60,8 @@ class TokenRows:
     kind_of: Tensor
     """(rows,) int64: the number of each row's kind."""
     frame: Frame = NO_FRAME
+    scored: Tensor | None = None
+    """(rows, length) bool: tokens to be predicted; None: all but those that open a row."""
 
     @property
     def rows(self) -> int:
@@ -82,6 +84,14 @@ class TokenRows:
         tokens = self.tokens[:rows]
         tokens = torch.cat([tokens[:, : length - closing], tokens[:, self.length - closing :]], dim=1)
         return TokenRows(tokens.contiguous(), self.kinds, self.kind_of[:rows].clone(), self.frame)
+
+    @property
+    def targets(self) -> Tensor:
+        """(rows, length) bool: tokens to be predicted, from those before them in their row."""
+        given = max(1, len(self.frame.opening))
+        wanted = torch.ones_like(self.tokens, dtype=torch.bool) if self.scored is None else self.scored.clone()
+        wanted[:, :given] = False
+        return wanted
 
 
 def tokens_source(reference: str, tokens: Tensor) -> Source:
@@ -149,21 +159,33 @@ def first_tokens(
 
     Raises: TokenizerError, and what rendering conversations raises.
     """
-    content, length = text.content_for(tokenizer, frame.opening_text), wanted * 6
+    ids = prefix_ids(tokenizer, text.content_for(tokenizer, frame.opening_text), wanted)
+    require_vocabulary(ids, vocabulary)
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def prefix_ids(tokenizer: PreTrainedTokenizerBase, content: str, wanted: int) -> list[int]:
+    """The first tokens of a text, `wanted` of them or all that it has."""
+    length = wanted * 6
     while True:
-        ids = tokenizer(content[:length], add_special_tokens=False, verbose=False)["input_ids"]
-        whole = length >= len(content)
-        usable = ids if whole else ids[:-8]
-        if whole or len(usable) >= wanted:
-            break
+        ids: list[int] = tokenizer(content[:length], add_special_tokens=False, verbose=False)["input_ids"]
+        # a cut through the text may have changed its last tokens
+        if length >= len(content) or len(ids) >= wanted + 8:
+            return ids[:wanted]
         length *= 2
-    highest = max(usable[:wanted], default=0)
+
+
+def require_vocabulary(ids: Sequence[int], vocabulary: int | None) -> None:
+    """Refuse token ids that an embedding of this size does not have.
+
+    Raises: TokenizerError.
+    """
+    highest = max(ids, default=0)
     if vocabulary is not None and highest >= vocabulary:
         raise TokenizerError(
             f"The tokenizer produces token {highest}, but the model's vocabulary ends at {vocabulary - 1}; the "
             "tokenizer belongs to another model."
         )
-    return torch.tensor(usable[:wanted], dtype=torch.int64)
 
 
 def frame_of(

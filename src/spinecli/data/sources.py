@@ -26,31 +26,34 @@ class TextSource:
     """Its share of the rows, relative to the other sources'."""
 
 
-def read_sources(words: Sequence[str]) -> tuple[TextSource, ...]:
+def read_sources(words: Sequence[str], option: str = "--calibration") -> tuple[TextSource, ...]:
     """The sources that words such as `wiki.txt`, `chat.jsonl:0.3` and `self:0.5` name.
 
     The weight stands behind the last colon. A path that exists with its colon has none, nor has a name whose end is no
     number, such as a hub data set with its split.
 
+    Args:
+        option: the one that names them, as an error names it.
+
     Raises: OptionError for a weight that is none, and for a source that is named twice.
     """
     if not words:
-        raise OptionError("--calibration names no text; name one, or leave it out.")
-    sources = tuple(_read(word) for word in words)
+        raise OptionError(f"{option} names no text; name one, or leave it out.")
+    sources = tuple(_read(word, option) for word in words)
     places = Counter(_place(source.reference) for source in sources)
     for source in sources:
         if places[_place(source.reference)] > 1:
             raise OptionError(
-                f"--calibration names {source.reference} more than once; name it once, with a weight such as "
+                f"{option} names {source.reference} more than once; name it once, with a weight such as "
                 f"{source.reference}:2."
             )
     return sources
 
 
-def _read(word: str) -> TextSource:
+def _read(word: str, option: str) -> TextSource:
     name, colon, end = word.rpartition(":")
     if not word.strip() or (colon and not name):
-        raise OptionError(f"--calibration {word!r} names no text; write a text, or a text and its weight as text:0.5.")
+        raise OptionError(f"{option} {word!r} names no text; write a text, or a text and its weight as text:0.5.")
     if not colon or Path(word).expanduser().exists():
         return TextSource(word)
     try:
@@ -58,11 +61,11 @@ def _read(word: str) -> TextSource:
     except ValueError:
         if end and end[0] in _NUMBER_BEGINS and not Path(end).suffix[1:].isalpha():
             raise OptionError(
-                f"--calibration {word} has the weight {end}, which is no number; write it as {name}:0.5."
+                f"{option} {word} has the weight {end}, which is no number; write it as {name}:0.5."
             ) from None
         return TextSource(word)
     if not (math.isfinite(weight) and weight > 0):
-        raise OptionError(f"--calibration {word} has the weight {end}; a weight is a number above 0.")
+        raise OptionError(f"{option} {word} has the weight {end}; a weight is a number above 0.")
     return TextSource(name, weight)
 
 

@@ -26,9 +26,14 @@ class Text:
     """As the user named it."""
     description: str
     """For a person: what this text is."""
-    content: str
+    documents: tuple[str, ...]
     """Empty where there are conversations, which every tokenizer writes in its own way."""
     conversations: tuple[Conversation, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """All documents as one text."""
+        return self.documents[0] if len(self.documents) == 1 else "\n\n".join(self.documents)
 
     def content_for(self, tokenizer: ChatTokenizer, opening: str = "") -> str:
         """The text as a model with this tokenizer reads it: conversations are rendered by its chat template.
@@ -72,7 +77,7 @@ def load_text(reference: str, *, limit_characters: int | None = None) -> Text:
             text = _of_rows(reference, f"hub data set {reference}", table, limit_characters or _HUB_CHARACTERS)
     except DataError as error:
         raise CalibrationTextError(str(error)) from error
-    if not (text.content.strip() or text.conversations):
+    if not (text.conversations or any(each.strip() for each in text.documents)):
         raise CalibrationTextError(f"{reference} holds no text; name another file.")
     return text
 
@@ -80,12 +85,12 @@ def load_text(reference: str, *, limit_characters: int | None = None) -> Text:
 def _builtin(reference: str) -> Text:
     name = reference.removeprefix(_BUILTIN)
     if name == "python-docs":
-        return Text(reference, DESCRIPTION, python_docs())
+        return Text(reference, DESCRIPTION, (python_docs(),))
     for split in ("calibration", "evaluation"):
         if name == f"tiny-{split}":
             from spinecli.demo.texts import demo_text
 
-            return Text(reference, f"stories, {split}", demo_text(split))
+            return Text(reference, f"stories, {split}", (demo_text(split),))
     raise CalibrationTextError(
         f"There is no text {reference}; the built-in texts are {_BUILTIN}python-docs, {_BUILTIN}tiny-calibration and "
         f"{_BUILTIN}tiny-evaluation."
@@ -95,7 +100,7 @@ def _builtin(reference: str) -> Text:
 def _file(reference: str, path: Path) -> Text:
     if kind_of(path) in ROW_KINDS:
         return _of_rows(reference, path.name, read_table(path))
-    return Text(reference, path.name, read_text(path))
+    return Text(reference, path.name, (read_text(path),))
 
 
 def _of_rows(reference: str, description: str, table: Table, limit_characters: int | None = None) -> Text:
@@ -114,7 +119,7 @@ def _of_rows(reference: str, description: str, table: Table, limit_characters: i
             raise DataError(f"{table.place(row[0])} holds a conversation beside rows of plain text; separate them.")
         if limit_characters is not None and size >= limit_characters:
             break
-    return Text(reference, description, "\n\n".join(texts), tuple(conversations))
+    return Text(reference, description, tuple(texts), tuple(conversations))
 
 
 def _read_row(table: Table, numbered: Numbered) -> str | Conversation:
