@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from pydantic import JsonValue
 
 from spinecli.checkpoints.counting import block_costs, size_of
 from spinecli.checkpoints.stream.block_stream import CHUNK_TOKENS
+from spinecli.checkpoints.stream.speed import product_speed
 from spinecli.pruning.adaptive.sensitivity import trial_bytes
 from spinecli.pruning.decision import COMPARED, possible_allocations, sizes_after
 from spinecli.pruning.method import gram_precision
@@ -89,7 +89,7 @@ def predicted_time(request: PruneRequest) -> PredictedTime:
         if turns := TURNS[request.config.effort]:
             passes += turns.rounds * (_STUDENT / 3 + _TURN * min(1.0, turns.tokens / (rows * length)))
     work = size_of(request.checkpoint, length).block_flops_per_token * rows * length
-    return PredictedTime(passes, passes * work / _speed(request))
+    return PredictedTime(passes, passes * work / product_speed(request.checkpoint, request.compute))
 
 
 def foresee(request: PruneRequest) -> dict[str, JsonValue]:
@@ -108,17 +108,3 @@ def foresee(request: PruneRequest) -> dict[str, JsonValue]:
         "predicted_passes": needed.passes,
         "predicted_seconds": needed.seconds,
     }
-
-
-def _speed(request: PruneRequest) -> float:
-    """FLOPs a second of products of the model's size."""
-    width = max(shape.channels for shape in request.checkpoint.shapes)
-    compute = request.compute
-    inputs = torch.ones(CHUNK_TOKENS, request.checkpoint.d_model, dtype=compute.dtype, device=compute.device)
-    weight = torch.ones(width, request.checkpoint.d_model, dtype=compute.dtype, device=compute.device)
-    (inputs @ weight.T).sum().item()
-    start, products = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < 0.2:
-        (inputs @ weight.T).sum().item()
-        products += 1
-    return products * 2 * inputs.numel() * width / spent

@@ -262,7 +262,8 @@ class BlockStream:
         behind the last block, (tokens, d_model), to logits, (tokens, vocabulary) in float32.
         """
         with self._head(self._model) as answers:
-            yield lambda hidden: answers(hidden[None])[0]
+            # A row for each token: more tokens than the model has positions are no text that is too long.
+            yield lambda hidden: answers(hidden[:, None])[:, 0]
 
     @contextmanager
     def _head(self, model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:

@@ -22,17 +22,22 @@ def stays_on_disk(checkpoint: Checkpoint) -> bool:
     return checkpoint.bytes > WHOLE_MODEL_BYTES
 
 
-def whole_model(checkpoint: Checkpoint, compute: ComputeOptions) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+def whole_model(
+    checkpoint: Checkpoint, compute: ComputeOptions, *, in_memory: bool = False
+) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     """The model in evaluation mode, and what transformers reports of loading.
 
     It is on the device of `compute`, or on the CPU if its blocks stay on disk.
+
+    Args:
+        in_memory: load all of it, however large it is.
     """
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     config.return_dict, config.torchscript = True, False
     if "quantization_config" not in checkpoint.raw_config and hasattr(config, "quantization_config"):
         del config.quantization_config  # it is not true, see `Checkpoint.open`
-    places = _places(checkpoint) if stays_on_disk(checkpoint) else None
+    places = _places(checkpoint) if stays_on_disk(checkpoint) and not in_memory else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded: tuple[Any, dict[str, set[str]]] = auto_class(checkpoint.task).from_pretrained(
