@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         federate,
+        heal,
         inspect,
         plan,
         prune,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from spinecli.exports.config import ExportConfig
     from spinecli.federation.config import FederateConfig
     from spinecli.federation.planning.config import PlanConfig
+    from spinecli.healing.config import HealConfig
     from spinecli.pruning.config import PruneConfig, TuneConfig, TuneMethod
 
 __version__ = "0.1.0"
@@ -41,6 +43,7 @@ __all__ = [
     "EvaluationResult",
     "ExportConfig",
     "FederateConfig",
+    "HealConfig",
     "PlanConfig",
     "PruneConfig",
     "Result",
@@ -52,6 +55,7 @@ __all__ = [
     "evaluate",
     "export",
     "federate",
+    "heal",
     "inspect",
     "plan",
     "prune",
@@ -65,6 +69,7 @@ _CONFIGS = {
     "EvaluateConfig": "evaluation.config",
     "ExportConfig": "exports.config",
     "FederateConfig": "federation.config",
+    "HealConfig": "healing.config",
     "PlanConfig": "federation.planning.config",
     "PruneConfig": "pruning.config",
     "SweepConfig": "evaluation.sweep.config",

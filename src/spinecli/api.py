@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from spinecli.exports.config import ExportConfig
     from spinecli.federation.config import FederateConfig
     from spinecli.federation.planning.config import PlanConfig
+    from spinecli.healing.config import HealConfig
     from spinecli.pruning.config import PruneConfig, TuneConfig
 
 _Kind = TypeVar("_Kind", bound=Config)
@@ -159,6 +160,34 @@ def tune(
     with _asked(TuneConfig, pruned, fields) as config:
         request = recovery.open_request(config)
         manifest = recovery.tune(request, OutputOptions(Path(out), overwrite, resume), _context(progress))
+        return Result(config, manifest.report, Path(out), manifest)
+
+
+def heal(
+    pruned: _PathLike | HealConfig,
+    *,
+    out: _PathLike | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+    **fields: Any,
+) -> Result:
+    """Distil the dense checkpoint into a cut one; see `HealConfig`. Without `out` its cost is estimated.
+
+    Raises: OptionError that names a field, TrainingError, and every class of `spinecli.errors` that a checkpoint or a
+    text can cause.
+    """
+    from spinecli.artifacts.directory import OutputOptions
+    from spinecli.healing import run
+    from spinecli.healing.config import HealConfig
+    from spinecli.healing.cost import foresee
+    from spinecli.healing.request import open_request
+
+    with _asked(HealConfig, pruned, fields) as config:
+        request = open_request(config)
+        if out is None:
+            return Result(config, foresee(request))
+        manifest = run.heal(request, OutputOptions(Path(out), overwrite, resume), _context(progress))
         return Result(config, manifest.report, Path(out), manifest)
 
 

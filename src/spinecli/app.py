@@ -16,6 +16,7 @@ from spinecli.commands.fed_certify import fed_certify
 from spinecli.commands.fed_device import fed_device
 from spinecli.commands.fed_launch import fed_launch
 from spinecli.commands.fed_server import fed_server
+from spinecli.commands.heal import heal
 from spinecli.commands.inspect import inspect
 from spinecli.commands.plan import plan
 from spinecli.commands.prune import prune
@@ -52,6 +53,7 @@ def main(
 
 app.command("prune")(prune)
 app.command("tune")(tune)
+app.command("heal")(heal)
 app.command("sweep")(sweep)
 app.command("plan")(plan)
 app.command("fed-launch")(fed_launch)

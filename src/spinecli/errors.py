@@ -33,6 +33,10 @@ class FederationError(SpineError):
     """A federated run cannot go on."""
 
 
+class TrainingError(SpineError):
+    """Training went astray."""
+
+
 class MessageError(SpineError):
     """A message between server and device is malformed or is not what was asked for."""
 

@@ -44,6 +44,7 @@ FORMAT_VERSION = 1
 ArtifactKind = Literal[
     "pruned-checkpoint",
     "tuned-checkpoint",
+    "healed-checkpoint",
     "evaluation",
     "benchmark",
     "sweep",

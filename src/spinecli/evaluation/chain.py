@@ -11,10 +11,11 @@ from pydantic import JsonValue, ValidationError
 from spinecli.artifacts.manifest import DENSE_KIND, Step
 from spinecli.config import Config
 from spinecli.evaluation.page.page import Command
+from spinecli.healing.config import HealConfig
 from spinecli.pruning.config import PruneConfig, TuneConfig
 
 # Commands whose results are measured here and whose flags are known here. Others are told by their file for --config.
-_CONFIGS: Mapping[str, type[Config]] = {"prune": PruneConfig, "tune": TuneConfig}
+_CONFIGS: Mapping[str, type[Config]] = {"prune": PruneConfig, "tune": TuneConfig, "heal": HealConfig}
 
 
 def commands_behind(steps: Sequence[Step]) -> tuple[Command, ...]:

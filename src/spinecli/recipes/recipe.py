@@ -26,11 +26,13 @@ from spinecli.evaluation.sweep.config import SweepConfig
 from spinecli.exports.config import ExportConfig, Format
 from spinecli.federation.config import FederateConfig
 from spinecli.federation.planning.config import PlanConfig
+from spinecli.healing.config import HealConfig
 from spinecli.pruning.config import PruneConfig, TuneConfig
 
 KINDS: Mapping[str, type[Config]] = {
     "prune": PruneConfig,
     "tune": TuneConfig,
+    "heal": HealConfig,
     "plan": PlanConfig,
     "fed-launch": FederateConfig,
     "eval": EvaluateConfig,
@@ -42,6 +44,7 @@ KINDS: Mapping[str, type[Config]] = {
 _NAMES = {
     "prune": "pruned",
     "tune": "tuned",
+    "heal": "healed",
     "eval": "results",
     "plan": "plan",
     "fed-launch": "federated",

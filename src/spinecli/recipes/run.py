@@ -15,12 +15,14 @@ from spinecli.checkpoints.source import resolve_checkpoint
 from spinecli.config import Config
 from spinecli.errors import OptionError, SpineError
 from spinecli.exports.config import ExportConfig, Format, Quantization
+from spinecli.healing.config import HealConfig
 from spinecli.pruning.config import PruneConfig, TuneConfig
 from spinecli.recipes.recipe import Recipe, RecipeStep
 
 _CALLS: Mapping[str, Callable[..., api.Result]] = {
     "prune": api.prune,
     "tune": api.tune,
+    "heal": api.heal,
     "plan": api.plan,
     "fed-launch": api.federate,
     "eval": api.evaluate,
@@ -138,7 +140,7 @@ class _Size:
 def _size_after(config: Config, sizes: Mapping[str, _Size]) -> _Size | None:
     if isinstance(config, PruneConfig):
         return _size_of(config.model, sizes).without(config.sparsity)
-    if isinstance(config, TuneConfig):
+    if isinstance(config, (TuneConfig, HealConfig)):
         return _size_of(str(config.pruned), sizes)
     if isinstance(config, ExportConfig):
         size = _size_of(config.model, sizes)

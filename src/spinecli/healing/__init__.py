@@ -1,0 +1,1 @@
+"""Healing: a short distillation of a cut model from the dense one."""

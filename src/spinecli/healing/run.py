@@ -1,0 +1,97 @@
+"""`spine heal` as a library call: ask the teacher, train the student, prove, publish."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from pydantic import JsonValue
+
+from spinecli.artifacts.context import RunContext
+from spinecli.artifacts.directory import OutputOptions, WorkDirectory, check_output, require_space
+from spinecli.artifacts.manifest import Manifest
+from spinecli.artifacts.run import Run
+from spinecli.artifacts.stopwatch import return_freed_memory
+from spinecli.checkpoints.masks import MASKS_NAME
+from spinecli.checkpoints.stream.verify import probe, streamed_logits, verify_written
+from spinecli.checkpoints.writer import write_checkpoint
+from spinecli.data.rows import TokenRows
+from spinecli.healing.config import Loss
+from spinecli.healing.distillation import Distillation, Lesson
+from spinecli.healing.request import HealRequest
+from spinecli.healing.student import Student
+from spinecli.healing.targets import ask_teacher
+
+
+def heal(request: HealRequest, output: OutputOptions, context: RunContext | None = None) -> Manifest:
+    """Heal a cut checkpoint into a new directory.
+
+    If training does not lower the loss on held-out rows, the weights stay as they were and the report says so.
+
+    Raises: TrainingError, OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can
+        raise.
+    """
+    context, student = context or RunContext(), request.student
+    run = Run(
+        kind="healed-checkpoint",
+        command="heal",
+        config=request.config,
+        parameters=request.parameters(),
+        seed=request.config.seed,
+        inputs=request.inputs,
+        lineage=request.lineage,
+    )
+    if finished := run.finished(output):
+        return finished
+    check_output(output, [student.path, *([request.teacher.path] if request.teacher else [])])
+    require_space(output.path.parent, student.bytes)
+    with run.working(output) as work:
+        context = replace(context, state=work.state)
+        rows = request.text.read(context)
+        report = _heal(request, rows, work, context)
+        loss = "KL divergence" if request.config.training.loss is Loss.kl else "loss"
+        kept = "" if report["kept"] == "healed" else ", left as it was"
+        before, after = report["held_out_before"], report["held_out_after"]
+        summary = f"{request.config.training.train.value}, held-out {loss} {before:.4f} to {after:.4f}{kept}"
+        return run.publish(work, summary, report, context.stopwatch.measured())
+
+
+def _heal(request: HealRequest, rows: TokenRows, work: WorkDirectory, context: RunContext) -> dict[str, JsonValue]:
+    """Train, and write what is better."""
+    config, compute = request.config.training, request.compute
+    targets = None
+    if request.teacher:
+        targets = ask_teacher(request.teacher, rows, config.top_k, config.temperature, compute, work.state, context)
+        return_freed_memory()
+    with context.stopwatch("computing"):
+        student = Student(request.student, config, compute, request.config.seed)
+        lesson = Lesson(rows, request.held_out, targets)
+        training = Distillation(student, lesson, config, request.config.text.tokens, request.config.seed)
+        training.run(context)
+        before = training.curve[0]
+        with student.as_stored():
+            found = training.judge()
+    after = found.of(config.loss)
+    helps = after < before.held_out
+    healed = student.healed() if helps else request.student
+    with context.stopwatch("writing"):
+        write_checkpoint(work.files, healed.raw_config, healed.groups(), healed.path, context)
+        if (masks := request.student.path / MASKS_NAME).is_file():
+            shutil.copyfile(masks, work.files / MASKS_NAME)
+    with context.stopwatch("verifying"):
+        corner = probe(healed, rows.tokens)
+        expected = streamed_logits(healed, corner, None, compute, context)
+        difference = verify_written(work.files, corner, expected, compute, context)
+    return {
+        "loss": config.loss.value,
+        "held_out_before": before.held_out,
+        "held_out_after": after if helps else before.held_out,
+        "held_out_lm_before": before.held_out_lm,
+        "held_out_lm_after": found.of(Loss.lm) if helps else before.held_out_lm,
+        "kept": "healed" if helps else "as it was",
+        "trained_parameters": sum(each.numel() for each in student.trained.values()),
+        "steps": training.steps,
+        "rows": {"trained on": lesson.trained_on, "held out": lesson.held_out, **rows.rows_by_kind},
+        "curve": [each.report() for each in training.curve],
+        "largest_logit_difference": difference,
+    }

@@ -1,0 +1,175 @@
+"""The student as it is trained: transformers' own model, PEFT's factors in it, and what they make of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from spinecli.artifacts.seeding import torch_generator
+from spinecli.checkpoints.checkpoint import Checkpoint
+from spinecli.checkpoints.stream.block_stream import ComputeOptions
+from spinecli.checkpoints.stream.whole_model import whole_model
+from spinecli.checkpoints.tensors import ComputedTensor, TensorSource
+from spinecli.errors import VerificationError
+from spinecli.healing.config import DistillConfig, Train
+
+_ADAPTER = "default"
+_TOLERANCE = 2e-2
+_PROBE = 16
+
+
+class Student:
+    """A checkpoint in memory, some of whose parameters are trained in float32.
+
+    Raises: VerificationError if the model computes its logits in a way that is not known here.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, training: DistillConfig, compute: ComputeOptions, seed: int) -> None:
+        self.checkpoint = checkpoint
+        self._compute = compute
+        self._scaled = training.train is Train.lora
+        kept = torch.float32 if training.train is Train.full else compute.dtype
+        self.model, _ = whole_model(checkpoint, ComputeOptions(compute.device, kept), in_memory=True)
+        self.model.requires_grad_(False)
+        self._head = self.model.get_output_embeddings()
+        self._cap: float | None = getattr(self.model.config, "final_logit_softcapping", None)
+        self._require_known_head()
+        if training.train is Train.lora:
+            self._add_factors(training.rank, seed)
+        self.trained = dict(self._chosen(training.train))
+        """By name in the model."""
+        for parameter in self.trained.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        if training.recompute:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in self.model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True  # the layer's own flag alone: what is in it draws no dropout
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits."""
+        return int(self.model.config.vocab_size)
+
+    def __call__(self, hidden: Tensor, /) -> Tensor:
+        """The head: (positions, d_model) behind the final norm -> logits (positions, vocabulary)."""
+        with self._precision():
+            logits: Tensor = self._head(hidden)
+            return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Tokens (rows, length) -> (rows, length, d_model) behind the final norm."""
+        with self._precision():
+            found: Tensor = self.model.base_model(
+                input_ids=tokens.to(self.model.device), use_cache=False
+            ).last_hidden_state
+            return found
+
+    def healed(self) -> Checkpoint:
+        """The checkpoint with what training has made of it, in the precision in which it is stored."""
+        tensors: dict[str, TensorSource] = dict(self.checkpoint.tensors)
+        for name, value in self._changes().items():
+            stored = self.checkpoint.tensors[name]
+            tensors[name] = ComputedTensor(stored.shape, stored.dtype, partial(_stored, value, stored))
+        return replace(self.checkpoint, tensors=tensors)
+
+    @contextmanager
+    def as_stored(self) -> Iterator[None]:
+        """The model with the weights that `healed` gives, rounded as they will be read."""
+        healed = self.healed()
+        kept = {name: parameter.data for name, parameter in self.trained.items()}
+        bases: dict[nn.Parameter, Tensor] = {}
+        try:
+            for name in self._changes():
+                parameter = self._parameter(name)
+                bases[parameter] = parameter.data
+                parameter.data = healed.read(name).to(parameter.device, parameter.dtype)
+            for name, parameter in self.trained.items():
+                if "lora_B" in name:
+                    parameter.data = torch.zeros_like(parameter.data)
+            yield
+        finally:
+            for parameter, value in bases.items():
+                parameter.data = value
+            for name, value in kept.items():
+                self.trained[name].data = value
+
+    def _precision(self) -> torch.autocast:
+        dtype = self._compute.dtype
+        return torch.autocast(self.model.device.type, dtype, enabled=dtype is not torch.float32)
+
+    def _chosen(self, train: Train) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.model.named_parameters():
+            of_norm = "Norm" in type(self.model.get_submodule(name.rpartition(".")[0])).__name__
+            if train is Train.full or of_norm or "lora_" in name:
+                yield name, parameter
+
+    def _add_factors(self, rank: int, seed: int) -> None:
+        """PEFT's factors beside every projection of the blocks, drawn from the seed."""
+        checkpoint, family = self.checkpoint, self.checkpoint.family
+        targets = [
+            f"{family.blocks}.{index}.{projection}"
+            for index in range(checkpoint.blocks)
+            for projection in family.projections
+            if checkpoint.has(index, projection)
+        ]
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=family.transposed
+        )
+        with torch.random.fork_rng(devices=[]):
+            inject_adapter_in_model(config, self.model, _ADAPTER)
+        for name, parameter in self.model.named_parameters():
+            if "lora_A" in name:
+                drawn = torch.rand(parameter.shape, generator=torch_generator(seed, "factors", name))
+                parameter.data = ((drawn * 2 - 1) / parameter.shape[1] ** 0.5).to(parameter.device)
+
+    def _changes(self) -> dict[str, nn.Parameter | LoraLayer]:
+        """What the trained parameters change, by name in the checkpoint."""
+        found: dict[str, nn.Parameter | LoraLayer] = {
+            name: parameter
+            for name, parameter in self.trained.items()
+            if "lora_" not in name and name in self.checkpoint.tensors
+        }
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                found[f"{name}.weight"] = module
+        return found
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        """The model's parameter that a tensor of the checkpoint became."""
+        module, _, kind = name.rpartition(".")
+        holder = self.model.get_submodule(module)
+        if isinstance(holder, LoraLayer):
+            holder = holder.get_base_layer()
+        parameter: nn.Parameter = holder.get_parameter(kind)
+        return parameter
+
+    @torch.no_grad()
+    def _require_known_head(self) -> None:
+        tokens = torch.arange(_PROBE)[None] % self.vocabulary
+        with self._precision():
+            expected = self.model(input_ids=tokens.to(self.model.device), use_cache=False).logits[0].float()
+        found = self(self.hidden(tokens)[0]).float()
+        if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max())):
+            raise VerificationError(
+                f"The logits of {self.checkpoint.family.model_type} are computed in a way that spine heal does not "
+                "know; nothing was written, please report it."
+            )
+
+
+def _stored(change: nn.Parameter | LoraLayer, stored: TensorSource) -> Tensor:
+    """A trained tensor in its stored precision; of a projection its own weight and the product of its factors."""
+    with torch.no_grad():
+        if isinstance(change, LoraLayer):
+            product: Tensor = change.get_delta_weight(_ADAPTER).float().cpu()
+            return (stored.read().float() + product).to(stored.dtype)
+        return change.detach().cpu().to(stored.dtype)
