@@ -1,7 +1,8 @@
 """A real pretrained model, pruned and measured on every kind of text of a panel: what the choice of the text is worth.
 
     python benchmarks/panel.py MODEL --results panel.jsonl [--sparsity 0.2 0.3 0.5] [--calibration self wiki]
-        [--effort fast normal best] [--widths uniform adaptive] [--table-only]
+        [--effort fast normal best] [--widths uniform adaptive] [--work DIR]
+        [--table-only]
 
 MODEL is a directory, such as the SmolLM2-135M-Instruct that ../shared/models/fetch-smollm2 writes. `wiki` calibrates on
 WikiText-2's validation split, 128 x 128 tokens, as the public tools of ../shared/models/PEERS.md did; other words are
@@ -106,9 +107,9 @@ def pruned(model: Path, key: dict[str, Any], work: Path, panel: dict[str, Path])
         widths=Widths(key["widths"]),
         calibration=CalibrationConfig(text=text, rows=128 if wiki else None),
     )
-    out = work / f"{len(list(work.iterdir()))}"
+    out = work / "-".join(str(value) for value in key.values()).replace("/", "_")
     start = time.process_time()
-    manifest: Manifest = prune(open_request(config), OutputOptions(out))
+    manifest: Manifest = prune(open_request(config), OutputOptions(out, overwrite=True))
     spent = time.process_time() - start
     report: dict[str, Any] = manifest.report
     return {
@@ -146,10 +147,12 @@ def main() -> None:
     parser.add_argument("--calibration", nargs="*", default=["self", "wiki"])
     parser.add_argument("--effort", nargs="*", default=["normal"])
     parser.add_argument("--widths", nargs="*", default=["uniform"])
+    parser.add_argument("--work", type=Path, help="keep what is cut here")
     parser.add_argument("--table-only", action="store_true")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as work:
-        print(table(run(parser.parse_args(), Path(work))))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as passing:
+        print(table(run(arguments, arguments.work or Path(passing))))
 
 
 if __name__ == "__main__":
