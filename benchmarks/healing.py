@@ -7,9 +7,9 @@ MODEL is a directory, such as the SmolLM2-135M-Instruct that ../shared/models/fe
 `spine prune`, calibrated on WikiText-2's validation split, 128 x 128 tokens. Healing trains on that split and on news
 (ag_news' training split), half each; "encyclopedia" and "news" are the same kinds of text, other documents of them, and
 the other kinds of the panel are never trained on. `kl` is `spine heal` as it is by default, `lm` the same with the loss
-on the text, `llm-pruner` what LLM-Pruner's users train, LoRA of rank 8 on the loss on the text, with the steps, rows and
-learning rate of the others. Perplexity as in panel.py. "back" is the share of what the cut had lost in log-perplexity
-that training gives back: on WikiText-2, and the mean over the kinds that were trained on and over those that were not.
+on the text, `llm-pruner` what LLM-Pruner's users train, LoRA of rank 8 on the loss on the text, with the steps, rows
+and learning rate of the others. Perplexity as in panel.py. "back" is the share of what the cut had lost in
+log-perplexity that training gives back: on WikiText-2, over the kinds that were trained on, and over the others.
 Questions: ARC-easy and PIQA by lm-eval, normalised accuracy.
 
 Each run is a line in DIR/healing.jsonl; runs and directories that are there already are not made again.
@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def back(
-    row: dict[str, Any], before: dict[str, Any], dense: dict[str, Any], names: list[str] | tuple[str, ...]
-) -> float:
+def back(row: dict[str, Any], before: dict[str, Any], dense: dict[str, Any], names: Sequence[str]) -> float:
     """The share of the lost log-perplexity that is back, lost and back summed over kinds of text."""
     lost = sum(math.log(before[name] / dense[name]) for name in names)
     return sum(math.log(before[name] / row[name]) for name in names) / lost

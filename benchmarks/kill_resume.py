@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--sparsity", type=float, default=0.3)
     parser.add_argument("--kills", type=int, default=10, help="kills of each step")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--steps", default="", help="only these: prune, tune, fed-launch, split")
+    parser.add_argument("--steps", default="", help="only these: prune, tune, heal, fed-launch, split")
     options = parser.parse_args()
     source = random.Random(options.seed)
     differed = 0
@@ -74,6 +74,7 @@ def main() -> int:
         steps = {
             "prune": ("prune", options.model, "--sparsity", options.sparsity),
             "tune": ("tune", folder / "prune"),
+            "heal": ("heal", folder / "prune", "--tokens", 40_000, "--text-length", 64),
             "fed-launch": ("fed-launch", options.model, *FEDERATION),
             "split": ("fed-launch", options.model, *SPLIT),
         }

@@ -35,6 +35,12 @@ TUNE_MOMENTS = {
     "in the tuning pass": there_is("state/tuning.safetensors"),
     "while writing": WRITING,
 }
+HEAL_MOMENTS = {
+    "as it begins": there_is("run.json"),
+    "when the dense model has been asked": there_is("state/teacher-00000.safetensors"),
+    "in training": there_is("state/healing.safetensors"),
+    "while writing": WRITING,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,12 @@ def searched(tmp_path_factory: pytest.TempPathFactory, dense: Path, text: Path) 
 @pytest.fixture(scope="module")
 def searched_and_tuned(searched: Step) -> Step:
     return run_step(searched.out.parent / "tuned", "tune", searched.out)
+
+
+@pytest.fixture(scope="module")
+def searched_and_healed(searched: Step) -> Step:
+    budget = ("--tokens", 12_000, "--text-length", 64, "--batch-size", 4)
+    return run_step(searched.out.parent / "healed", "heal", searched.out, *budget)
 
 
 def assert_resumes(undisturbed: Step, moment: Moment, out: Path, spine_here: Here) -> None:
@@ -70,6 +82,12 @@ def test_killed_prune_resumes(searched: Step, moment: Moment, tmp_path: Path, sp
 @pytest.mark.parametrize("moment", TUNE_MOMENTS.values(), ids=TUNE_MOMENTS.keys())
 def test_killed_tune_resumes(searched_and_tuned: Step, moment: Moment, tmp_path: Path, spine_here: Here) -> None:
     assert_resumes(searched_and_tuned, moment, tmp_path / "out", spine_here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", HEAL_MOMENTS.values(), ids=HEAL_MOMENTS.keys())
+def test_killed_heal_resumes(searched_and_healed: Step, moment: Moment, tmp_path: Path, spine_here: Here) -> None:
+    assert_resumes(searched_and_healed, moment, tmp_path / "out", spine_here)
 
 
 @pytest.fixture

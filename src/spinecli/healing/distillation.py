@@ -110,8 +110,8 @@ class Distillation:
             self._step(step, next(order))
             if step in moments:
                 self._judge(step)
-                if journal:
-                    journal.save(step, self._state(), last=step == self.steps)
+            if journal:
+                journal.save(step, self._state(), last=step == self.steps)
             context.progress(PHASE, step, self.steps)
         for name, value in self._best.items():
             self._student.trained[name].data.copy_(value)
@@ -191,7 +191,8 @@ class Distillation:
             for key, value in self._optimizer.state[parameter].items():
                 state[f"{key}.{name}"] = value
         rows = [[each.step, each.tokens, each.held_out, each.held_out_lm, each.training] for each in self.curve]
-        return state | {"curve": torch.tensor(rows, dtype=torch.float64)}
+        losses = torch.tensor(self._losses, dtype=torch.float64)
+        return state | {"curve": torch.tensor(rows, dtype=torch.float64), "losses": losses}
 
     def _restore(self, done: int, saved: dict[str, Tensor]) -> None:
         device = self._student.model.device
@@ -205,6 +206,7 @@ class Distillation:
             }
         for step, tokens, *values in saved["curve"].tolist():
             self.curve.append(Judged(int(step), int(tokens), *values))
+        self._losses = saved["losses"].tolist()
 
 
 def steps_for(tokens: int, rows: int, length: int) -> int:
