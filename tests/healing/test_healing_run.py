@@ -116,6 +116,16 @@ def test_everything_that_can_be_trained_lowers_what_it_is_to_lower(
     assert ("dense" in manifest.inputs) == (loss is not Loss.lm)
 
 
+def test_below_the_depth_nothing_changes(cut: Cut, tmp_path: Path) -> None:
+    assert healed(cut(), tmp_path / "out", depth=2).report["kept"] == "healed"
+    before, after = (Checkpoint.open(path) for path in (cut(), tmp_path / "out"))
+    lowest = f"model.layers.{before.blocks - 2}."
+    changed = {name for name in before.tensors if not torch.equal(before.read(name), after.read(name))}
+    assert changed
+    assert all(name >= lowest for name in changed)
+    assert f"{lowest}self_attn.q_proj.weight" in changed
+
+
 def test_adaptive_widths_are_healed(cut: Cut, tmp_path: Path) -> None:
     directory = cut(method="spine", widths="adaptive", effort="fast")
     assert healed(directory, tmp_path / "out").report["kept"] == "healed"
@@ -249,6 +259,8 @@ def test_mistakes_get_a_sentence(cut: Cut, written: Written, tmp_path: Path) -> 
         request_of(cut(), dense=str(written(recipe("llama", seed=5))))
     with pytest.raises(OptionError, match="--loss lm"):
         request_of(written(LLAMA))
+    with pytest.raises(OptionError, match="--depth 9 is more"):
+        request_of(cut(), depth=9)
     with pytest.raises(OptionError, match="causal language models"):
         request_of(written(recipe("bert")))
     with pytest.raises(ForeignArtifactError, match="is no cut of"):
@@ -261,8 +273,8 @@ def test_a_teacher_with_another_vocabulary_is_refused(written: Written, tmp_path
 
 
 def test_the_estimate_knows_what_is_trained(cut: Cut) -> None:
-    for train in Train:
-        request = request_of(cut(), train=train.value)
+    for train, depth in ((Train.lora, 1), *((each, None) for each in Train)):
+        request = request_of(cut(), train=train.value, depth=depth)
         student = Student(request.student, request.config.training, request.compute, 0)
         counted = sum(
             each.numel() for name, each in student.trained.items() if train is not Train.lora or "lora_" in name

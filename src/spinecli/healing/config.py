@@ -94,6 +94,14 @@ class DistillConfig(Config):
         Option("What to train. lora: factors that are merged in the end, and the norms; full: all weights; norms."),
     ] = Train.lora
     rank: Annotated[int, Field(ge=1), Option("Rank of the factors, with --train lora.")] = 16
+    depth: Annotated[
+        int | None,
+        Field(ge=1),
+        Option(
+            "How many of the last blocks get factors, with --train lora; no gradient passes below them.",
+            default="all blocks",
+        ),
+    ] = None
     learning_rate: Annotated[
         float | None,
         Field(gt=0),
@@ -104,6 +112,13 @@ class DistillConfig(Config):
         bool,
         Option("Keep only what enters each block for the backward pass and compute the rest again: less memory."),
     ] = False
+
+    def ranks(self, blocks: int) -> tuple[int, ...]:
+        """Of the factors, by block; 0 in blocks that no gradient reaches, and 1 throughout if there are no factors."""
+        if self.train is not Train.lora:
+            return (1,) * blocks
+        depth = min(blocks, self.depth or blocks)
+        return (0,) * (blocks - depth) + (self.rank,) * depth
 
     @property
     def peak_learning_rate(self) -> float:

@@ -33,7 +33,7 @@ def foresee(request: HealRequest) -> dict[str, JsonValue]:
     train = min(training.batch_size, request.text.rows - request.held_out)
     steps = steps_for(request.config.text.tokens, train, length)
     costs = _costs(request.student)
-    ranks = (training.rank if training.train is Train.lora else 1,) * request.student.blocks
+    ranks = training.ranks(request.student.blocks)
     work = steps * costs.step(request.student.shapes, ranks, train, length).flops
     if training.train is Train.full:
         work = work * 3 // 2
@@ -62,7 +62,7 @@ def trained_parameters(request: HealRequest) -> int:
         return sum(torch.Size(each.shape).numel() for each in student.tensors.values())
     if training.train is Train.norms:
         return sum(each.shape[0] for name, each in student.tensors.items() if "norm" in name and len(each.shape) == 1)
-    return _costs(student).adapter_parameters(student.shapes, (training.rank,) * student.blocks)
+    return _costs(student).adapter_parameters(student.shapes, training.ranks(student.blocks))
 
 
 def run_memory(request: HealRequest) -> int:
@@ -72,7 +72,7 @@ def run_memory(request: HealRequest) -> int:
     kept = _FLOAT if training.train is Train.full else width
     parameters = sum(torch.Size(each.shape).numel() for each in student.tensors.values())
     together = max(1, TOKENS_TOGETHER // length)
-    ranks = (training.rank if training.train is Train.lora else 1,) * student.blocks
+    ranks = training.ranks(student.blocks)
     saved = _costs(student).saved_values(student.shapes, ranks, together, length)
     entering = together * length * student.d_model
     activations = max(saved) + student.blocks * entering if training.recompute else sum(saved)

@@ -81,6 +81,10 @@ def open_request(config: HealConfig) -> HealRequest:
         raise OptionError(
             f"{config.pruned} is made for {student.task.value}; spine heal trains causal language models."
         )
+    if (config.training.depth or 1) > student.blocks:
+        raise OptionError(
+            f"--depth {config.training.depth} is more than the {student.blocks} blocks that {config.pruned} has."
+        )
     source = describe_source(str(config.pruned), config.pruned)
     lineage = lineage_behind(config.pruned, source)
     manifest = read_manifest(config.pruned) if (config.pruned / MANIFEST_NAME).is_file() else None

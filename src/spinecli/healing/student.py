@@ -35,7 +35,6 @@ class Student:
     def __init__(self, checkpoint: Checkpoint, training: DistillConfig, compute: ComputeOptions, seed: int) -> None:
         self.checkpoint = checkpoint
         self._compute = compute
-        self._scaled = training.train is Train.lora
         kept = torch.float32 if training.train is Train.full else compute.dtype
         self.model, _ = whole_model(checkpoint, ComputeOptions(compute.device, kept), in_memory=True)
         self.model.requires_grad_(False)
@@ -43,8 +42,8 @@ class Student:
         self._cap: float | None = getattr(self.model.config, "final_logit_softcapping", None)
         self._require_known_head()
         if training.train is Train.lora:
-            self._add_factors(training.rank, seed)
-        self.trained = dict(self._chosen(training.train))
+            self._add_factors(training, seed)
+        self.trained = dict(self._chosen(training))
         """By name in the model."""
         for parameter in self.trained.values():
             parameter.data = parameter.data.float()
@@ -107,20 +106,23 @@ class Student:
         dtype = self._compute.dtype
         return torch.autocast(self.model.device.type, dtype, enabled=dtype is not torch.float32)
 
-    def _chosen(self, train: Train) -> Iterator[tuple[str, nn.Parameter]]:
+    def _chosen(self, training: DistillConfig) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained; norms below the factors are not, so that no gradient has to pass there."""
+        blocks, ranks = self.checkpoint.family.blocks, training.ranks(self.checkpoint.blocks)
+        below = tuple(f"{blocks}.{index}." for index, rank in enumerate(ranks) if not rank)
         for name, parameter in self.model.named_parameters():
             of_norm = "Norm" in type(self.model.get_submodule(name.rpartition(".")[0])).__name__
-            if train is Train.full or of_norm or "lora_" in name:
+            if training.train is Train.full or (of_norm and not name.startswith(below)) or "lora_" in name:
                 yield name, parameter
 
-    def _add_factors(self, rank: int, seed: int) -> None:
-        """PEFT's factors beside every projection of the blocks, drawn from the seed."""
-        checkpoint, family = self.checkpoint, self.checkpoint.family
+    def _add_factors(self, training: DistillConfig, seed: int) -> None:
+        """PEFT's factors beside the projections of the blocks, drawn from the seed."""
+        checkpoint, family, rank = self.checkpoint, self.checkpoint.family, training.rank
         targets = [
             f"{family.blocks}.{index}.{projection}"
-            for index in range(checkpoint.blocks)
+            for index, rank_here in enumerate(training.ranks(checkpoint.blocks))
             for projection in family.projections
-            if checkpoint.has(index, projection)
+            if rank_here and checkpoint.has(index, projection)
         ]
         config = LoraConfig(
             r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=family.transposed
