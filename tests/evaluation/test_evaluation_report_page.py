@@ -21,6 +21,8 @@ from spinecli.evaluation.results import (
     ModelResult,
     Weights,
 )
+from spinecli.healing.config import Loss
+from spinecli.healing.curve import Curve, Judged
 
 HOSTILE = "</title><script>alert(1)</script>\"'&"
 NOW = "2026-01-01T00:00:00+00:00"
@@ -99,6 +101,18 @@ def test_models_of_one_size_and_quality_have_a_name_each() -> None:
     models = [measured("dense", 1.0), *(measured(f"same-{number}", 0.5) for number in range(4))]
     page = read_page(report_html(evaluation(*models), NOW))
     assert {model.label for model in models} <= page.names_beside_points()
+
+
+def test_how_a_model_was_healed_is_a_curve() -> None:
+    judged = [
+        Judged(step=step, tokens=1000 * step, held_out=0.5 - step / 100, held_out_lm=3.0, training=0.4)
+        for step in range(9)
+    ]
+    healed = measured("pruned", 0.5).model_copy(update={"healing": Curve(loss=Loss.kl, curve=tuple(judged))})
+    page = read_page(report_html(evaluation(measured("dense", 1.0), healed), NOW))
+    assert "Healing of pruned" in page.texts
+    assert {"0.5000", "0.4200"} <= page.names_beside_points()
+    assert any("0.4700 on held-out rows after 3,000 tokens" in title for title in page.titles)
 
 
 @pytest.mark.parametrize("field", ["label", "reference", "text", "said", "command", "machine"])

@@ -10,7 +10,9 @@ import torch
 from families import Recipe, random_tokens, recipe
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from spinecli.app import app
 from spinecli.artifacts.context import RunContext
 from spinecli.artifacts.directory import OutputOptions
 from spinecli.artifacts.journal import PassJournal
@@ -31,6 +33,7 @@ from spinecli.errors import (
 from spinecli.healing import distillation
 from spinecli.healing.config import DistillConfig, HealConfig, Loss, Train
 from spinecli.healing.cost import foresee
+from spinecli.healing.curve import curve_of
 from spinecli.healing.distillation import Distillation, Lesson, share_of_peak
 from spinecli.healing.request import HealRequest, open_request
 from spinecli.healing.run import heal
@@ -149,6 +152,23 @@ def test_the_best_on_held_out_rows_is_published(cut: Cut, tmp_path: Path) -> Non
     report: Any = healed(cut(), tmp_path / "out", tokens=20_000, learning_rate=2e-2).report
     best = min(judged["held_out"] for judged in report["curve"])
     assert report["held_out_after"] == pytest.approx(best, rel=1e-3)
+
+
+def test_the_curve_is_read_again_and_drawn(cut: Cut, tmp_path: Path) -> None:
+    manifest = healed(cut(), tmp_path / "out")
+    curve = curve_of(tmp_path / "out")
+    assert curve is not None
+    assert [judged.model_dump() for judged in curve.curve] == manifest.report["curve"]
+    assert curve_of(cut()) is None
+    assert curve_of(tmp_path) is None
+    pytest.importorskip("matplotlib")
+    drawn = {}
+    for name, directory in (("cut", cut()), ("healed", tmp_path / "out")):
+        result = CliRunner().invoke(app, ["inspect", str(directory), "--plot", str(tmp_path / f"{name}.svg")])
+        assert result.exit_code == 0, result.stderr
+        drawn[name] = (tmp_path / f"{name}.svg").read_text()
+    assert "million tokens" in drawn["healed"]
+    assert "million tokens" not in drawn["cut"]
 
 
 def test_held_out_rows_are_never_trained_on(cut: Cut) -> None:

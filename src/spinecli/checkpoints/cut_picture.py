@@ -90,14 +90,23 @@ _CUT = "#7f7f7f"
 _MOST_NUMBERED = 24
 
 
-def save_cut_picture(cuts: CutPicture, title: str, path: Path) -> None:
-    """Draw heads and channels of every dense block, and below them the projections' errors if any were recovered."""
+def save_cut_picture(cuts: CutPicture, title: str, path: Path, below: Callable[[Any], None] | None = None) -> None:
+    """Draw heads and channels of every dense block, and below them the projections' errors if any were recovered.
+
+    Args:
+        below: draws another panel, on an axis of its own.
+    """
     from matplotlib.figure import Figure
 
     count, panels = len(cuts.blocks), 3 if cuts.recovered else 2
     width = min(max(6.4, 0.32 * count), 20.0)
-    figure = Figure(figsize=(width, 0.6 + 2.0 * panels), layout="constrained")
-    axes = figure.subplots(panels, 1, sharex=True)
+    rows = panels + (below is not None)
+    figure = Figure(figsize=(width, 0.6 + 2.0 * rows), layout="constrained")
+    all_axes = figure.subplots(rows, 1)
+    axes = all_axes[:panels]
+    for axis in axes[:-1]:
+        axis.sharex(axes[-1])
+        axis.tick_params(labelbottom=False)
     _draw_units(axes[0], cuts.blocks, "heads", lambda block: (block.heads, block.of_heads))
     _draw_units(axes[1], cuts.blocks, "channels", lambda block: (block.channels, block.of_channels))
     if cuts.recovered:
@@ -110,6 +119,8 @@ def save_cut_picture(cuts: CutPicture, title: str, path: Path) -> None:
     axes[-1].set_xlabel("block of the dense model, input to output")
     axes[-1].set_xticks(range(0, count, -(-count // _MOST_NUMBERED)))
     axes[-1].set_xlim(-0.6, count - 0.4)
+    if below is not None:
+        below(all_axes[-1])
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from spinecli.commands.flags import DryRun, OutUnlessDry, Overwrite, Resume, from_config
 from spinecli.console import Terminal, duration, number, size, table
-from spinecli.healing.config import HealConfig
+from spinecli.healing.config import HealConfig, Loss
 
 
 @from_config(HealConfig)
@@ -57,6 +57,8 @@ def _foreseen(value: dict[str, Any]) -> list[Any]:
 
 
 def _rendered(report: dict[str, Any], out: Path) -> list[Any]:
+    from spinecli.healing.curve import LOWERED
+
     rows = [
         (
             str(judged["step"]),
@@ -67,8 +69,7 @@ def _rendered(report: dict[str, Any], out: Path) -> list[Any]:
         )
         for judged in report["curve"]
     ]
-    names = {"kl": "KL from the dense model", "lm": "loss on the text", "both": "KL and loss"}
-    lowered = names[report["loss"]]
+    lowered = LOWERED[Loss(report["loss"])]
     columns = ("step", "tokens", "training", "held-out", "loss on the text")
     before, after = report["held_out_before"], report["held_out_after"]
     verdict = f"{lowered}, on held-out rows: {before:.4f} before, {after:.4f} after healing"

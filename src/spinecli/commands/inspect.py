@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,7 @@ def inspect(
         from spinecli.checkpoints.cut_picture import cuts_of, save_cut_picture
         from spinecli.checkpoints.inspection import inspect_directory
         from spinecli.errors import OptionError
+        from spinecli.healing.curve import curve_of, draw
         from spinecli.recipes.recipe import last_config, recipe_of
 
         if print_config or recipe:
@@ -50,7 +52,9 @@ def inspect(
             check_picture(plot, directory, overwrite=overwrite)
         found = inspect_directory(directory, verify=verify)
         if plot and not found.get("damaged"):
-            save_cut_picture(cuts_of(directory), _title(found), plot)
+            curve = curve_of(directory)
+            below = partial(draw, curve=curve) if curve else None
+            save_cut_picture(cuts_of(directory), _title(found), plot, below)
             found["picture"] = str(plot)
         terminal.result(found, *_rendered(found))
         if found.get("damaged"):

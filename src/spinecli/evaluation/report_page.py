@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from spinecli.checkpoints.cut_picture import BlockCut
@@ -23,6 +23,7 @@ from spinecli.evaluation.page.page import (
 from spinecli.evaluation.page.plot import Plot, Point
 from spinecli.evaluation.report import cell, conditions, formatted, ratio_cell
 from spinecli.evaluation.results import ComparisonRow, Evaluation, ModelResult
+from spinecli.healing.curve import Curve
 
 _MOST_PLOTS = 7
 # Within half a percent nothing is called better or worse.
@@ -57,7 +58,7 @@ def _page(evaluation: Evaluation, started: str, commands: Sequence[Command]) -> 
     return Page(
         title="Evaluation of " + ", ".join(labels),
         findings=findings(evaluation),
-        plots=_plots(evaluation),
+        plots=(*_plots(evaluation), *_curves(evaluation.models)),
         tables=(FigureTable("", labels, _groups(evaluation.comparison)),),
         conditions=tuple(conditions(evaluation)),
         cuts=tuple(cut_of_model(model.label, model.cut) for model in evaluation.models if model.cut),
@@ -103,6 +104,35 @@ def _plot(models: Sequence[ModelResult], row: ComparisonRow) -> Plot:
         y_title=f"{row.figure if row.form == 'rate' else name}, {direction}",
         points=tuple(points),
         y_percent=row.form == "share",
+    )
+
+
+def _curves(models: Sequence[ModelResult]) -> Iterator[Plot]:
+    for model in models:
+        if model.healing:
+            yield _curve(model.label, model.healing)
+
+
+def _curve(label: str, curve: Curve) -> Plot:
+    """Held-out rows over what was trained on, joined from the weights that came in."""
+    points = tuple(
+        Point(
+            name=f"{judged.tokens:,} tokens",
+            x=judged.tokens / 1e6,
+            y=judged.held_out,
+            said=f"{judged.held_out:.4f} on held-out rows after {judged.tokens:,} tokens",
+            label=f"{judged.held_out:.4f}",
+            named=judged in (curve.curve[0], curve.curve[-1]),
+            series=1 if judged.tokens else 0,
+        )
+        for judged in curve.curve
+    )
+    return Plot(
+        title=f"Healing of {label}",
+        x_title="million tokens",
+        y_title=f"{curve.lowered} on held-out rows, nats",
+        points=points,
+        series=("before", "healed"),
     )
 
 

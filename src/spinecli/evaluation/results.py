@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from spinecli.artifacts.record import Record
 from spinecli.checkpoints.cut_picture import BlockCut
 from spinecli.evaluation.config import EvaluateConfig, GenerationConfig
+from spinecli.healing.curve import Curve
 
 RESULTS_NAME = "results.json"
 RESULTS_FORMAT = 1
@@ -130,6 +131,8 @@ class ModelResult(Record):
     weights: Weights
     cut: tuple[BlockCut, ...] = ()
     """What every block of the model that this one was cut from keeps; empty if the checkpoint does not say."""
+    healing: Curve | None = None
+    """How spine heal trained this checkpoint."""
     perplexity: tuple[PerplexityResult, ...] = ()
     classification: ClassificationResult | None = None
     latency: LatencyResult | None = None

@@ -42,6 +42,7 @@ from spinecli.evaluation.results import (
     PerplexityResult,
 )
 from spinecli.evaluation.tasks import TaskSet, find_tasks, run_tasks
+from spinecli.healing.curve import curve_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +237,7 @@ def _result(
         adapter=str(subject.adapter) if subject.adapter else None,
         weights=weights_of(subject),
         cut=cut_of(subject),
+        healing=curve_of(subject.path),
         perplexity=perplexity,
         lm_eval=lm_eval,
     )

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from spinecli.artifacts.context import RunContext
@@ -19,6 +18,7 @@ from spinecli.artifacts.seeding import torch_generator
 from spinecli.data.rows import TokenRows
 from spinecli.errors import TrainingError
 from spinecli.healing.config import DistillConfig, Loss
+from spinecli.healing.curve import Judged
 from spinecli.healing.loss import Sums, loss_sums
 from spinecli.healing.student import Student
 from spinecli.healing.targets import TargetCache, Targets
@@ -30,25 +30,6 @@ _WARMUP = 0.05
 _CLIP_NORM = 1.0
 # Tokens that pass through the student together: bounds what autograd keeps.
 TOKENS_TOGETHER = 2048
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The held-out rows after some steps."""
-
-    step: int
-    tokens: int
-    """Trained on so far."""
-    held_out: float
-    """Of what training lowers, the mean over their predicted tokens."""
-    held_out_lm: float
-    """Their negative log-likelihood."""
-    training: float
-    """The mean of what training lowers over the steps since the last judgement; 0 before the first."""
-
-    def report(self) -> dict[str, JsonValue]:
-        """For `spine.json` and --json."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +159,15 @@ class Distillation:
         found = self.judge()
         before = min((judged.held_out for judged in self.curve), default=math.inf)
         recent = sum(self._losses) / len(self._losses) if self._losses else 0.0
-        tokens = step * self.rows * self._lesson.rows.length
-        self.curve.append(Judged(step, tokens, found.of(loss), found.of(Loss.lm), recent))
+        self.curve.append(
+            Judged(
+                step=step,
+                tokens=step * self.rows * self._lesson.rows.length,
+                held_out=found.of(loss),
+                held_out_lm=found.of(Loss.lm),
+                training=recent,
+            )
+        )
         self._losses = []
         if self.curve[-1].held_out < before:
             self._best = {name: value.detach().clone() for name, value in self._student.trained.items()}
@@ -190,7 +178,7 @@ class Distillation:
         for name, parameter in self._student.trained.items():
             for key, value in self._optimizer.state[parameter].items():
                 state[f"{key}.{name}"] = value
-        rows = [[each.step, each.tokens, each.held_out, each.held_out_lm, each.training] for each in self.curve]
+        rows = [list(each.model_dump().values()) for each in self.curve]
         losses = torch.tensor(self._losses, dtype=torch.float64)
         return state | {"curve": torch.tensor(rows, dtype=torch.float64), "losses": losses}
 
@@ -204,8 +192,8 @@ class Distillation:
                 key: saved[f"{key}.{name}"].to("cpu" if key == "step" and device.type == "cpu" else device)
                 for key in keys
             }
-        for step, tokens, *values in saved["curve"].tolist():
-            self.curve.append(Judged(int(step), int(tokens), *values))
+        for values in saved["curve"].tolist():
+            self.curve.append(Judged.model_validate(dict(zip(Judged.model_fields, values, strict=True))))
         self._losses = saved["losses"].tolist()
 
 

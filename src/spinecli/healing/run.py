@@ -92,6 +92,6 @@ def _heal(request: HealRequest, rows: TokenRows, work: WorkDirectory, context: R
         "trained_parameters": sum(each.numel() for each in student.trained.values()),
         "steps": training.steps,
         "rows": {"trained on": lesson.trained_on, "held out": lesson.held_out, **rows.rows_by_kind},
-        "curve": [each.report() for each in training.curve],
+        "curve": [each.model_dump() for each in training.curve],
         "largest_logit_difference": difference,
     }
