@@ -97,7 +97,7 @@ def finished_run(options: OutputOptions, fingerprint: JsonValue) -> Manifest | N
     manifest = read_manifest(options.path)
     if run_fingerprint(manifest) != sha256_value(fingerprint):
         return None
-    work = _work_of(options.path)
+    work = work_of(options.path)
     if work.root.exists():
         with _locked(work):
             shutil.rmtree(work.root)
@@ -106,7 +106,7 @@ def finished_run(options: OutputOptions, fingerprint: JsonValue) -> Manifest | N
 
 def is_unfinished(out: Path) -> bool:
     """Whether a run of this output has begun and left its work directory, from which `--resume` would go on."""
-    return _begun(_work_of(out))
+    return _begun(work_of(out))
 
 
 def run_fingerprint(manifest: Manifest) -> str:
@@ -132,7 +132,7 @@ def work_directory(options: OutputOptions, fingerprint: JsonValue) -> Iterator[W
     Raises: OutputExistsError, OutputNotWritableError, UnfinishedRunError, MissingPathError, NoSpaceError.
     """
     check_output(options)
-    work = _work_of(options.path)
+    work = work_of(options.path)
     resumed = _claim(work, options, sha256_value(fingerprint))
     with _locked(work):
         try:
@@ -237,7 +237,7 @@ def _begun(work: WorkDirectory) -> bool:
     return _marker(work).is_file() and work.files.is_dir()
 
 
-def _work_of(out: Path) -> WorkDirectory:
+def work_of(out: Path) -> WorkDirectory:
     """Where the run of an output works: beside the place that `out` means once links and dots are followed."""
     place = out.resolve()
     return WorkDirectory(place, place.parent / f".{place.name}.spine-work")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ def heal(
     from spinecli.artifacts.directory import OutputOptions, check_output
     from spinecli.artifacts.stopwatch import Stopwatch
     from spinecli.healing.cost import foresee
+    from spinecli.healing.processes import leads
     from spinecli.healing.request import open_request
     from spinecli.healing.run import heal as run_heal
 
     stopwatch = Stopwatch()
+    if not leads():
+        terminal = replace(terminal, quiet=True)
     if out is not None and not resume:
         check_output(OutputOptions(out, overwrite, resume))
     request = open_request(config)
@@ -41,6 +45,8 @@ def heal(
             terminal.result({"out": None, **foreseen}, *_foreseen(foreseen))
             return
         manifest = run_heal(request, OutputOptions(out, overwrite, resume), context)
+    if not leads():
+        return
     report = manifest.model_dump(mode="json")["report"]
     value = {"out": str(out), **report, "measured": manifest.measured.model_dump(mode="json")}
     terminal.result(value, *_rendered(report, out))

@@ -20,6 +20,7 @@ from spinecli.errors import TrainingError
 from spinecli.healing.config import DistillConfig, Loss
 from spinecli.healing.curve import Judged
 from spinecli.healing.loss import Sums, loss_sums
+from spinecli.healing.processes import Processes
 from spinecli.healing.student import Student
 from spinecli.healing.targets import TargetCache, Targets
 
@@ -61,10 +62,20 @@ class Distillation:
 
     Args:
         tokens: to train on in all.
+        processes: that train it together, each with its share of the rows of a step.
     """
 
-    def __init__(self, student: Student, lesson: Lesson, config: DistillConfig, tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        student: Student,
+        lesson: Lesson,
+        config: DistillConfig,
+        tokens: int,
+        seed: int,
+        processes: Processes | None = None,
+    ) -> None:
         self._student, self._lesson, self._config, self._seed = student, lesson, config, seed
+        self._processes = processes or Processes()
         self.rows = min(config.batch_size, lesson.trained_on)
         """In a step."""
         self.steps = steps_for(tokens, self.rows, lesson.rows.length)
@@ -85,13 +96,14 @@ class Distillation:
             self._restore(done := saved.finished, saved.tensors)
         else:
             self._judge(0)
+        self._processes.wait()
         moments = {round(self.steps * (number + 1) / JUDGEMENTS) for number in range(JUDGEMENTS)}
         order = self._order(done)
         for step in range(done + 1, self.steps + 1):
             self._step(step, next(order))
             if step in moments:
                 self._judge(step)
-            if journal:
+            if journal and self._processes.leads:
                 journal.save(step, self._state(), last=step == self.steps)
             context.progress(PHASE, step, self.steps)
         for name, value in self._best.items():
@@ -99,11 +111,8 @@ class Distillation:
 
     def judge(self) -> Sums:
         """The losses of the student on the held-out rows."""
-        total = Sums(0.0, 0.0, 0)
         held_out = torch.arange(self._lesson.trained_on, self._lesson.rows.rows)
-        for numbers in torch.split(held_out, self._together):
-            total += self._losses_of(numbers)
-        return total
+        return self._shared_losses(held_out)
 
     @property
     def _together(self) -> int:
@@ -123,10 +132,8 @@ class Distillation:
 
     def _step(self, step: int, numbers: Tensor) -> None:
         positions = int(self._lesson.rows.targets[numbers].sum())
-        total = Sums(0.0, 0.0, 0)
-        for part in torch.split(numbers, self._together):
-            total += self._losses_of(part, scale=1 / max(1, positions))
-        loss = total.of(self._config.loss)
+        loss = self._shared_losses(numbers, scale=1 / max(1, positions)).of(self._config.loss)
+        self._add_gradients()
         norm = float(nn.utils.clip_grad_norm_(self._student.trained.values(), _CLIP_NORM))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
@@ -138,6 +145,24 @@ class Distillation:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._losses.append(loss)
+
+    def _shared_losses(self, numbers: Tensor, scale: float | None = None) -> Sums:
+        """Of rows (rows,), of which each process takes its share."""
+        total = Sums(0.0, 0.0, 0)
+        if len(own := self._processes.share(numbers)):
+            for part in torch.split(own, self._together):
+                total += self._losses_of(part, scale)
+        return total.over(self._processes)
+
+    def _add_gradients(self) -> None:
+        """Give every process the gradients of all of them."""
+        if self._processes.count == 1:
+            return
+        trained = self._student.trained.values()
+        found = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+        summed = self._processes.total(torch.cat([each.flatten() for each in found]))
+        for parameter, gradient in zip(trained, torch.split(summed, [each.numel() for each in found]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
 
     def _losses_of(self, numbers: Tensor, scale: float | None = None) -> Sums:
         student, config = self._student, self._config

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spinecli.healing.config import Loss
+from spinecli.healing.processes import Processes
 from spinecli.healing.targets import Targets
 
 # Logits in memory at once. Autograd holds about three tensors more of their size.
@@ -34,6 +35,12 @@ class Sums:
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.kl + other.kl, self.lm + other.lm, self.positions + other.positions)
+
+    def over(self, processes: Processes) -> Sums:
+        """With the positions of all of them."""
+        summed = processes.total(torch.tensor([self.kl, self.lm, float(self.positions)], dtype=torch.float64))
+        kl, lm, positions = summed.tolist()
+        return Sums(kl, lm, int(positions))
 
     def of(self, loss: Loss) -> float:
         """The mean of what `loss` lowers."""

@@ -32,6 +32,7 @@ from spinecli.errors import (
     OptionError,
 )
 from spinecli.healing.config import HealConfig, Loss
+from spinecli.healing.processes import own_device
 
 _LENGTH = 512
 _EPOCHS_OF_OWN_TEXT = 4
@@ -88,7 +89,7 @@ def open_request(config: HealConfig) -> HealRequest:
     source = describe_source(str(config.pruned), config.pruned)
     lineage = lineage_behind(config.pruned, source)
     manifest = read_manifest(config.pruned) if (config.pruned / MANIFEST_NAME).is_file() else None
-    compute = compute_options(config.device, config.dtype)
+    compute = compute_options(own_device(config.device), config.dtype)
     inputs = {"pruned": source}
     teacher = None
     if config.training.loss is not Loss.lm:

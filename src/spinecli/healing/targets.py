@@ -21,6 +21,7 @@ from spinecli.artifacts.whole_file import whole_file
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.stream.block_stream import BlockStream, ComputeOptions
 from spinecli.data.rows import TokenRows
+from spinecli.healing.processes import Processes
 
 PHASE = "asking the dense model"
 # Hidden states of the teacher that are in memory at once, and logits.
@@ -74,6 +75,7 @@ def ask_teacher(
     compute: ComputeOptions,
     directory: Path,
     context: RunContext,
+    processes: Processes | None = None,
 ) -> TargetCache:
     """Write the teacher's answers to all rows, but for those that are there already.
 
@@ -84,14 +86,17 @@ def ask_teacher(
     parts = torch.split(rows.tokens, cache.rows_per_file)
     stream = BlockStream(teacher, rows.length, compute, context, len(rows.frame.opening))
     steps = stream.blocks + 1
-    for number, tokens in enumerate(parts):
+    processes = processes or Processes()
+    own = processes.share(torch.arange(len(parts))).tolist()
+    for place, number in enumerate(own):
         if cache.path(number).is_file():
             continue
+        tokens = parts[number]
         with context.stopwatch("computing"):
             hidden = stream.embed(tokens)
             for index, block in enumerate(stream.loaded_blocks()):
                 hidden = stream.run(block, hidden)
-                context.progress(PHASE, number * steps + index + 1, len(parts) * steps)
+                context.progress(PHASE, place * steps + index + 1, len(own) * steps)
             answers = list(_likeliest(stream, hidden, k, temperature))
         kept = {
             "tokens": torch.cat([tokens for tokens, _ in answers]).view(len(tokens), rows.length - 1, -1),
@@ -99,7 +104,8 @@ def ask_teacher(
         }
         with whole_file(cache.path(number)) as part:
             save_file(kept, part)
-        context.progress(PHASE, (number + 1) * steps, len(parts) * steps)
+        context.progress(PHASE, (place + 1) * steps, len(own) * steps)
+    processes.wait()
     return cache
 
 
