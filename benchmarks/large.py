@@ -58,9 +58,9 @@ def hash_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
 
 
-def make_checkpoint(directory: Path, blocks: int) -> None:
-    """Write the random checkpoint with the built-in model's tokenizer."""
-    config = LlamaConfig(**{**SHAPE, "num_hidden_layers": blocks})
+def make_checkpoint(directory: Path, **shape: int) -> None:
+    """Write a random checkpoint with the built-in model's tokenizer; `shape` differs from LLaMA-2-7B's."""
+    config = LlamaConfig(**{**SHAPE, **shape})
     raw = {**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     groups = [
         {name: ComputedTensor(shape, torch.bfloat16, partial(random_tensor, name, shape))}
@@ -108,7 +108,7 @@ def main() -> None:
         return
     dense, pruned, tuned = (work / f"{name}-{options.blocks}" for name in ("dense", "pruned", "tuned"))
     if not dense.is_dir():
-        make_checkpoint(dense, options.blocks)
+        make_checkpoint(dense, num_hidden_layers=options.blocks)
     print("| step | peak memory | seconds | reading | computing | writing | verifying |\n|---|---|---|---|---|---|---|")
     common = ["--overwrite", "--dtype", options.dtype]
     rows = ["--calibration", "builtin:tiny-calibration", "--calibration-rows", "16", "--calibration-length", "128"]
