@@ -51,6 +51,7 @@ class ByHand(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, RANK))
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
         return self.base(inputs) + nn.functional.linear(nn.functional.linear(inputs, self.down), self.up)
 
 
@@ -73,6 +74,7 @@ class PlainStep:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-3, weight_decay=0.0, fused=True)
 
     def __call__(self, tokens: Tensor) -> None:
+        """Train on (rows, length)."""
         with torch.autocast("cpu", self.dtype, enabled=self.dtype is not torch.float32):
             loss = self.model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
