@@ -116,7 +116,7 @@ def memory(kinds: dict[str, list[str]]) -> None:
         make_checkpoint(work / "dense", **SHAPE)
         spine = [sys.executable, "-m", "spinecli"]
         text = ["builtin:tiny-calibration", "--calibration-rows", "8", "--calibration-length", "64"]
-        cut = ["--method", "magnitude", "--sparsity", "0.04", "--block-share", "1", "--dtype", "bfloat16"]
+        cut = ["--method", "shortgpt", "--sparsity", "0.04", "--dtype", "bfloat16"]
         subprocess.run(
             [*spine, "prune", work / "dense", *cut, "--calibration", *text, "--out", work / "cut", "--quiet"],
             check=True,

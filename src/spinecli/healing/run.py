@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -25,14 +26,20 @@ from spinecli.healing.distillation import Distillation, Lesson
 from spinecli.healing.processes import Processes, together
 from spinecli.healing.request import HealRequest
 from spinecli.healing.student import Student
-from spinecli.healing.targets import ask_teacher
+from spinecli.healing.targets import TargetCache, ask_teacher
 
 
-def heal(request: HealRequest, output: OutputOptions, context: RunContext | None = None) -> Manifest:
+def heal(
+    request: HealRequest, output: OutputOptions, context: RunContext | None = None, shared: Path | None = None
+) -> Manifest:
     """Heal a cut checkpoint into a new directory.
 
     If training does not lower the loss on held-out rows, the weights stay as they were and the report says so. Of
     several processes that were started together the first one writes, and all of them return what it wrote.
+
+    Args:
+        shared: where what the model writes and the teacher's answers are kept, for other runs on the same text; None:
+            with the run.
 
     Raises: TrainingError, OutputExistsError, UnfinishedRunError, NoSpaceError, VerificationError, and what reading can
         raise.
@@ -54,8 +61,10 @@ def heal(request: HealRequest, output: OutputOptions, context: RunContext | None
         require_space(output.path.parent, student.bytes)
         with run.working(output) if processes.leads else nullcontext(work_of(output.path)) as work:
             context = replace(context, state=work.state)
-            rows = processes.leader_first(partial(request.text.read, context))
-            healed, report = _train(request, rows, work, context, processes)
+            asking = replace(context, state=shared or work.state)
+            rows = processes.leader_first(partial(request.text.read, asking))
+            targets = _targets(request, rows, asking, processes)
+            healed, report = _train(request, rows, targets, context, processes)
             if processes.leads:
                 report["largest_logit_difference"] = _write(request, healed, rows, work, context)
                 run.publish(work, _summary(request, report), report, context.stopwatch.measured())
@@ -63,17 +72,22 @@ def heal(request: HealRequest, output: OutputOptions, context: RunContext | None
         return read_manifest(output.path)
 
 
+def _targets(request: HealRequest, rows: TokenRows, context: RunContext, processes: Processes) -> TargetCache | None:
+    config = request.config.training
+    if request.teacher is None or context.state is None:
+        return None
+    answers = ask_teacher(
+        request.teacher, rows, config.top_k, config.temperature, request.compute, context.state, context, processes
+    )
+    return_freed_memory()
+    return answers
+
+
 def _train(
-    request: HealRequest, rows: TokenRows, work: WorkDirectory, context: RunContext, processes: Processes
+    request: HealRequest, rows: TokenRows, targets: TargetCache | None, context: RunContext, processes: Processes
 ) -> tuple[Checkpoint, dict[str, JsonValue]]:
     """The healed checkpoint, or the one that came in if that is better, and how it went."""
     config, compute, seed = request.config.training, request.compute, request.config.seed
-    targets = None
-    if request.teacher:
-        targets = ask_teacher(
-            request.teacher, rows, config.top_k, config.temperature, compute, work.state, context, processes
-        )
-        return_freed_memory()
     with context.stopwatch("computing"):
         student = Student(request.student, config, compute, seed)
         lesson = Lesson(rows, request.held_out, targets)

@@ -24,6 +24,10 @@ from spinecli.evaluation.session import open_session
 from spinecli.evaluation.sweep.config import AfterCut, SweepConfig
 from spinecli.evaluation.sweep.request import open_request
 from spinecli.evaluation.sweep.run import read_results, sweep
+from spinecli.healing.config import HealConfig, HealText
+from spinecli.healing.request import open_request as open_heal
+from spinecli.healing.run import heal
+from spinecli.healing.targets import PHASE as ASKING
 from spinecli.pruning.config import PruneConfig
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
@@ -228,8 +232,12 @@ def test_an_encoder_is_judged_by_its_output(options: Make, tmp_path: Path) -> No
     assert results.dense.held_out == 0
     assert results.dense.perplexity == {}
     assert 0 < results.points[0].held_out < results.points[1].held_out
-    for change in ({"perplexity": TextConfig(texts=("builtin:python-docs",))}, {"latency": True}):
-        with pytest.raises(OptionError, match="measures language models"):
+    for change in (
+        {"perplexity": TextConfig(texts=("builtin:python-docs",))},
+        {"latency": True},
+        {"heal_tokens": 100},
+    ):
+        with pytest.raises(OptionError, match="is for language models"):
             open_request(options(encoder, **{**plain, **change}))
 
 
@@ -245,3 +253,29 @@ def test_perplexity_is_that_of_a_loaded_model(options: Make, tmp_path: Path) -> 
     with torch.no_grad():
         loss = float(model(windows, labels=windows).loss)
     assert results.points[0].perplexity[asked.perplexity.texts[0]] == pytest.approx(exp(loss), rel=1e-4)
+
+
+def test_every_cut_is_healed_as_spine_heal_does_and_the_dense_model_is_asked_once(
+    options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = options(methods="spine,flap", sparsity="0.4", keep=True, heal_tokens=10_000)
+    phases: list[str] = []
+    context = RunContext(progress=lambda phase, done, total: phases.append(phase) if done == total else None)
+    _, results = sweep(open_request(asked), OutputOptions(tmp_path / "out"), context)
+    assert results.heal_tokens == 10_000
+    assert phases.count(ASKING) == 1
+    _, without = swept(options(methods="spine,flap", sparsity="0.4"), tmp_path / "cuts")
+    assert [row.block_parameters for row in results.points] == [row.block_parameters for row in without.points]
+
+    prune(
+        open_prune(PruneConfig(model=asked.model, sparsity=0.4, calibration=asked.calibration)),
+        OutputOptions(tmp_path / "cut"),
+    )
+    text = HealText(text=asked.calibration.text, tokens=10_000)
+    heal(open_heal(HealConfig(pruned=tmp_path / "cut", text=text)), OutputOptions(tmp_path / "healed"))
+    assert sums(tmp_path / "out" / "points" / "spine-0.4") == sums(tmp_path / "healed")
+    assert [step.command for step in read_manifest(tmp_path / "out" / "points" / "flap-0.4").lineage] == [
+        "",
+        "prune",
+        "tune",
+    ]

@@ -23,6 +23,9 @@ from spinecli.evaluation.results import LatencyResult
 from spinecli.evaluation.sweep.points import SweepPoint
 from spinecli.evaluation.sweep.request import SweepRequest, with_subjects
 from spinecli.evaluation.sweep.results import Refusal, Speed, SweepRow
+from spinecli.healing.config import HealConfig, HealText
+from spinecli.healing.request import open_request as open_heal
+from spinecli.healing.run import heal
 from spinecli.pruning.config import TuneConfig, TuneMethod
 from spinecli.pruning.recovery.tune import open_request as open_tune
 from spinecli.pruning.recovery.tune import tune
@@ -144,6 +147,8 @@ def _compared(found: LatencyResult, dense: LatencyResult) -> Speed:
 
 POINTS = "points"
 _CUTS = "cuts"
+_TUNED = "tuned"
+_HEALING = "healing"
 _FINDINGS = "findings"
 
 
@@ -162,7 +167,9 @@ class CheckpointBuilder:
     """Where checkpoints are made. Every step resumes what a killed one left there.
 
     state/findings/SCORING   scores and sensitivities, shared by all ratios of a method
-    state/cuts/NAME          a cut that is going to be tuned
+    state/healing            text and the dense model's answers that all points are healed with
+    state/cuts/NAME          a cut that is going to be tuned or healed
+    state/tuned/NAME         a tuned cut that is going to be healed
     state/points/NAME        a point that has not been measured yet
     """
 
@@ -171,20 +178,23 @@ class CheckpointBuilder:
     context: RunContext
 
     def make(self, point: SweepPoint) -> BuiltPoint:
-        """Prune and tune.
+        """Prune, tune and heal.
 
         Raises: OptionError if the model cannot be cut like that, and what `prune` and `tune` raise.
         """
         request = self.request.prune_request(point)
         tuned = self.request.config.tune.after(request.method)
-        cut, final = self._folder(_CUTS) / point.name, self._folder(POINTS) / point.name
+        tokens = self.request.config.heal_tokens
+        folders = [_CUTS, *([_TUNED] if tuned and tokens else []), POINTS] if tuned or tokens else [POINTS]
+        made = [self._folder(folder) / point.name for folder in folders]
         findings = self._folder(_FINDINGS) / request.scoring.name
         findings.mkdir(exist_ok=True)
-        output = OutputOptions(cut if tuned else final, resume=True)
-        report: dict[str, Any] = prune(request, output, self.context, findings).report
+        report: dict[str, Any] = prune(request, OutputOptions(made[0], resume=True), self.context, findings).report
         if tuned:
-            self._tune(cut, tuned, final)
-        return BuiltPoint(final, report["achieved_sparsity"], len(report["removed_blocks"]), tuned)
+            self._tune(made[0], tuned, made[1])
+        if tokens:
+            self._heal(made[-2], tokens, made[-1])
+        return BuiltPoint(made[-1], report["achieved_sparsity"], len(report["removed_blocks"]), tuned)
 
     def clear(self, point: SweepPoint, keep_in: Path | None) -> None:
         """Put a measured point's checkpoint away: into `keep_in`, or nowhere."""
@@ -192,13 +202,19 @@ class CheckpointBuilder:
         if keep_in and made.exists():
             keep_in.mkdir(exist_ok=True)
             made.rename(keep_in / point.name)
-        for left in (made, self.state / _CUTS / point.name):
+        for left in (made, self.state / _CUTS / point.name, self.state / _TUNED / point.name):
             shutil.rmtree(left, ignore_errors=True)
 
     def _tune(self, cut: Path, method: TuneMethod, final: Path) -> None:
         asked = self.request.config
         config = TuneConfig(pruned=cut, method=method, seed=asked.seed, device=asked.device, dtype=asked.dtype)
         tune(open_tune(config), OutputOptions(final, resume=True), self.context)
+
+    def _heal(self, cut: Path, tokens: int, final: Path) -> None:
+        asked = self.request.config
+        text = HealText(text=asked.calibration.text, tokens=tokens, special_tokens=asked.calibration.special_tokens)
+        config = HealConfig(pruned=cut, text=text, seed=asked.seed, device=asked.device, dtype=asked.dtype)
+        heal(open_heal(config), OutputOptions(final, resume=True), self.context, self._folder(_HEALING))
 
     def _folder(self, name: str) -> Path:
         folder = self.state / name

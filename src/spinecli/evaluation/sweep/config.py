@@ -91,6 +91,13 @@ class SweepConfig(Config):
             "lsq, which tune every cut by that method."
         ),
     ] = AfterCut.auto
+    heal_tokens: Annotated[
+        int,
+        Field(ge=0),
+        Option(
+            "Number of tokens to train every cut on, as spine heal does, on the calibration text; 0 trains nothing."
+        ),
+    ] = 0
     perplexity: Annotated[TextConfig, Option("Perplexity of every point.", panel="Perplexity")] = TextConfig()
     latency: Annotated[bool, Option("Measure the speed of prefill and decode, each point and MODEL in turns.")] = False
     keep: Annotated[bool, Option("Keep every point's checkpoint under points/.")] = False

@@ -149,6 +149,8 @@ def conditions(results: SweepResults) -> list[str]:
         )
     if tunings := _tunings(results.points):
         sentences.append(f"Tuned after the cut: {tunings}.")
+    if results.heal_tokens:
+        sentences.append(f"Every cut was healed on {results.heal_tokens:,} tokens, as by spine heal.")
     sentences += [f"{refusal.name} is left out: {refusal.reason}" for refusal in results.refused]
     return sentences
 

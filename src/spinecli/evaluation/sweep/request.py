@@ -135,12 +135,17 @@ def _perplexity(config: SweepConfig, subject: Subject) -> PerplexityConfig:
 
 
 def _require_language_model(config: SweepConfig, subject: Subject) -> None:
-    """Refuse measures that only a causal language model has."""
+    """Refuse what only a causal language model has."""
     task = subject.checkpoint.task
-    for option, asked in (("--perplexity", config.perplexity != TextConfig()), ("--latency", config.latency)):
+    asked_for = {
+        "--perplexity": config.perplexity != TextConfig(),
+        "--latency": config.latency,
+        "--heal-tokens": config.heal_tokens > 0,
+    }
+    for option, asked in asked_for.items():
         if asked and task is not Task.causal_lm:
             raise OptionError(
-                f"{option} measures language models, and {config.model} is made for {task.value}; leave it out."
+                f"{option} is for language models, and {config.model} is made for {task.value}; leave it out."
             )
 
 

@@ -84,6 +84,8 @@ class SweepResults(Record):
     """What was timed; None if nothing was."""
     machine: dict[str, JsonValue] | None
     """On which it was timed."""
+    heal_tokens: int = 0
+    """What every cut was trained on after it; 0 if it was not."""
     rows: tuple[SweepRow, ...]
     """The dense model first."""
     refused: tuple[Refusal, ...]

@@ -144,6 +144,7 @@ def _results(request: SweepRequest, rows: list[SweepRow | Refusal]) -> SweepResu
         texts=texts,
         generation=speed.config.generation if speed else None,
         machine=machine,
+        heal_tokens=request.config.heal_tokens,
         rows=tuple(row for row in rows if isinstance(row, SweepRow)),
         refused=tuple(row for row in rows if isinstance(row, Refusal)),
     )
