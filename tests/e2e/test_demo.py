@@ -52,12 +52,12 @@ def test_it_ends_well_within_its_time(demo: Demo) -> None:
 
 def test_it_announces_every_command_in_order(demo: Demo) -> None:
     lines = [line.split()[2] for line in demo.finished.stderr.splitlines() if line.startswith("$ spine ")]
-    assert lines == ["prune", "tune", "eval", "plan", "fed-launch"]
+    assert lines == ["prune", "tune", "heal", "eval", "plan", "fed-launch"]
 
 
-def test_tuning_wins_back_most_of_what_pruning_lost(demo: Demo) -> None:
+def test_tuning_wins_back_most_of_what_pruning_lost_and_healing_some_of_the_rest(demo: Demo) -> None:
     found = demo.finished.json["perplexity"]
-    assert found["dense"] < found["tuned"] < found["pruned"]
+    assert found["dense"] < found["healed"] < found["tuned"] < found["pruned"]
 
 
 def test_the_adapter_learns_the_topics(demo: Demo) -> None:
@@ -72,7 +72,7 @@ def test_the_plan_shortens_the_round_and_saves_traffic(demo: Demo) -> None:
     assert found["traffic_bytes"] < found["uniform_traffic_bytes"]
 
 
-@pytest.mark.parametrize("command", ["prune", "tune", "fed-launch"])
+@pytest.mark.parametrize("command", ["prune", "tune", "heal", "fed-launch"])
 def test_the_announced_line_is_the_run_that_was_made(
     demo: Demo, command: str, monkeypatch: pytest.MonkeyPatch, spine_here: Here
 ) -> None:

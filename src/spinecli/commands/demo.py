@@ -20,7 +20,7 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Prune, tune, evaluate and fine-tune a small built-in model, in a minute or two and without a network."""
+    """Prune, tune, heal, evaluate and fine-tune a small built-in model, in a minute or two and without a network."""
     terminal = Terminal(json=json, quiet=quiet, debug=debug)
     with terminal.reporting_errors():
         from spinecli.commands.eval import comparison_table
@@ -28,10 +28,11 @@ def demo(
 
         with terminal.context() as context:
             result = run_demo(out, sparsity, context)
-        dense, pruned, tuned = (model.perplexity[0].perplexity for model in result.evaluation.models)
+        dense, pruned, tuned, healed = (model.perplexity[0].perplexity for model in result.evaluation.models)
         verdict = (
             f"Cutting {result.pruned['achieved_sparsity']:.0%} of the block parameters took perplexity from "
-            f"{dense:.2f} to {pruned:.2f}; tuning, without training, brought it back to {tuned:.2f}."
+            f"{dense:.2f} to {pruned:.2f}; tuning, without training, brought it back to {tuned:.2f}, "
+            f"and a short training to {healed:.2f}."
         )
         planned: Any = result.plan
         gain = {
@@ -44,14 +45,14 @@ def demo(
         before, after = result.accuracy_before, federated.accuracy
         value = {
             "out": str(out),
-            "perplexity": {"dense": dense, "pruned": pruned, "tuned": tuned},
+            "perplexity": {"dense": dense, "pruned": pruned, "tuned": tuned, "healed": healed},
             "plan": gain,
             "accuracy": {"before": before, "after": after},
             "evaluation": result.evaluation.model_dump(mode="json"),
             "federated": federated.model_dump(mode="json"),
         }
         hint = (
-            f"Look around: spine inspect {out / 'tuned'}, {out / 'results' / 'report.html'}, "
+            f"Look around: spine inspect {out / 'healed'}, {out / 'results' / 'report.html'}, "
             f"{out / 'fed' / 'history.jsonl'}"
         )
         terminal.result(

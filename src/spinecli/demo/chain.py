@@ -26,7 +26,7 @@ RECIPE = Path(__file__).parent / "assets" / "recipe.yaml"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the five steps produced."""
+    """What the six steps produced."""
 
     pruned: Mapping[str, JsonValue]
     evaluation: Evaluation
@@ -47,7 +47,7 @@ def demo_recipe(sparsity: float) -> Recipe:
 
 
 def run_demo(out: Path, sparsity: float, context: RunContext) -> DemoResult:
-    """Run the chain into `out/pruned`, `out/tuned`, `out/results`, `out/plan` and `out/fed`.
+    """Run the chain into `out/pruned`, `out/tuned`, `out/healed`, `out/results`, `out/plan` and `out/fed`.
 
     What an earlier demo left there and would be the same stays, anything else of it is replaced.
 
