@@ -30,7 +30,7 @@ JUDGEMENTS = 8
 _WARMUP = 0.05
 _CLIP_NORM = 1.0
 # Tokens that pass through the student together: bounds what autograd keeps.
-TOKENS_TOGETHER = 2048
+TOKENS_TOGETHER = 1024
 
 
 @dataclass(frozen=True, eq=False)

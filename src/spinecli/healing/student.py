@@ -48,6 +48,7 @@ class Student:
         for parameter in self.trained.values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+        self._keep_no_wide_copies()
         if training.recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             for module in self.model.modules():
@@ -133,6 +134,20 @@ class Student:
             if "lora_A" in name:
                 drawn = torch.rand(parameter.shape, generator=torch_generator(seed, "factors", name))
                 parameter.data = ((drawn * 2 - 1) / parameter.shape[1] ** 0.5).to(parameter.device)
+
+    def _keep_no_wide_copies(self) -> None:
+        """Hand activations on in the computation's precision: trained parameters are float32, and what they are given
+        or give would otherwise be copied to it, once for every projection, and kept for the backward pass.
+        """
+        blocks = self.model.get_submodule(self.checkpoint.family.blocks)
+        for module in blocks.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False
+            elif "Norm" in type(module).__name__:
+                module.register_forward_hook(self._narrow)
+
+    def _narrow(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return output.to(self._compute.dtype)
 
     def _changes(self) -> dict[str, nn.Parameter | LoraLayer]:
         """What the trained parameters change, by name in the checkpoint."""
