@@ -105,9 +105,9 @@ class DistillConfig(Config):
     learning_rate: Annotated[
         float | None,
         Field(gt=0),
-        Option("Largest learning rate; it rises at first and then falls to 0.", default="1e-3; 1e-4 with --train full"),
+        Option("Largest learning rate; it rises at first and then falls to 0.", default="2e-3; 1e-4 with --train full"),
     ] = None
-    batch_size: Annotated[int, Field(ge=1), Option("Rows in a step.")] = 8
+    batch_size: Annotated[int, Field(ge=1), Option("Rows in a step.")] = 4
     recompute: Annotated[
         bool,
         Option("Keep only what enters each block for the backward pass and compute the rest again: less memory."),
@@ -125,7 +125,7 @@ class DistillConfig(Config):
         """What is asked for, or what suits the parameters that are trained."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-4 if self.train is Train.full else 1e-3
+        return 1e-4 if self.train is Train.full else 2e-3
 
 
 class HealConfig(Config):
