@@ -94,8 +94,8 @@ def _train(
         training = Distillation(student, lesson, config, request.config.text.tokens, seed, processes)
         training.run(context)
         before = training.curve[0]
-        with student.as_stored():
-            found = training.judge()
+        student.settle()
+        found = training.judge()
     after = found.of(config.loss)
     helps = after < before.held_out
     return student.healed() if helps else request.student, {

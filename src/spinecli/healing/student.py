@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -82,26 +81,14 @@ class Student:
             tensors[name] = ComputedTensor(stored.shape, stored.dtype, partial(_stored, value, stored))
         return replace(self.checkpoint, tensors=tensors)
 
-    @contextmanager
-    def as_stored(self) -> Iterator[None]:
-        """The model with the weights that `healed` gives, rounded as they will be read."""
+    def settle(self) -> None:
+        """End training: the model gets the weights that `healed` gives, rounded as they will be read."""
         healed = self.healed()
-        kept = {name: parameter.data for name, parameter in self.trained.items()}
-        bases: dict[nn.Parameter, Tensor] = {}
-        try:
-            for name in self._changes():
-                parameter = self._parameter(name)
-                bases[parameter] = parameter.data
-                parameter.data = healed.read(name).to(parameter.device, parameter.dtype)
-            for name, parameter in self.trained.items():
-                if "lora_B" in name:
-                    parameter.data = torch.zeros_like(parameter.data)
-            yield
-        finally:
-            for parameter, value in bases.items():
-                parameter.data = value
-            for name, value in kept.items():
-                self.trained[name].data = value
+        for name, change in self._changes().items():
+            parameter = self._parameter(name)
+            parameter.data = healed.read(name).to(parameter.device, parameter.dtype)
+            if isinstance(change, LoraLayer):
+                change.enable_adapters(False)
 
     def _precision(self) -> torch.autocast:
         dtype = self._compute.dtype
