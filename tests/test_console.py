@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from spinecli.artifacts.directory import OutputOptions, work_directory
-from spinecli.console import Terminal
+from spinecli.console import Terminal, table
 
 
 def interrupted(resumable: Path | None) -> str:
@@ -65,3 +65,15 @@ def test_an_error_out_of_a_library_is_a_sentence_with_its_reason() -> None:
 def test_an_error_of_spines_own_stays_a_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         said_of(ZeroDivisionError("a mistake in spine"))
+
+
+@pytest.mark.parametrize(("width", "whole"), [(80, True), (30, False)])
+def test_words_stay_whole_where_there_is_room_and_no_figure_is_left_out(width: int, whole: bool) -> None:
+    written = io.StringIO()
+    row = ("self_attn.o_proj", "conjugate gradients, round 3", "0.1231", "0.0324", "74%", "a longer remark here")
+    drawn = table("", ("layer", "answer", "before", "after", "recovered", "remark"), [row], words=(0, 1, 5))
+    Console(file=written, width=width).print(drawn)
+    said = written.getvalue()
+    assert max(map(len, said.splitlines())) <= width
+    assert ("self_attn.o_proj" in said) == whole
+    assert "".join(said.split()).count("%") == 1

@@ -15,7 +15,8 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -192,13 +193,33 @@ def _interrupts_kept() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+# Between columns.
+_GAP = 2
+
+
+class CalmTable(Table):
+    """A table whose words stay whole where the terminal is wide enough for the longest of every column."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Fold anywhere on a terminal that is too narrow, since what does not fit would be left out."""
+        needed = sum(column.min_width or 0 for column in self.columns) + _GAP * (len(self.columns) - 1)
+        if needed > options.max_width:
+            for column in self.columns:
+                column.min_width = None
+        yield from super().__rich_console__(console, options)
+
+
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "", words: Sequence[int] = (0,)
-) -> Table:
+) -> CalmTable:
     """A calm table with an optional line below; columns of words are left-aligned, columns of figures right-aligned."""
-    drawn = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    drawn = CalmTable(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(escape(column), justify="left" if index in words else "right", overflow="fold")
+        texts = (column, *(row[index] for row in rows))
+        whole = max((cell_len(word) for text in texts for word in text.split()), default=0)
+        drawn.add_column(
+            escape(column), justify="left" if index in words else "right", overflow="fold", min_width=whole
+        )
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
     if note:

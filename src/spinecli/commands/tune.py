@@ -51,7 +51,7 @@ def _rendered(report: dict[str, Any], out: Path) -> list[Any]:
         )
         for layer in report["layers"]
     ]
-    columns = ("block", "dense block", "layer", "answer", "error before", "after", "recovered")
+    columns = ("block", "dense\nblock", "layer", "answer", "error\nbefore", "after", "recovered")
     before, after = report["held_out_before"], report["held_out_after"]
     verdict = f"{report['judged_by']}, on held-out rows: {before:.4f} before, {after:.4f} after tuning"
     if report["kept"] == "untuned":
