@@ -25,6 +25,8 @@ LABELS = 3
 ENCODERS = ("bert", "roberta", "narrow_bert", "narrow_roberta", "distilbert")
 # Families whose heads all have keys and values of their own.
 UNGROUPED = ("opt", "gpt2", "gpt_neox", *ENCODERS)
+# Families some of whose blocks always see a window.
+WINDOWED = ("gemma2", "gemma3_text", "ministral", "olmo3", "exaone4")
 CHANNELS = {"distilbert": "hidden_dim", "gpt2": "n_inner"}
 WORDS = [a + b for a in ("ba", "di", "ko", "lu", "me", "na", "po", "ri") for b in ("t", "s", "n", "l", "r", "k")]
 
@@ -75,7 +77,7 @@ class Recipe:
                 "head_dim": self.head_dim,
             }
             if self.family != "llama":
-                own["sliding_window"] = 6 if self.family in ("gemma2", "gemma3_text") else None
+                own["sliding_window"] = 6 if self.family in WINDOWED else None
         extra = {key: list(value) if isinstance(value, tuple) else value for key, value in self.extra}
         return AutoConfig.for_model(self.family, **{**common, **own, **extra})
 
@@ -117,6 +119,8 @@ GEMMA_WINDOWS = (
     ("query_pre_attn_scalar", 20),
 )
 
+SECOND_WINDOWS = (("layer_types", ("full_attention", "sliding_attention", "full_attention")),)
+
 # Everything that runs through a family's code on another path than the plain recipe does.
 VARIANTS = {
     "llama": recipe("llama"),
@@ -136,6 +140,19 @@ VARIANTS = {
     "olmo2": recipe("olmo2", grouped=True, extra=(("attention_bias", True),)),
     "phi3": recipe("phi3", grouped=True, extra=(("sliding_window", 6), ("partial_rotary_factor", 0.75))),
     "phi3 tied": recipe("phi3", tied=True),
+    "ministral": recipe("ministral", grouped=True, extra=SECOND_WINDOWS),
+    "ministral3": recipe("ministral3", grouped=True, extra=(("rope_parameters", None),)),
+    "seed_oss": recipe("seed_oss", grouped=True, extra=(("mlp_bias", True), ("attention_out_bias", True))),
+    "hunyuan_v1_dense": recipe("hunyuan_v1_dense", grouped=True, tied=True),
+    "arcee": recipe("arcee", grouped=True),
+    "nemotron": recipe("nemotron", grouped=True),
+    "starcoder2": recipe("starcoder2", grouped=True, tied=True),
+    "ernie4_5": recipe("ernie4_5", grouped=True, tied=True),
+    "olmo": recipe("olmo", extra=(("clip_qkv", 0.5),)),
+    "olmo3": recipe("olmo3", grouped=True, extra=SECOND_WINDOWS),
+    "exaone4": recipe("exaone4", grouped=True, extra=SECOND_WINDOWS),
+    "glm": recipe("glm", grouped=True),
+    "glm4": recipe("glm4", grouped=True),
     "smollm3": recipe("smollm3", grouped=True, tied=True, extra=NO_ROPE),
     "smollm3 biases": recipe("smollm3", extra=(("attention_bias", True), ("mlp_bias", True))),
     "gpt2": recipe("gpt2", tied=True),

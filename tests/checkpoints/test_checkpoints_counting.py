@@ -12,7 +12,7 @@ from test_checkpoints_cutting import cut, fewer_heads, random_masks
 from spinecli.checkpoints.checkpoint import Checkpoint
 from spinecli.checkpoints.counting import block_costs, model_size, size_of
 
-HEADS_STAY = ("opt", "olmo2", "gpt2", "gpt_neox", "distilbert")
+HEADS_STAY = ("opt", "olmo2", "olmo3", "gpt2", "gpt_neox", "distilbert")
 Opened = Callable[[Recipe], Checkpoint]
 
 

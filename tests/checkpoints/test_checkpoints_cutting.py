@@ -43,6 +43,7 @@ OUTPUTS = {
     "bert": ("attention.output.dense", "output.dense"),
     "roberta": ("attention.output.dense", "output.dense"),
     "distilbert": ("attention.out_lin", "ffn.lin2"),
+    "starcoder2": ("self_attn.o_proj", "mlp.c_proj"),
     "gpt2": ("attn.c_proj", "mlp.c_proj"),
     "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
 }

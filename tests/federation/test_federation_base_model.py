@@ -16,9 +16,10 @@ from spinecli.checkpoints.cutting import head_rows
 from spinecli.checkpoints.masks import BlockMask, Masks
 from spinecli.checkpoints.stream.block_stream import ComputeOptions
 from spinecli.data.batches import Batch
-from spinecli.errors import OptionError
+from spinecli.errors import OptionError, UnsupportedFamilyError
 from spinecli.federation.client.base_model import BaseModel
 from spinecli.federation.client.training import loss_of
+from spinecli.federation.planning.workload import head_of
 from spinecli.lora.aggregation.contribution import embedded
 from spinecli.lora.factors import Factors
 
@@ -332,3 +333,12 @@ def test_a_family_whose_heads_cannot_leave_loses_channels_only(opened: Opened) -
     for ratio in (0.1, 0.3, 0.6):
         assert base.cuts.widths_at(ratio).kv_heads == base.checkpoint.shape.kv_heads
         assert base.cuts.widths_at(ratio).channels < base.checkpoint.shape.channels
+
+
+def test_a_family_without_a_classifier_says_so(opened: Opened) -> None:
+    checkpoint = opened(VARIANTS["ernie4_5"])
+    BaseModel(checkpoint, "language")
+    with pytest.raises(UnsupportedFamilyError, match="no classifier"):
+        BaseModel(checkpoint, "classification", 2)
+    with pytest.raises(UnsupportedFamilyError, match="no classifier"):
+        head_of(checkpoint, 2)

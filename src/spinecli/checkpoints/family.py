@@ -109,7 +109,8 @@ class Family(Record):
     kind: Literal["causal", "encoder"]
     architecture: str
     """The language model: next-token of a causal family, masked of an encoder."""
-    classification_architecture: str
+    classification_architecture: str | None
+    """None if transformers has no classifier of the family."""
     classification_head: str
     """Name of the classifying module in it."""
     bare_architecture: str | None = None
@@ -177,6 +178,14 @@ class Family(Record):
         """What files call the architecture's tensor `name`."""
         module, _, kind = name.rpartition(".")
         return f"{self.stored_names[module]}.{kind}" if module in self.stored_names else name
+
+    def require_classifier(self) -> None:
+        """Raise UnsupportedFamilyError if transformers has no classifier of the family."""
+        if self.classification_architecture is None:
+            raise UnsupportedFamilyError(
+                f"transformers has no classifier of the model type {self.model_type!r}; fine-tune it with --task "
+                "language, or name a model of another family."
+            )
 
     def architecture_of(self, task: Task) -> str:
         """The transformers class that does `task`; ValueError if the family has none."""
@@ -266,15 +275,16 @@ def task_of(file: Path, family: Family, raw_config: dict[str, Any]) -> Task:
             )
     named = raw_config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
-    if architecture == family.classification_architecture:
+    if architecture is not None and architecture == family.classification_architecture:
         return Task.classification
     headless = family.bare_architecture or MODEL_MAPPING_NAMES.get(family.model_type)
     if family.kind == "causal" and (architecture in (None, headless) or str(architecture).endswith(_LANGUAGE_MODELS)):
         return Task.causal_lm
     known = {family.architecture: Task.masked_lm, family.bare_architecture: Task.encoding, None: Task.encoding}
     if family.kind == "causal" or architecture not in known:
+        opened = (headless, family.architecture, family.classification_architecture)
         raise UnsupportedFamilyError(
-            f"{file} names the architecture {architecture!r}, whose head spine does not know; it opens {headless}, "
-            f"{family.architecture}, {family.classification_architecture}."
+            f"{file} names the architecture {architecture!r}, whose head spine does not know; it opens "
+            f"{', '.join(filter(None, opened))}."
         )
     return known[architecture]

@@ -42,6 +42,7 @@ def load_task_model(
     config = type(checkpoint.config).from_dict(checkpoint.config.to_dict())
     config.pad_token_id = pad_id
     if task == "classification":
+        checkpoint.family.require_classifier()
         config.num_labels = labels
     kind = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     model, info = kind.from_pretrained(

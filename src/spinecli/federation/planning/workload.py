@@ -92,6 +92,7 @@ def head_of(checkpoint: Checkpoint, labels: int | None) -> Head:
     config = copy.deepcopy(checkpoint.config)
     config.num_labels = labels
     family = checkpoint.family
+    family.require_classifier()
     children = build_skeleton(config, Task.classification).named_children()
     modules = [module for name, module in children if name.endswith(family.classification_head)]
     sizes = [parameter.shape for module in modules for parameter in module.parameters()]
