@@ -337,7 +337,7 @@ def test_a_family_whose_heads_cannot_leave_loses_channels_only(opened: Opened) -
 
 def test_a_family_without_a_classifier_says_so(opened: Opened) -> None:
     checkpoint = opened(VARIANTS["ernie4_5"])
-    BaseModel(checkpoint, "language")
+    BaseModel(checkpoint, "language", 0)
     with pytest.raises(UnsupportedFamilyError, match="no classifier"):
         BaseModel(checkpoint, "classification", 2)
     with pytest.raises(UnsupportedFamilyError, match="no classifier"):
