@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
 
 from killing import clear, end_after, stage
@@ -74,7 +75,7 @@ def main() -> int:
         steps = {
             "prune": ("prune", options.model, "--sparsity", options.sparsity),
             "tune": ("tune", folder / "prune"),
-            "heal": ("heal", folder / "prune", "--tokens", 40_000, "--text-length", 64),
+            "heal": ("heal", folder / "prune", "--tokens", 10_000, "--text-length", 64),
             "fed-launch": ("fed-launch", options.model, *FEDERATION),
             "split": ("fed-launch", options.model, *SPLIT),
         }
