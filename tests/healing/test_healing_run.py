@@ -279,6 +279,8 @@ def test_mistakes_get_a_sentence(cut: Cut, written: Written, tmp_path: Path) -> 
         request_of(cut(), dense=str(written(recipe("llama", seed=5))))
     with pytest.raises(OptionError, match="--loss lm"):
         request_of(written(LLAMA))
+    with pytest.raises(OptionError, match="too narrow for gradients"):
+        request_of(cut(), dtype="float16")
     with pytest.raises(OptionError, match="--depth 9 is more"):
         request_of(cut(), depth=9)
     with pytest.raises(OptionError, match="causal language models"):

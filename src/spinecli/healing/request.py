@@ -86,6 +86,8 @@ def open_request(config: HealConfig) -> HealRequest:
         raise OptionError(
             f"--depth {config.training.depth} is more than the {student.blocks} blocks that {config.pruned} has."
         )
+    if config.dtype == "float16":
+        raise OptionError("--dtype float16 is too narrow for gradients; use bfloat16 or float32.")
     source = describe_source(str(config.pruned), config.pruned)
     lineage = lineage_behind(config.pruned, source)
     manifest = read_manifest(config.pruned) if (config.pruned / MANIFEST_NAME).is_file() else None

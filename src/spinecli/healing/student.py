@@ -68,9 +68,9 @@ class Student:
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens (rows, length) -> (rows, length, d_model) behind the final norm."""
         with self._precision():
-            found: Tensor = self.model.base_model(
-                input_ids=tokens.to(self.model.device), use_cache=False
-            ).last_hidden_state
+            tokens = tokens.to(self.model.device)
+            answer = self.model.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+            found: Tensor = answer.last_hidden_state
             return found
 
     def healed(self) -> Checkpoint:
@@ -159,9 +159,10 @@ class Student:
 
     @torch.no_grad()
     def _require_known_head(self) -> None:
-        tokens = torch.arange(_PROBE)[None] % self.vocabulary
+        tokens = (torch.arange(_PROBE)[None] % self.vocabulary).to(self.model.device)
         with self._precision():
-            expected = self.model(input_ids=tokens.to(self.model.device), use_cache=False).logits[0].float()
+            answer = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        expected = answer.logits[0].float()
         found = self(self.hidden(tokens)[0]).float()
         if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max())):
             raise VerificationError(
