@@ -46,7 +46,7 @@ demo: $(INSTALLED)
 	$(BIN)/spine demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 # The engines' tests in one process: each of them starts several, which all load torch. PYTEST_ARGS="-m 'not slow'" leaves
 # out whole runs over processes.

@@ -11,7 +11,7 @@ import pytest
 from spine_process import Finished, Here, spine
 from sums import contents
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 TWO_MINUTES = 120
 

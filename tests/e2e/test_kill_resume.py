@@ -21,10 +21,7 @@ from spinecli.pruning.recovery.tune import tune
 from spinecli.pruning.request import open_request as open_prune
 from spinecli.pruning.run import prune
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="signals are POSIX"),
-    pytest.mark.xdist_group("kill and resume"),
-]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 
 WRITING = there_is("files/config.json", "files/model.safetensors", "files/model.part")
 PRUNE_MOMENTS = {
