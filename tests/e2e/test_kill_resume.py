@@ -57,7 +57,7 @@ def searched_and_tuned(searched: Step) -> Step:
 
 @pytest.fixture(scope="module")
 def searched_and_healed(searched: Step) -> Step:
-    budget = ("--tokens", 12_000, "--text-length", 64, "--batch-size", 4)
+    budget = ("--tokens", 8_000, "--text-length", 64, "--batch-size", 4)
     return run_step(searched.out.parent / "healed", "heal", searched.out, *budget)
 
 

@@ -54,7 +54,3 @@ def test_two_processes_train_as_one_does(written: Any, sample_file: Path, tmp_pa
         assert two == pytest.approx(one, rel=1e-3)
     assert together["kept"] == "healed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both", "cut"]
-
-    again = launched(2, "heal", tmp_path / "cut", *options, "--out", tmp_path / "both", "--json", "--resume")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["held_out_after"] == together["held_out_after"]

@@ -193,7 +193,7 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
 ) -> None:
     saved = PassJournal.__init__
     monkeypatch.setattr(PassJournal, "__init__", lambda self, *args: saved(self, *args, share=1.0))
-    whole = healed(cut(), tmp_path / "whole")
+    whole = healed(cut(), tmp_path / "whole", tokens=4_000)
     moments: list[tuple[str, int]] = []
 
     def kill_at_new(phase: str, done: int, total: int) -> None:
@@ -205,10 +205,10 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes(
     while resumed is None:
         try:
             context = RunContext(progress=kill_at_new)
-            resumed = heal(request_of(cut()), OutputOptions(tmp_path / "out", resume=True), context)
+            resumed = heal(request_of(cut(), tokens=4_000), OutputOptions(tmp_path / "out", resume=True), context)
         except KilledError:
             assert not (tmp_path / "out").exists()
-    assert len(moments) > 50
+    assert len(moments) > 30
     assert resumed.digest == whole.digest
     assert resumed.outputs == whole.outputs
 
